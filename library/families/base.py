@@ -1,0 +1,108 @@
+"""What a model family tells the trainer: about ten functions and a few constants.
+
+A family is a small frozen value made from the options. It holds no weights: whatever it loads is
+handed back and handed in again. The trainer imports this file and never a concrete family.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the denoiser is told about the picture.
+
+    Attributes:
+        context: Token states. Shape [B, N, D].
+        pooled: One vector per sample. Shape [B, P].
+    """
+
+    context: Tensor
+    pooled: Tensor
+
+
+class ModelFamily(Protocol):
+    """One family of diffusion models. `Files` below is whatever `inspect` returns; only the family looks inside.
+
+    Text encoders come and go as a mapping {name: module} in a fixed order ("clip_l", "clip_g", "t5xxl"), VAE and
+    denoiser as modules. Text states are {name: Tensor [B, ...]}. Latents are scaled everywhere outside
+    `encode_images` and `decode_latents`.
+    """
+
+    name: str  # "sd3": also the suffix of cache files
+    latent_channels: int
+    pixels_per_latent: int
+    bucket_multiple: int  # bucket sides must be multiples of this many pixels
+    encoder_names: tuple[str, ...]
+
+    def inspect(self) -> Any:
+        """Look at headers only: find every part, detect the variant, refuse what does not fit. Fast, no weights."""
+
+    def depth(self, files: Any) -> int:
+        """Number of swappable blocks of the denoiser."""
+
+    def load_denoiser(self, files: Any, dtype: torch.dtype, device: torch.device) -> nn.Module: ...
+
+    def load_vae(self, files: Any, dtype: torch.dtype, device: torch.device) -> nn.Module: ...
+
+    def load_text_encoders(
+        self, files: Any, dtype: torch.dtype, device: torch.device, names: Sequence[str]
+    ) -> dict[str, nn.Module]: ...
+
+    def load_tokenizers(self, files: Any) -> Any: ...
+
+    def vae_identity(self, files: Any) -> str:
+        """Hash of the VAE's weights, for cache headers."""
+
+    def text_identity(self, files: Any) -> str:
+        """Hash of the text encoders' weights, tokenizers and every setting that changes their output."""
+
+    def tokenize(self, tokenizers: Any, captions: Sequence[str]) -> dict[str, Tensor]:
+        """{encoder name: ids [B, L], encoder name + "_mask": [B, L]}"""
+
+    def encode_text(self, encoders: Mapping[str, nn.Module], tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """States of the encoders that are given, with the masked rows set to zero where options ask for it."""
+
+    def drop_text(self, states: Mapping[str, Tensor], uniform: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Encoder dropout. `uniform` holds a draw in [0, 1) per encoder name and sample, shape [B]."""
+
+    def join_text(self, states: Mapping[str, Tensor], denoiser: nn.Module) -> Conditioning: ...
+
+    def encode_images(self, vae: nn.Module, images: Tensor, noise: Tensor) -> Tensor:
+        """images [B, 3, H, W] in -1..1, noise [B, C, h, w] for the draw from the posterior -> scaled latents."""
+
+    def decode_latents(self, vae: nn.Module, latents: Tensor) -> Tensor:
+        """Scaled latents [B, C, h, w] -> images [B, 3, H, W] in -1..1."""
+
+    def predict(
+        self,
+        denoiser: nn.Module,
+        noisy_latents: Tensor,
+        timesteps: Tensor,
+        conditioning: Conditioning,
+        *,
+        position_draw: tuple[float, float, float] | None = None,
+    ) -> Tensor:
+        """The model's output. `position_draw` (three numbers in [0, 1)) is given while training only."""
+
+    def objective(self) -> Any:
+        """The training objective (library/diffusion/objective.py)."""
+
+    def inference_sigmas(self, num_steps: int) -> Tensor: ...
+
+    def metadata(self, files: Any) -> dict[str, Any]:
+        """What the family adds to the metadata of a saved file."""
+
+    def architecture(self, files: Any) -> str:
+        """Name for modelspec.architecture, for instance "stable-diffusion-3-medium"."""
+
+    def part_files(self, files: Any) -> dict[str, Path]:
+        """{"model": path, "vae": path if given separately}: files named in the metadata."""

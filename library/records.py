@@ -1,0 +1,141 @@
+"""The small frozen values that travel between the rooms of the toolkit.
+
+Data becomes `ImageRecord`s (scan), then `BatchPlan`s (a pure function of seed and epoch), then a
+`Batch`: the only thing that goes from data to training.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+class Size(NamedTuple):
+    """Width and height in pixels. Always in this order."""
+
+    width: int
+    height: int
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}"
+
+
+@dataclass(frozen=True)
+class CropPlan:
+    """How a stored picture becomes a training picture: resize to `resized`, then cut `bucket` out at (left, top)."""
+
+    resized: Size
+    left: int
+    top: int
+    bucket: Size
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One picture of one subset, as found on disk.
+
+    Attributes:
+        path: The image file.
+        key: Name that stays the same between runs, unique within the run. It keys random draws.
+        caption: Text as read from its file (may hold several lines), or the class tokens.
+        size: Of the stored picture, in pixels.
+        repeats: How often the picture occurs in an epoch; 1 or more.
+        dataset: Index of the dataset in the configuration.
+        subset: Index of the subset in that dataset.
+        loss_weight: Factor on this picture's loss.
+    """
+
+    path: Path
+    key: str
+    caption: str
+    size: Size
+    repeats: int
+    dataset: int
+    subset: int
+    loss_weight: float = 1.0
+
+
+class PlannedItem(NamedTuple):
+    """One occurrence of a picture in an epoch."""
+
+    record: int  # index in the list of records
+    repeat: int  # 0 .. repeats-1
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """Which pictures form a batch.
+
+    Attributes:
+        epoch: Counted from 1.
+        index: Place of the batch in the epoch, over all processes, counted from 0.
+        step: Optimizer steps done before this batch is used (for caption warm-up).
+        size: Bucket of every picture of the batch.
+        items: Pictures of the batch; empty where a process has no batch left and takes part with weight 0.
+    """
+
+    epoch: int
+    index: int
+    step: int
+    size: Size
+    items: tuple[PlannedItem, ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a training step gets from the data.
+
+    Attributes:
+        plan: Where the batch belongs.
+        sample_ids: One stable name per sample; with the epoch it keys the sample's random draws.
+        captions: Final captions, after shuffling and dropout.
+        loss_weights: Shape [B], float32.
+        images: Shape [B, 3, H, W], -1..1, or None where latents are cached.
+        latents: Shape [B, C, h, w], scaled, or None where they have to be encoded.
+        text: Named encoder outputs, each [B, ...], or None where nothing is cached.
+        posterior_seeds: One seed per sample for the draw from the VAE's posterior.
+        weight: 1, or 0 where the batch only keeps a process in step with the others.
+    """
+
+    plan: BatchPlan
+    sample_ids: tuple[str, ...]
+    captions: tuple[str, ...]
+    loss_weights: Tensor
+    images: Tensor | None = None
+    latents: Tensor | None = None
+    text: dict[str, Tensor] | None = None
+    posterior_seeds: tuple[int, ...] = ()
+    weight: float = 1.0
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on another device."""
+
+        def move(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device, non_blocking=True)
+
+        return replace(
+            self,
+            loss_weights=self.loss_weights.to(device, non_blocking=True),
+            images=move(self.images),
+            latents=move(self.latents),
+            text=None if self.text is None else {name: t.to(device, non_blocking=True) for name, t in self.text.items()},
+        )
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory. Called by torch's loader."""
+
+        def pin(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.pin_memory()
+
+        return replace(
+            self,
+            loss_weights=self.loss_weights.pin_memory(),
+            images=pin(self.images),
+            latents=pin(self.latents),
+            text=None if self.text is None else {name: t.pin_memory() for name, t in self.text.items()},
+        )

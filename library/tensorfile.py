@@ -1,0 +1,319 @@
+"""One safetensors file: its header, its checks, reading and atomic writing.
+
+Headers are read without torch, so a wrong or damaged file is named in milliseconds. Format: 8 bytes
+little-endian header length, a JSON header {name: {dtype, shape, data_offsets}}, then the tensor data.
+Source: the safetensors format description, version 0.4 and later.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import struct
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from library.errors import CheckpointError, OutputError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+_MAX_HEADER = 100_000_000
+_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What the header says of one tensor. `start` and `end` are byte offsets in the file."""
+
+    dtype: str  # as in safetensors: F32, F16, BF16, F8_E4M3, I64 ...
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class TensorHeader:
+    """The header of a safetensors file."""
+
+    path: Path
+    tensors: Mapping[str, TensorInfo]
+    metadata: Mapping[str, str]
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor."""
+        return {name: info.shape for name, info in self.tensors.items()}
+
+
+def read_header(path: str | os.PathLike[str], what: str = "weights file") -> TensorHeader:
+    """Read and check a safetensors header.
+
+    Args:
+        path: The file.
+        what: How the file is called in an error, for instance "--vae".
+
+    Raises:
+        CheckpointError: The file is missing, a folder, an HTML page, a pickle, truncated or malformed.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise CheckpointError(f"{what}: {path} does not exist. {_nearest_parent(path)}")
+    if path.is_dir():
+        raise CheckpointError(f"{what}: {path} is a folder. Give the .safetensors file itself.")
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        prefix = file.read(256)
+        _refuse_other_content(path, what, prefix, size)
+        (length,) = struct.unpack("<Q", prefix[:8])
+        if length > _MAX_HEADER:
+            raise CheckpointError(f"{what}: {path} is not a safetensors file. Check the download or the path.")
+        if 8 + length > size:
+            raise CheckpointError(_truncated(path, what, size, None))
+        file.seek(8)
+        raw = file.read(length)
+    try:
+        table = json.loads(raw)
+        metadata = {str(k): str(v) for k, v in (table.pop("__metadata__", None) or {}).items()}
+        tensors = {name: _tensor_info(entry, 8 + length) for name, entry in table.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise CheckpointError(f"{what}: the header of {path} is damaged. Download or copy the file again.") from None
+    end = max((info.end for info in tensors.values()), default=8 + length)
+    if end > size:
+        raise CheckpointError(_truncated(path, what, size, end))
+    return TensorHeader(path, tensors, metadata)
+
+
+def _tensor_info(entry: Mapping[str, object], data_start: int) -> TensorInfo:
+    start, end = entry["data_offsets"]  # type: ignore[misc]
+    return TensorInfo(str(entry["dtype"]), tuple(entry["shape"]), data_start + start, data_start + end)  # type: ignore[arg-type]
+
+
+def _nearest_parent(path: Path) -> str:
+    for parent in path.absolute().parents:
+        if parent.is_dir():
+            near = "Check the path" if parent == path.absolute().parent else "The nearest folder that exists"
+            return f"{near}: {parent} has {_listing(parent)}."
+    return "Check the path."
+
+
+def _listing(folder: Path) -> str:
+    try:
+        names = sorted(entry.name for entry in folder.iterdir() if entry.suffix == ".safetensors")
+    except OSError:
+        return "nothing that can be read"
+    return ", ".join(names[:4]) + (" ..." if len(names) > 4 else "") if names else "no .safetensors file"
+
+
+def _refuse_other_content(path: Path, what: str, prefix: bytes, size: int) -> None:
+    start = prefix.lstrip().lower()
+    if size < 9:
+        raise CheckpointError(f"{what}: {path} is empty ({size} bytes). Download the file again.")
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise CheckpointError(
+            f"{what}: {path} is a web page, not weights. The download needs a login or an accepted licence; "
+            "download it again in a browser or with a token."
+        )
+    if start.startswith(b"version https://git-lfs"):
+        raise CheckpointError(f"{what}: {path} is a git-lfs pointer, not weights. Run `git lfs pull` in its folder.")
+    if prefix.startswith((b"PK\x03\x04", b"\x80\x02")):
+        raise CheckpointError(
+            f"{what}: {path} is a pickle (.ckpt/.pt), which can run code when loaded. Convert it to .safetensors."
+        )
+
+
+def _truncated(path: Path, what: str, size: int, expected: int | None) -> str:
+    of = f" of {expected:,}" if expected else ""
+    return f"{what}: {path} is truncated: {size:,}{of} bytes are there. Download or copy the file again."
+
+
+def read_tensors(
+    header: TensorHeader,
+    names: Iterable[str] | None = None,
+    *,
+    device: str = "cpu",
+    mmap: bool = True,
+) -> dict[str, Tensor]:
+    """Read tensors in their stored dtype.
+
+    Args:
+        header: From `read_header`.
+        names: Which tensors; None reads all.
+        device: Where they go.
+        mmap: False reads with ordinary file access, for drives on which memory mapping is slow.
+    """
+    wanted = list(header.tensors) if names is None else list(names)
+    if mmap:
+        from safetensors import safe_open
+
+        with safe_open(header.path, framework="pt", device=device) as file:
+            return {name: file.get_tensor(name) for name in wanted}
+    import torch
+
+    with open(header.path, "rb") as file:
+        return {name: _read_one(file, header.tensors[name]).to(torch.device(device)) for name in wanted}
+
+
+def _read_one(file: BinaryIO, info: TensorInfo) -> Tensor:
+    import torch
+
+    if info.end == info.start:
+        return torch.empty(info.shape, dtype=torch_dtype(info.dtype))
+    data = bytearray(info.end - info.start)
+    file.seek(info.start)
+    file.readinto(data)  # type: ignore[attr-defined]
+    return torch.frombuffer(data, dtype=torch_dtype(info.dtype)).reshape(info.shape)
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The torch dtype of a safetensors dtype name.
+
+    Raises:
+        CheckpointError: A dtype that torch does not have.
+    """
+    import torch
+
+    table = {
+        "F64": torch.float64,
+        "F32": torch.float32,
+        "F16": torch.float16,
+        "BF16": torch.bfloat16,
+        "F8_E4M3": torch.float8_e4m3fn,
+        "F8_E5M2": torch.float8_e5m2,
+        "I64": torch.int64,
+        "I32": torch.int32,
+        "I16": torch.int16,
+        "I8": torch.int8,
+        "U8": torch.uint8,
+        "BOOL": torch.bool,
+    }
+    if name not in table:
+        raise CheckpointError(f"tensors of type {name} are not supported. Use a file in float, fp16, bf16 or fp8.")
+    return table[name]
+
+
+def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file so that `path` is either the old file or the complete new one.
+
+    Raises:
+        OutputError: The folder cannot be written or the disk is full; `path` is as it was.
+    """
+    from safetensors.torch import save_file
+
+    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    needed = sum(tensor.numel() * tensor.element_size() for tensor in contiguous.values())
+    write_atomically(path, lambda place: save_file(contiguous, place, dict(metadata) if metadata else None), needed)
+
+
+def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None], num_bytes: int = 0) -> None:
+    """Let `write` make a temporary file beside `path`, flush it to the disk and put it in place.
+
+    Args:
+        path: Final name.
+        write: Gets the temporary path.
+        num_bytes: What it will take; checked against the free space first.
+
+    Raises:
+        OutputError: With the reason; `path` is as it was.
+    """
+    path = Path(path)
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if (free := shutil.disk_usage(path.parent).free) < num_bytes:
+            raise OutputError(f"{path}: needs {num_bytes:,} bytes, the disk has {free:,} free. Free some space.")
+        handle, name = tempfile.mkstemp(prefix=f".{path.name[:80]}.", suffix=".tmp", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        write(temporary)
+        temporary.chmod(0o666 & ~_umask())
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        temporary = None
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error}). Check the folder and the disk.") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def hash_tensors(header: TensorHeader, names: Mapping[str, str] | None = None) -> str:
+    """SHA-256 over the names, types, shapes and bytes of tensors.
+
+    Args:
+        header: From `read_header`.
+        names: {name in the file: name to hash}, so that a part has one identity whether it lies
+            alone or under a prefix in a larger file. None takes all names as they are.
+    """
+    mapping = dict(names) if names is not None else {name: name for name in header.tensors}
+    digest = hashlib.sha256()
+    with open(header.path, "rb") as file:
+        for name in sorted(mapping, key=lambda key: mapping[key]):
+            info = header.tensors[name]
+            digest.update(f"{mapping[name]} {info.dtype} {info.shape}\n".encode())
+            _hash_range(file, info.start, info.end, digest)
+    return digest.hexdigest()
+
+
+def _hash_range(file: BinaryIO, start: int, end: int, digest: hashlib._Hash) -> None:
+    file.seek(start)
+    while start < end:
+        chunk = file.read(min(_CHUNK, end - start))
+        if not chunk:
+            return
+        digest.update(chunk)
+        start += len(chunk)
+
+
+def remembered_hash(path: str | os.PathLike[str], label: str, compute: Callable[[], str]) -> str:
+    """`compute()`, or what it gave before for the same file (path, size and modification time) and label.
+
+    Results are kept in one small file in the user's cache folder; an unreadable or unwritable one is no error.
+    """
+    path = Path(path).resolve()
+    stat = path.stat()
+    key = f"{path}|{stat.st_size}|{stat.st_mtime_ns}|{label}"
+    store = user_cache_dir() / "hashes.json"
+    known = _read_json(store)
+    if key in known:
+        return known[key]
+    value = compute()
+    known = {**_read_json(store), key: value}
+    try:
+        write_atomically(store, lambda place: _dump_json(place, known))
+    except OutputError:
+        pass  # remembered for nothing but speed
+    return value
+
+
+def user_cache_dir() -> Path:
+    """Where small things are remembered between runs: $EASEL_CACHE_DIR, else the platform's cache folder."""
+    if given := os.environ.get("EASEL_CACHE_DIR"):
+        return Path(given)
+    if os.name == "nt":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home())) / "easel"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "easel"
+
+
+def _read_json(path: Path) -> dict[str, str]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _dump_json(path: Path, content: Mapping[str, str]) -> None:
+    path.write_text(json.dumps(content, indent=0), encoding="utf-8")
