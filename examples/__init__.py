@@ -1,0 +1,1 @@
+"""Pictures, captions and a tiny model that come with the repository."""

@@ -1,0 +1,244 @@
+"""Parts of weights files: which tensors belong to one network, and reading them in the precision asked for.
+
+A part is a selection of tensors under their published names, wherever they lie: in a single file under a prefix, in
+a file of their own, or in the shards of a diffusers folder. Files in fp8 are read whether they hold plain numbers or
+numbers with scales, in both layouts in use (`scale_weight` beside `scaled_fp8`; `weight_scale` beside `comfy_quant`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from library.errors import CheckpointError
+from library.tensorfile import TensorHeader, TensorInfo, hash_tensors, read_header, read_tensors, remembered_hash
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+_FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+_FP8_FORMATS = ("float8_e4m3fn", "float8_e5m2")
+_SCALE_SUFFIXES = (".scale_weight", ".weight_scale")
+_UNUSED_SUFFIXES = (".scale_input", ".input_scale", ".comfy_quant")
+_MARKER = "scaled_fp8"
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """The headers of one weights file, or of the shards that make one.
+
+    Attributes:
+        path: What the user named: a file or a folder.
+        headers: At least one. No tensor is in two of them.
+    """
+
+    path: Path
+    headers: tuple[TensorHeader, ...]
+
+    @cached_property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Every tensor of every file."""
+        return {name: info for header in self.headers for name, info in header.tensors.items()}
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor."""
+        return {name: info.shape for name, info in self.tensors.items()}
+
+
+def open_weights(path: Path, what: str = "weights file") -> WeightFiles:
+    """Read the header of a file, or of all shards in a folder as diffusers and transformers write it.
+
+    Args:
+        path: A .safetensors file or such a folder.
+        what: How it is called in an error, for instance "--vae".
+
+    Raises:
+        CheckpointError: The file cannot be used (see `read_header`), or the folder has no weights.
+    """
+    if not path.is_dir():
+        return WeightFiles(path, (read_header(path, what),))
+    return WeightFiles(path, tuple(read_header(file, what) for file in _files_in(path, what)))
+
+
+def _files_in(folder: Path, what: str) -> list[Path]:
+    if index := next(iter(sorted(folder.glob("*.safetensors.index.json"))), None):
+        try:
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, AttributeError):
+            raise CheckpointError(f"{what}: {index} is damaged. Download or copy it again.") from None
+        return [folder / name for name in sorted(names)]
+    files = sorted(folder.glob("*.safetensors"), key=lambda file: (len(file.suffixes), file.name))  # no variant first
+    if not files:
+        raise CheckpointError(f"{what}: {folder} has no .safetensors file. Give a weights file.")
+    return files[:1]
+
+
+@dataclass(frozen=True)
+class Part:
+    """The tensors of one network.
+
+    Attributes:
+        kind: Which network, for instance "vae".
+        source: Where they lie.
+        names: {name in the file: published name without prefix}.
+        scales: {name of an fp8 weight in the file: name of its scale in the file}.
+        is_diffusers: The names are those of diffusers.
+    """
+
+    kind: str
+    source: WeightFiles
+    names: Mapping[str, str]
+    scales: Mapping[str, str] = field(default_factory=dict)
+    is_diffusers: bool = False
+
+    @property
+    def path(self) -> Path:
+        """What the user named: a file or a folder."""
+        return self.source.path
+
+    @property
+    def header(self) -> TensorHeader:
+        """The header of the file, or of the first shard."""
+        return self.source.headers[0]
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """{published name: shape}."""
+        return {published: self.source.tensors[name].shape for name, published in self.names.items()}
+
+
+def select_part(kind: str, source: WeightFiles, names: Mapping[str, str], *, is_diffusers: bool = False) -> Part:
+    """Make a part of some tensors of a file; the scales of fp8 weights among them find their weights.
+
+    Args:
+        kind: Which network.
+        source: The file.
+        names: {name in the file: published name without prefix}, the scales and markers of fp8 included.
+        is_diffusers: The names are those of diffusers.
+
+    Raises:
+        CheckpointError: A quantisation that is not supported.
+    """
+    _refuse_formats(source, names)
+    scales: dict[str, str] = {}
+    weights: dict[str, str] = {}
+    for name, published in names.items():
+        base = next((name.removesuffix(suffix) for suffix in _SCALE_SUFFIXES if name.endswith(suffix)), None)
+        if base is not None:
+            scales[f"{base}.weight"] = name
+        elif not name.endswith((*_UNUSED_SUFFIXES, _MARKER)):
+            weights[name] = published
+    for name in weights:
+        dtype = source.tensors[name].dtype
+        if dtype not in _FLOATS:
+            raise CheckpointError(_unsupported(source.path, f"{name} is stored as {dtype}"))
+    return Part(kind, source, weights, {name: scale for name, scale in scales.items() if name in weights}, is_diffusers)
+
+
+def _refuse_formats(source: WeightFiles, names: Mapping[str, str]) -> None:
+    for header in source.headers:
+        for layer, quantisation in _formats(header, names):
+            if quantisation not in _FP8_FORMATS:
+                raise CheckpointError(_unsupported(source.path, f"{layer} is quantised as {quantisation}"))
+
+
+def _formats(header: TensorHeader, names: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """(layer, format) of everything that the file says it has quantised."""
+    try:
+        layers = json.loads(header.metadata.get("_quantization_metadata", "{}")).get("layers", {})
+        yield from ((layer, entry["format"]) for layer, entry in layers.items())
+        marked = [name for name in header.tensors if name in names and name.endswith(".comfy_quant")]
+        for name, content in (read_tensors(header, marked) if marked else {}).items():
+            yield name.removesuffix(".comfy_quant"), json.loads(bytes(content.tolist()))["format"]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise CheckpointError(_unsupported(header.path, "it is quantised in a way that cannot be read")) from None
+
+
+def _unsupported(path: Path, reason: str) -> str:
+    return f"{path}: {reason}, which is not supported. Use an fp16, bf16, fp32 or fp8 file."
+
+
+def read_weights(
+    part: Part,
+    *,
+    dtype: torch.dtype | None = None,
+    as_stored: Collection[str] = (),
+    device: torch.device | str = "cpu",
+    mmap: bool = True,
+) -> dict[str, Tensor]:
+    """Read a part. Every tensor is checked for NaN and infinity.
+
+    Args:
+        part: From `select_part`.
+        dtype: Of the result; None keeps the stored precision, and gives fp8 in the smallest type that holds it
+            exactly: bfloat16, or float32 where it has scales.
+        as_stored: Published names for which `dtype` does not hold.
+        device: Where the tensors go.
+        mmap: False reads with ordinary file access, for drives on which memory mapping is slow.
+
+    Returns:
+        {published name: tensor}. Without a change of dtype or device, tensors are views of the mapped file.
+
+    Raises:
+        CheckpointError: NaN or infinite values, or values that do not fit `dtype`.
+    """
+    scales = {weight: scale for weight, scale in _read(part.source, part.scales.values(), True)}
+    result: dict[str, Tensor] = {}
+    for name, stored in _read(part.source, part.names, mmap):
+        published = part.names[name]
+        scale = scales.get(part.scales.get(name, ""))
+        result[published] = _convert(stored.to(device), scale, None if published in as_stored else dtype)
+        _refuse_non_finite(part, name, result[published])
+    return result
+
+
+def _read(source: WeightFiles, names: Collection[str], mmap: bool) -> Iterator[tuple[str, Tensor]]:
+    wanted = set(names)
+    for header in source.headers:
+        here = [name for name in header.tensors if name in wanted]
+        if mmap:
+            yield from (read_tensors(header, here) if here else {}).items()
+        else:
+            for name in here:  # one at a time, so that no second copy of the file is ever in memory
+                yield name, read_tensors(header, [name], mmap=False)[name]
+
+
+def _convert(stored: Tensor, scale: Tensor | None, dtype: torch.dtype | None) -> Tensor:
+    import torch
+
+    if scale is not None:
+        shape = [-1] + [1] * (stored.ndim - 1) if scale.numel() > 1 else []
+        stored = stored.float() * scale.to(stored.device).float().reshape(shape)
+        return stored.to(dtype or torch.float32)
+    return stored.to(dtype or (torch.bfloat16 if stored.itemsize == 1 else stored.dtype))
+
+
+def _refuse_non_finite(part: Part, name: str, tensor: Tensor) -> None:
+    import torch
+
+    if not tensor.numel():
+        return
+    if not bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all()):  # NaN wins both
+        raise CheckpointError(
+            f"{part.path}: {name} has NaN or infinite values as {str(tensor.dtype).removeprefix('torch.')}. "
+            "Use an intact file, or bf16 if the values are too large for fp16."
+        )
+
+
+def part_identity(part: Part) -> str:
+    """Hash of a part's weights, the same wherever they lie; computed once per file and remembered."""
+    digests = []
+    for header in part.source.headers:
+        names = {name: published for name, published in part.names.items() if name in header.tensors}
+        names |= {
+            scale: f"{part.names[weight]}.scale" for weight, scale in part.scales.items() if scale in header.tensors
+        }
+        if names:
+            label = f"{part.kind} {len(names)}"
+            digests.append(remembered_hash(header.path, label, lambda h=header, n=names: hash_tensors(h, n)))  # type: ignore[misc]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()

@@ -1,0 +1,306 @@
+"""Stable Diffusion 3 / 3.5: what is special about it, as the trainer asks for it.
+
+Sources: Esser et al. 2024, arXiv:2403.03206; the published checkpoints and their reference inference code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from library.errors import CheckpointError
+from library.families.base import Conditioning
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from library.diffusion.objective import FlowObjective
+    from library.families.sd3.checkpoint import Part, Sd3Files
+    from library.families.sd3.options import Sd3NetworkOptions
+    from library.models.tokenizers import TokenizerSet
+
+ENCODER_NAMES = ("clip_l", "clip_g", "t5xxl")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sd3Family:
+    """The settings of one run that only SD3 has, and the functions of `library/families/base.py`."""
+
+    name: str = "sd3"
+    latent_channels: int = 16
+    pixels_per_latent: int = 8
+    bucket_multiple: int = 16
+    encoder_names: tuple[str, ...] = ENCODER_NAMES
+    sample_size: int = 1024
+    sample_steps: int = 28
+    sample_guidance: float = 4.5
+
+    pretrained: Path
+    clip_l: Path | None = None
+    clip_g: Path | None = None
+    t5xxl: Path | None = None
+    vae: Path | None = None
+    tokenizer_dir: Path | None = None
+    tokenizer_cache_dir: Path | None = None
+    mmap: bool = True
+
+    t5_length: int = 256
+    apply_lg_attn_mask: bool = False
+    apply_t5_attn_mask: bool = False
+    dropout_rates: Mapping[str, float]
+    pos_emb_random_crop_rate: float = 0.0
+    scaled_position_sizes: tuple[tuple[int, int], ...] = ()
+    flow: FlowObjective
+
+    @classmethod
+    def from_options(cls, options: Sd3NetworkOptions) -> Sd3Family:
+        """The family as the command line asks for it."""
+        from library.diffusion.objective import FlowObjective
+
+        sd3, model = options.sd3, options.model
+        return cls(
+            pretrained=Path(model.pretrained_model_name_or_path or ""),
+            clip_l=_path(sd3.clip_l),
+            clip_g=_path(sd3.clip_g),
+            t5xxl=_path(sd3.t5xxl),
+            vae=_path(model.vae),
+            tokenizer_dir=_path(model.tokenizer_dir),
+            tokenizer_cache_dir=_path(model.tokenizer_cache_dir),
+            mmap=not model.disable_mmap_load_safetensors,
+            t5_length=sd3.t5xxl_max_token_length,
+            apply_lg_attn_mask=sd3.apply_lg_attn_mask,
+            apply_t5_attn_mask=sd3.apply_t5_attn_mask,
+            dropout_rates={
+                "clip_l": sd3.clip_l_dropout_rate,
+                "clip_g": sd3.clip_g_dropout_rate,
+                "t5xxl": sd3.t5_dropout_rate,
+            },
+            pos_emb_random_crop_rate=sd3.pos_emb_random_crop_rate,
+            flow=FlowObjective(
+                weighting_scheme=sd3.weighting_scheme,
+                training_shift=sd3.training_shift,
+                logit_mean=sd3.logit_mean,
+                logit_std=sd3.logit_std,
+                mode_scale=sd3.mode_scale,
+                min_timestep=options.loss.min_timestep,
+                max_timestep=options.loss.max_timestep,
+            ),
+        )
+
+    # Files
+
+    def inspect(self) -> Sd3Files:
+        """Look at the headers of every file that is given."""
+        from library.families.sd3.checkpoint import inspect_files
+
+        return inspect_files(
+            self.pretrained, clip_l=self.clip_l, clip_g=self.clip_g, t5xxl=self.t5xxl, vae=self.vae
+        )
+
+    def depth(self, files: Sd3Files) -> int:
+        """Number of joint blocks."""
+        return files.config.depth
+
+    def has_encoder(self, files: Sd3Files, name: str) -> bool:
+        """Whether the encoder is in one of the files."""
+        return self._part(files, name) is not None
+
+    def architecture(self, files: Sd3Files) -> str:
+        """Name for modelspec.architecture."""
+        return f"stable-diffusion-3-{files.variant}"
+
+    def part_files(self, files: Sd3Files) -> dict[str, Path]:
+        """The files that metadata names."""
+        return {"model": self.pretrained, **({"vae": self.vae} if self.vae else {})}
+
+    def metadata(self, files: Sd3Files) -> dict[str, Any]:
+        """The keys that only SD3 files have; `ss_base_model_version` is the variant, as other tools write it."""
+        return {
+            "ss_base_model_version": files.variant,
+            "ss_apply_lg_attn_mask": self.apply_lg_attn_mask,
+            "ss_apply_t5_attn_mask": self.apply_t5_attn_mask,
+            "ss_weighting_scheme": self.flow.weighting_scheme,
+            "ss_logit_mean": self.flow.logit_mean,
+            "ss_logit_std": self.flow.logit_std,
+            "ss_mode_scale": self.flow.mode_scale,
+            "ss_training_shift": self.flow.training_shift,
+            "ss_t5xxl_max_token_length": self.t5_length,
+            "ss_clip_l_dropout_rate": self.dropout_rates["clip_l"],
+            "ss_clip_g_dropout_rate": self.dropout_rates["clip_g"],
+            "ss_t5_dropout_rate": self.dropout_rates["t5xxl"],
+            "ss_pos_emb_random_crop_rate": self.pos_emb_random_crop_rate,
+            "ss_enable_scaled_pos_embed": bool(self.scaled_position_sizes),
+        }
+
+    # Loading
+
+    def load_denoiser(self, files: Sd3Files, dtype: torch.dtype, device: torch.device) -> nn.Module:
+        """The MMDiT, frozen, in evaluation mode."""
+        from library.families.sd3.checkpoint import load_mmdit
+
+        return load_mmdit(files, dtype=dtype, device=str(device), mmap=self.mmap).requires_grad_(False).eval()
+
+    def load_vae(self, files: Sd3Files, dtype: torch.dtype, device: torch.device) -> nn.Module:
+        """The 16-channel autoencoder, frozen."""
+        from library.families.sd3.checkpoint import read_part
+        from library.models.vae import load_vae
+
+        if files.vae is None:
+            raise CheckpointError(f"{self.pretrained} has no VAE inside. Give one with --vae.")
+        return load_vae(read_part(files.vae, dtype=dtype, mmap=self.mmap)).to(device).requires_grad_(False).eval()
+
+    def load_text_encoders(
+        self, files: Sd3Files, dtype: torch.dtype, device: torch.device, names: Sequence[str]
+    ) -> dict[str, nn.Module]:
+        """The encoders that are asked for and there, frozen, in evaluation mode."""
+        from library.families.sd3.checkpoint import read_part
+        from library.models.text_encoders import load_clip, load_t5
+
+        encoders: dict[str, nn.Module] = {}
+        for name in names:
+            part = self._part(files, name)
+            if part is None:
+                if name == "t5xxl":
+                    continue
+                raise CheckpointError(f"{self.pretrained} has no {name} inside. Give one with --{name}.")
+            tensors = read_part(part, dtype=dtype, mmap=self.mmap)
+            encoder = load_t5(tensors) if name == "t5xxl" else load_clip(tensors, kind=name)
+            encoders[name] = encoder.to(device).requires_grad_(False).eval()
+        return encoders
+
+    def load_tokenizers(self, files: Sd3Files) -> TokenizerSet:
+        """The tokenizers of all encoders that are there."""
+        from library.models.tokenizers import load_tokenizers
+
+        names = [name for name in self.encoder_names if self._part(files, name) is not None]
+        return load_tokenizers(
+            names,
+            tokenizer_dir=self.tokenizer_dir,
+            cache_dir=self.tokenizer_cache_dir,
+            model_path=self.pretrained,
+        )
+
+    def vae_identity(self, files: Sd3Files) -> str:
+        """Hash of the VAE's weights."""
+        from library.families.sd3.checkpoint import part_identity
+
+        if files.vae is None:
+            raise CheckpointError(f"{self.pretrained} has no VAE inside. Give one with --vae.")
+        return part_identity(files.vae)
+
+    def text_identity(self, files: Sd3Files, names: Sequence[str]) -> dict[str, str]:
+        """What the outputs of these encoders depend on, as fields of a cache header."""
+        from library.families.sd3.checkpoint import part_identity
+
+        identity = {}
+        for name in names:
+            part = self._part(files, name)
+            identity[name] = "none" if part is None else part_identity(part)
+        if "t5xxl" in names:
+            identity["t5xxl_max_token_length"] = str(self.t5_length)
+            identity["apply_t5_attn_mask"] = str(self.apply_t5_attn_mask)
+        if "clip_l" in names or "clip_g" in names:
+            identity["apply_lg_attn_mask"] = str(self.apply_lg_attn_mask)
+        return identity
+
+    def _part(self, files: Sd3Files, name: str) -> Part | None:
+        return {"clip_l": files.clip_l, "clip_g": files.clip_g, "t5xxl": files.t5xxl}[name]
+
+    # Text
+
+    def tokenize(self, tokenizers: TokenizerSet, captions: Sequence[str]) -> dict[str, Tensor]:
+        """Token ids and masks of every encoder. Shapes [B, 77] and [B, t5_length]."""
+        from library.families.sd3.text import tokenize
+
+        return tokenize(tokenizers, captions, t5_length=self.t5_length)
+
+    def encode_text(self, encoders: Mapping[str, nn.Module], tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """States of the given encoders: "clip_l", "clip_l_pooled", "clip_g", "clip_g_pooled", "t5xxl"."""
+        from library.families.sd3.text import encode
+
+        return encode(
+            encoders,
+            tokens,
+            apply_lg_attn_mask=self.apply_lg_attn_mask,
+            apply_t5_attn_mask=self.apply_t5_attn_mask,
+        )
+
+    def drop_text(self, states: Mapping[str, Tensor], uniform: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Zero an encoder's states where its draw falls below its dropout rate."""
+        from library.families.sd3.text import drop
+
+        return drop(states, uniform, self.dropout_rates)
+
+    def join_text(self, states: Mapping[str, Tensor], denoiser: nn.Module) -> Conditioning:
+        """[CLIP-L and CLIP-G side by side ; T5] along the tokens, and both pooled vectors."""
+        from library.families.sd3.text import join
+
+        return join(states, context_dim=denoiser.config.context_dim)
+
+    # Images
+
+    def encode_images(self, vae: nn.Module, images: Tensor, noise: Tensor) -> Tensor:
+        """Images [B, 3, H, W] to scaled latents [B, 16, H/8, W/8]."""
+        from library.models.vae import encode_images
+
+        return encode_images(vae, images, noise)
+
+    def decode_latents(self, vae: nn.Module, latents: Tensor) -> Tensor:
+        """Scaled latents to images in -1..1."""
+        from library.models.vae import decode_latents
+
+        return decode_latents(vae, latents)
+
+    # Diffusion
+
+    def objective(self) -> FlowObjective:
+        """Rectified flow."""
+        return self.flow
+
+    def inference_sigmas(self, num_steps: int) -> Tensor:
+        """Noise levels of the Euler sampler with the published shift of 3. Shape [num_steps + 1]."""
+        from library.diffusion.samplers import flow_sigmas
+
+        return flow_sigmas(num_steps, shift=3.0)
+
+    def predict(
+        self,
+        denoiser: nn.Module,
+        noisy_latents: Tensor,
+        timesteps: Tensor,
+        conditioning: Conditioning,
+        *,
+        position_draw: tuple[float, float, float] | None = None,
+    ) -> Tensor:
+        """The velocity. Shape [B, 16, h, w]."""
+        positions = self._positions(denoiser, noisy_latents, position_draw)
+        result: Tensor = denoiser(
+            noisy_latents, timesteps, conditioning.context, conditioning.pooled, positions=positions
+        )
+        return result
+
+    def _positions(
+        self, denoiser: nn.Module, latents: Tensor, draw: tuple[float, float, float] | None
+    ) -> Tensor | None:
+        """None for the usual centred window of the stored table; otherwise the rows to use instead."""
+        from library.models.positions import ScaledPositionTables, centred_window, window_at
+
+        patch = denoiser.config.patch_size
+        height, width = latents.shape[-2] // patch, latents.shape[-1] // patch
+        is_random = draw is not None and draw[0] < self.pos_emb_random_crop_rate
+        if not self.scaled_position_sizes and not is_random:
+            return None
+        table = denoiser.pos_embed
+        if self.scaled_position_sizes:
+            tables = ScaledPositionTables(self.scaled_position_sizes, table.shape[-1])
+            table = tables.table_for(height, width).to(latents.device)
+        if draw is not None and is_random:
+            return window_at(table, height, width, draw[1], draw[2])
+        return centred_window(table, height, width)
+
+
+def _path(value: str | Path | None) -> Path | None:
+    return Path(value) if value else None

@@ -1,0 +1,174 @@
+"""Options of Stable Diffusion 3 / 3.5, and of the scripts that train it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from library.options.groups import (
+    CacheOptions,
+    CommonOptions,
+    DatasetOptions,
+    DistributedOptions,
+    HubOptions,
+    LossOptions,
+    MetadataOptions,
+    ModelOptions,
+    NetworkOptions,
+    OptimizerOptions,
+    PrecisionOptions,
+    SamplingOptions,
+    SavingOptions,
+    TrainingOptions,
+    ValidationOptions,
+    dataset_defaults,
+)
+from library.options.spec import OptionGroup, ScriptText, opt
+
+_T5_PLACE = "T5 on another device or in another format"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sd3Options(OptionGroup):
+    """What only SD3 and SD3.5 have."""
+
+    title: ClassVar[str] = "SD3 / SD3.5"
+
+    clip_l: Path | None = opt(None, "CLIP-L file; goes before the one in the base model.")
+    clip_g: Path | None = opt(None, "CLIP-G file; goes before the one in the base model.")
+    t5xxl: Path | None = opt(None, "T5-XXL file; goes before the one in the base model.")
+    t5xxl_max_token_length: int = opt(
+        256, "Length of captions for T5; shorter ones are filled up, longer ones cut.", unit="tokens", minimum=1
+    )
+    apply_lg_attn_mask: bool = opt(False, "Hide padding from CLIP-L and CLIP-G, and set its outputs to zero.")
+    apply_t5_attn_mask: bool = opt(False, "Hide padding from T5, and set its outputs to zero.")
+    clip_l_dropout_rate: float = opt(
+        0.0, "Chance of zeros in place of CLIP-L's outputs while training.", unit="0-1", minimum=0, maximum=1
+    )
+    clip_g_dropout_rate: float = opt(
+        0.0, "Chance of zeros in place of CLIP-G's outputs while training.", unit="0-1", minimum=0, maximum=1
+    )
+    t5_dropout_rate: float = opt(
+        0.0, "Chance of zeros in place of T5's outputs while training.", unit="0-1", minimum=0, maximum=1
+    )
+    t5xxl_device: str | None = opt(None, "Device for T5.", later=_T5_PLACE)
+    t5xxl_dtype: str | None = opt(None, "Number format of T5.", later=_T5_PLACE)
+    save_clip: bool = opt(False, "Save the CLIP encoders with the model.")
+    save_t5xxl: bool = opt(False, "Save T5 with the model.")
+    weighting_scheme: str = opt(
+        "uniform",
+        "Which noise levels count how much: logit_normal and mode draw some more often, sigma_sqrt and cosmap weight "
+        "the loss, uniform and none do neither.",
+        choices=("sigma_sqrt", "logit_normal", "mode", "cosmap", "none", "uniform"),
+    )
+    logit_mean: float = opt(0.0, "Mean of logit_normal: above 0 means more noise.")
+    logit_std: float = opt(1.0, "Spread of logit_normal.", above=0)
+    mode_scale: float = opt(
+        1.29,
+        "Strength of mode: above 0 draws middle noise levels more often.",
+        unit="-1 to 1.75",
+        minimum=-1,
+        maximum=1.75,
+    )
+    training_shift: float = opt(
+        1.0, "Moves the noise levels: above 1 towards pure noise, as larger pictures need. 1 changes nothing.", above=0
+    )
+    pos_emb_random_crop_rate: float = opt(
+        0.0,
+        "Chance of a random instead of the middle window of the position table, for SD3.5-medium.",
+        unit="0-1",
+        minimum=0,
+        maximum=1,
+    )
+    enable_scaled_pos_embed: bool = opt(
+        False, "Compute position tables for the resolutions of the datasets, for SD3.5-medium."
+    )
+
+    def without_effect(self) -> Iterator[tuple[str, str]]:
+        if self.weighting_scheme != "logit_normal":
+            yield "logit_mean", "only --weighting_scheme logit_normal uses it"
+            yield "logit_std", "only --weighting_scheme logit_normal uses it"
+        if self.weighting_scheme != "mode":
+            yield "mode_scale", "only --weighting_scheme mode uses it"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sd3NetworkOptions(CommonOptions):
+    """All options of sd3_train_network.py."""
+
+    model: ModelOptions = field(default_factory=ModelOptions)
+    sd3: Sd3Options = field(default_factory=Sd3Options)
+    data: DatasetOptions = field(default_factory=DatasetOptions)
+    network: NetworkOptions = field(default_factory=NetworkOptions)
+    training: TrainingOptions = field(default_factory=TrainingOptions)
+    optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
+    loss: LossOptions = field(default_factory=LossOptions)
+    precision: PrecisionOptions = field(default_factory=PrecisionOptions)
+    cache: CacheOptions = field(default_factory=CacheOptions)
+    saving: SavingOptions = field(default_factory=SavingOptions)
+    metadata: MetadataOptions = field(default_factory=MetadataOptions)
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    validation: ValidationOptions = field(default_factory=ValidationOptions)
+    distributed: DistributedOptions = field(default_factory=DistributedOptions)
+    hub: HubOptions = field(default_factory=HubOptions)
+
+    required: ClassVar[tuple[str, ...]] = (
+        "pretrained_model_name_or_path",
+        "dataset_config",
+        "output_dir",
+        "network_module",
+    )
+
+    def dataset_defaults(self) -> dict[str, object]:
+        """What applies where the dataset file says nothing, by key of that file."""
+        return dataset_defaults(self)
+
+    def check(self) -> Iterator[str]:
+        if self.loss.loss_type in ("huber", "smooth_l1") and self.loss.huber_schedule == "snr":
+            yield (
+                f"--loss_type {self.loss.loss_type} cannot be used with --huber_schedule snr, the default: "
+                "SD3 has no SNR. Give --huber_schedule exponential or constant."
+            )
+
+
+_FLOW = "SD3 predicts the flow; this is for models that predict noise"
+_LORA_ONLY = "a LoRA file never holds text encoders"
+
+IGNORED: Mapping[str, str] = {
+    "v2": "SD3 has one text layout",
+    "v_parameterization": _FLOW,
+    "clip_skip": "SD3 always takes the last but one layer of CLIP",
+    "max_token_length": "SD3 reads 77 tokens with CLIP, and --t5xxl_max_token_length with T5",
+    "noise_offset": _FLOW,
+    "noise_offset_random_strength": _FLOW,
+    "adaptive_noise_scale": _FLOW,
+    "multires_noise_iterations": _FLOW,
+    "multires_noise_discount": _FLOW,
+    "ip_noise_gamma": _FLOW,
+    "ip_noise_gamma_random_strength": _FLOW,
+    "zero_terminal_snr": _FLOW,
+    "min_snr_gamma": _FLOW,
+    "scale_v_pred_loss_like_noise_pred": _FLOW,
+    "v_pred_like_loss": _FLOW,
+    "debiased_estimation_loss": _FLOW,
+    "sample_sampler": "SD3 samples with Euler",
+    "save_clip": _LORA_ONLY,
+    "save_t5xxl": _LORA_ONLY,
+}
+
+DESCRIPTION = "Train a LoRA, or another adapter, for Stable Diffusion 3 / 3.5."
+
+EXAMPLE = (
+    "accelerate launch sd3_train_network.py --pretrained_model_name_or_path=sd3.safetensors "
+    "--dataset_config=my_pictures.toml --output_dir=out --output_name=my_lora --network_module=networks.lora "
+    "--network_dim=16 --learning_rate=1e-4 --max_train_epochs=10 --mixed_precision=bf16 --gradient_checkpointing"
+)
+
+NETWORK_SCRIPT: ScriptText = {
+    "prog": "sd3_train_network.py",
+    "description": DESCRIPTION,
+    "example": EXAMPLE,
+    "ignored": IGNORED,
+}

@@ -1,0 +1,267 @@
+"""Captions to token ids: where CLIP's and T5's tokenizers are looked for, and how ids are padded.
+
+CLIP-L pads with its end token, CLIP-G with id 0, T5 with id 0. Longer captions are cut. The order of places is
+`--tokenizer_dir`, `--tokenizer_cache_dir`, folders beside the model, what the set-up made, the hub's cache, the hub.
+Source of the paddings: the tokenizer settings published with Stable Diffusion 3.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from library.errors import CheckpointError
+from library.log import get_logger
+from library.models.vocabulary import CLIP_END, CLIP_START, T5_END, T5_PAD, Vocabulary, open_vocabulary
+from library.tensorfile import user_cache_dir
+
+CLIP_LENGTH = 77
+HUB_IDS = {
+    "clip_l": "openai/clip-vit-large-patch14",
+    "clip_g": "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k",
+    "t5xxl": "google/t5-v1_1-xxl",
+}
+_HUB_FILES = {"clip": ("vocab.json", "merges.txt"), "t5": ("spiece.model",)}
+
+# Folders inside a diffusers model, inside a ComfyUI install, and the given folder itself.
+_CLIP_FOLDERS = ("tokenizer", "comfy/sd1_tokenizer", "ComfyUI/comfy/sd1_tokenizer", "sd1_tokenizer", "")
+_T5_FOLDERS = (
+    "tokenizer_3",
+    "comfy/text_encoders/t5_tokenizer",
+    "ComfyUI/comfy/text_encoders/t5_tokenizer",
+    "text_encoders/t5_tokenizer",
+    "t5_tokenizer",
+    "tokenizer",
+    "",
+)
+_MODEL_FOLDERS = {
+    "clip_l": (*_CLIP_FOLDERS, "tokenizer_2"),
+    "clip_g": ("tokenizer_2", *_CLIP_FOLDERS),
+    "t5xxl": _T5_FOLDERS,
+}
+
+logger = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class TextTokenizer:
+    """The tokenizer of one encoder.
+
+    Attributes:
+        name: "clip_l", "clip_g" or "t5xxl".
+        start: Id before the caption; None for T5.
+        end: Id after the caption.
+        pad: Id that fills the rest.
+    """
+
+    name: str
+    vocabulary: Vocabulary
+    start: int | None
+    end: int
+    pad: int
+
+    def encode(self, caption: str, length: int) -> tuple[list[int], list[int]]:
+        """Ids and mask (1 up to the end token) of a caption, both of `length` numbers. A longer caption is cut."""
+        head = [] if self.start is None else [self.start]
+        ids = [*head, *self.vocabulary.encode(caption)[: length - len(head) - 1], self.end]
+        num_padding = length - len(ids)
+        return ids + [self.pad] * num_padding, [1] * len(ids) + [0] * num_padding
+
+    def token_count(self, caption: str) -> int:
+        """Number of tokens of the whole caption, start and end included."""
+        return len(self.vocabulary.encode(caption)) + (1 if self.start is None else 2)
+
+    def identity(self) -> str:
+        """What the ids of a caption depend on, apart from the length."""
+        return f"{self.vocabulary.identity()}:{self.start}:{self.end}:{self.pad}"
+
+
+class TokenizerSet(dict[str, TextTokenizer]):
+    """{encoder name: tokenizer}, in the order of the encoders."""
+
+    def identity(self) -> str:
+        """Hash of the vocabularies and paddings of all tokenizers, for cache headers."""
+        text = " ".join(f"{name}={tokenizer.identity()}" for name, tokenizer in sorted(self.items()))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def load_tokenizers(
+    names: Sequence[str],
+    *,
+    tokenizer_dir: Path | None = None,
+    cache_dir: Path | None = None,
+    model_path: Path | None = None,
+    vocab_rows: Mapping[str, int] | None = None,
+) -> TokenizerSet:
+    """Find and open the tokenizers of the named encoders.
+
+    Args:
+        names: Of "clip_l", "clip_g", "t5xxl".
+        tokenizer_dir: Any folder that has them: a diffusers model, a ComfyUI install, a clone of one tokenizer.
+        cache_dir: Has (or gets, after a download) folders named after hub ids with _ for /.
+        model_path: The weights file, or a diffusers folder.
+        vocab_rows: {encoder name: rows of its token embedding}; a tokenizer that does not fit is refused.
+
+    Raises:
+        CheckpointError: A folder does not exist or has no tokenizer; or some are nowhere: one message names all.
+    """
+    places = _Places(tokenizer_dir, cache_dir, model_path)
+    places.check_tokenizer_dir(names)
+    found = {name: places.find(name) for name in names}
+    if missing := [name for name, vocabulary in found.items() if vocabulary is None]:
+        raise CheckpointError(_missing_message(missing, model_path))
+    tokenizers = TokenizerSet({name: _tokenizer(name, item) for name, item in found.items() if item is not None})
+    for name, tokenizer in tokenizers.items():
+        logger.info("tokenizer of %s: %s", name, tokenizer.vocabulary.source)
+        if vocab_rows is not None and name in vocab_rows:
+            _check_rows(tokenizer, vocab_rows[name])
+    return tokenizers
+
+
+def setup_tokenizer_dir() -> Path:
+    """Where the set-up script puts tokenizers, in folders named after hub ids with _ for /."""
+    return user_cache_dir() / "tokenizers"
+
+
+def hub_folder_name(name: str) -> str:
+    """Folder of an encoder's tokenizer below `--tokenizer_cache_dir`, for instance openai_clip-vit-large-patch14."""
+    return HUB_IDS[name].replace("/", "_")
+
+
+def _kind(name: str) -> str:
+    return "t5" if name == "t5xxl" else "clip"
+
+
+def _tokenizer(name: str, vocabulary: Vocabulary) -> TextTokenizer:
+    ids = vocabulary.ids
+    if vocabulary.kind == "t5":
+        return TextTokenizer(name, vocabulary, None, ids[T5_END], ids[T5_PAD])
+    return TextTokenizer(name, vocabulary, ids[CLIP_START], ids[CLIP_END], 0 if name == "clip_g" else ids[CLIP_END])
+
+
+class _Places:
+    """Where to look, in the order of preference. Every folder is opened once."""
+
+    def __init__(self, tokenizer_dir: Path | None, cache_dir: Path | None, model_path: Path | None) -> None:
+        self.tokenizer_dir = tokenizer_dir
+        self.cache_dir = cache_dir
+        self.model_path = model_path
+        self.open = functools.cache(open_vocabulary)
+
+    def check_tokenizer_dir(self, names: Sequence[str]) -> None:
+        """Refuse a `--tokenizer_dir` that is of no use at all."""
+        folder = self.tokenizer_dir
+        if folder is None:
+            return
+        if not folder.is_dir():
+            raise CheckpointError(f"--tokenizer_dir: {folder} is not a folder that exists. Check the path.")
+        if not any(self.open(place, _kind(name)) for name in names for place in self._in_tokenizer_dir(name)):
+            raise CheckpointError(
+                f"--tokenizer_dir: {folder} has no tokenizer of CLIP or T5 (vocab.json with merges.txt, tokenizer.json, "
+                "spiece.model), nor do its folders tokenizer, tokenizer_2, tokenizer_3 or comfy. Check the path."
+            )
+
+    def find(self, name: str) -> Vocabulary | None:
+        """The first vocabulary that serves an encoder; the hub is asked last."""
+        for folder in self._folders(name):
+            if (vocabulary := self.open(folder, _kind(name))) is not None:
+                return vocabulary
+        downloaded = _download(name, self.cache_dir)
+        return None if downloaded is None else self.open(downloaded, _kind(name))
+
+    def _folders(self, name: str) -> Iterator[Path]:
+        yield from self._in_tokenizer_dir(name)
+        if self.cache_dir is not None:
+            yield from (self.cache_dir / part for part in _hub_names(name))
+        if self.model_path is not None:
+            beside = self.model_path if self.model_path.is_dir() else self.model_path.parent
+            yield from (beside / part for part in _MODEL_FOLDERS[name] if part.startswith("tokenizer"))
+        yield from (setup_tokenizer_dir() / part for part in _hub_names(name))
+        yield from _hub_cache_folders(name)
+
+    def _in_tokenizer_dir(self, name: str) -> list[Path]:
+        if self.tokenizer_dir is None:
+            return []
+        return [self.tokenizer_dir / part for part in (*_hub_names(name), *_MODEL_FOLDERS[name])]
+
+
+def _sharers(name: str) -> tuple[str, ...]:
+    """Encoders with the same words, itself first: both CLIPs were trained with one vocabulary."""
+    return {"clip_l": ("clip_l", "clip_g"), "clip_g": ("clip_g", "clip_l")}.get(name, (name,))
+
+
+def _hub_names(name: str) -> tuple[str, ...]:
+    return tuple(part for sharer in _sharers(name) for part in (hub_folder_name(sharer), HUB_IDS[sharer]))
+
+
+def _hub_cache_folders(name: str) -> Iterator[Path]:
+    """Folders in the cache of the hub's client, which all programs of this user share."""
+    from huggingface_hub import try_to_load_from_cache
+
+    for sharer in _sharers(name):
+        for file in ("tokenizer.json", *_HUB_FILES[_kind(name)]):
+            path = try_to_load_from_cache(HUB_IDS[sharer], file)
+            if isinstance(path, str):
+                yield Path(path).parent
+
+
+def _download(name: str, cache_dir: Path | None) -> Path | None:
+    """Get an encoder's tokenizer from the hub; None when offline or unreachable."""
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if constants.HF_HUB_OFFLINE:
+        return None
+    # The client passes some errors of its HTTP library through; their base is the "HTTPError" below its own.
+    unreachable = (OSError, *(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError"))
+    logger.info("%s: getting the tokenizer of %s from the hub", name, HUB_IDS[name])
+    try:
+        files = [Path(hf_hub_download(HUB_IDS[name], file)) for file in _HUB_FILES[_kind(name)]]
+    except unreachable as error:
+        logger.debug("the hub cannot be reached: %s", error)
+        return None
+    if cache_dir is not None:
+        _copy(files, cache_dir / hub_folder_name(name))
+    return files[0].parent
+
+
+def _copy(files: Sequence[Path], folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in files:
+            shutil.copyfile(file, folder / file.name)
+    except OSError as error:
+        logger.warning("--tokenizer_cache_dir: %s cannot be written (%s)", folder, error)
+
+
+def _check_rows(tokenizer: TextTokenizer, rows: int) -> None:
+    """Refuse the tokenizer of another model, by the size of the encoder's token embedding."""
+    needed = tokenizer.vocabulary.rows
+    if needed > rows or 2 * needed < rows:
+        raise CheckpointError(
+            f"{tokenizer.vocabulary.source}: this tokenizer has {needed} tokens, {tokenizer.name} knows {rows}. "
+            "They are of different models; give the folder of the right one with --tokenizer_dir."
+        )
+
+
+def _missing_message(names: Sequence[str], model_path: Path | None) -> str:
+    advice = []
+    if any(_kind(name) == "clip" for name in names):
+        advice.append(
+            "CLIP's can be made without a model hub by `python tools/make_clip_tokenizer.py`, or be in a ComfyUI or "
+            "diffusers folder given with --tokenizer_dir."
+        )
+    if "t5xxl" in names:
+        advice.append(
+            f"T5's is {' or '.join(('tokenizer.json', 'spiece.model'))} of {HUB_IDS['t5xxl']}: give a folder that has it "
+            "with --tokenizer_dir, for instance a ComfyUI install or tokenizer_3 of a diffusers SD3 model."
+        )
+    beside = f" beside {model_path}," if model_path else ""
+    return (
+        f"No tokenizer for {', '.join(names)} in --tokenizer_dir, --tokenizer_cache_dir,{beside} "
+        f"{setup_tokenizer_dir()} or the hub's cache, and the hub cannot be reached. {' '.join(advice)}"
+    )

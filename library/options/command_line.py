@@ -1,0 +1,186 @@
+"""Read the command line: flags and their values, with errors that name the usual slips.
+
+The slips: a misspelt flag, a blank missing before a line break, typographic dashes and blanks from a web page, a path
+with blanks but no quotes, a value after a switch. All problems are collected, not only the first.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from library.options.option import Option, nearest_hint
+
+_DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212"
+_OTHER_FLAG = re.compile(rf"(?P<dash>--|[{_DASHES}]{{1,2}}|(?<!\S)-)(?P<name>[A-Za-z]\w*)(?P<end>[=\s]|$)")
+_LONG_ENOUGH = 4  # "my--v2" and "model--vae" are fair names; "fp16--sdpa" is a slip
+
+
+@dataclass
+class CommandLine:
+    """What was read.
+
+    Attributes:
+        values: Typed values by option name; None where an empty text means "not given".
+        problems: One sentence each.
+        repeated: Names of the options that were given more than once.
+    """
+
+    values: dict[str, object] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    repeated: list[str] = field(default_factory=list)
+
+
+def read_command_line(argv: Sequence[str], options: Mapping[str, Option], prog: str) -> CommandLine:
+    """Read all arguments.
+
+    Args:
+        argv: The arguments after the script's name.
+        options: The script's options by name.
+        prog: Name of the script, for messages.
+    """
+    flags = {flag: option for option in options.values() for flag in option.flags}
+    result = CommandLine()
+    previous: Option | None = None
+    position = 0
+    while position < len(argv):
+        token = argv[position]
+        following = _values_after(argv, position + 1)
+        position += 1
+        name, equals, attached = token.partition("=")
+        option = flags.get(name)
+        if option is None:
+            result.problems.append(_explain_stray(token, flags, previous, prog))
+            if _is_flag(token) and not equals:
+                position += len(following)
+            continue
+        previous = option
+        texts = [attached] if equals else following if option.is_list else following[:1]
+        if option.kind == "flag":
+            _set_switch(result, option, attached if equals else None)
+            continue
+        if not equals:
+            position += len(texts)
+        if not texts and not option.is_list:
+            result.problems.append(f"{option.flag} needs a value: {option.wanted}.")
+            continue
+        _set_value(result, option, texts, flags)
+    return result
+
+
+def _is_flag(token: str) -> bool:
+    return re.match(r"--[A-Za-z]", token) is not None
+
+
+def _values_after(argv: Sequence[str], start: int) -> list[str]:
+    end = start
+    while end < len(argv) and not _is_flag(argv[end]):
+        end += 1
+    return list(argv[start:end])
+
+
+def _set_switch(result: CommandLine, option: Option, attached: str | None) -> None:
+    if attached is not None:
+        result.problems.append(
+            f"{option.flag} is a switch and takes no value: leave out '={attached}', "
+            "or the whole option to turn it off."
+        )
+        return
+    result.values[option.name] = True
+
+
+def _set_value(result: CommandLine, option: Option, texts: Sequence[str], flags: Mapping[str, Option]) -> None:
+    if option.name in result.values:
+        result.repeated.append(option.name)
+    problems = list(_value_problems(option, texts, flags))
+    if problems:
+        result.problems += problems
+        return
+    try:
+        if option.is_list:
+            result.values[option.name] = tuple(option.from_text(text) for text in texts if text.strip()) or None
+        else:
+            result.values[option.name] = option.from_text(texts[0])
+    except ValueError as fault:
+        result.problems.append(f"{option.flag} {fault}")
+
+
+def _value_problems(option: Option, texts: Sequence[str], flags: Mapping[str, Option]) -> Iterator[str]:
+    for text in texts:
+        if text and _is_line_end(text) and (option.is_list or (option.kind != "str" and text.strip())):
+            yield _explain_line_end(text)
+        elif found := _find_other_flag(option, text, flags):
+            yield found
+
+
+def _find_other_flag(option: Option, text: str, flags: Mapping[str, Option]) -> str | None:
+    """A sentence if the value swallowed another option of the script."""
+    for match in _OTHER_FLAG.finditer(text):
+        name = f"--{match['name']}"
+        is_glued = match.start() > 0 and not text[match.start() - 1].isspace()
+        if name not in flags or (option.declared.is_free_text and not is_glued):
+            continue
+        is_only_a_name = option.kind in ("str", "path") and not match["end"] and len(match["name"]) < _LONG_ENOUGH
+        if is_only_a_name or (option.kind == "path" and os.path.exists(text)):
+            continue
+        before = text[: match.start()].rstrip()
+        after = name + text[match.end("name") :]
+        dash = "" if match["dash"] == "--" else f" {match['dash']} is not two plain hyphens."
+        if not before:
+            return f"{option.flag} needs a value, but '{text}' follows, which looks like an option.{dash}"
+        return (
+            f"{option.flag}: a space is missing (often before a line break) in '{text}'. "
+            f"These are two options: {option.flag}={before} and {after}.{dash}"
+        )
+    return None
+
+
+def _explain_stray(token: str, flags: Mapping[str, Option], previous: Option | None, prog: str) -> str:
+    if _is_line_end(token):
+        return _explain_line_end(token)
+    name = token.partition("=")[0]
+    dashed = re.match(rf"[-{_DASHES}]+([A-Za-z]\w*)$", name)
+    if dashed and f"--{dashed.group(1)}" in flags:
+        return f"{name} does not begin with two plain hyphens{_odd_characters(name)}: write --{dashed.group(1)}."
+    if _is_flag(token):
+        return _explain_unknown(name, flags, prog)
+    if previous is None:
+        return f"'{token}' belongs to no option: every option of {prog} begins with two hyphens."
+    if previous.kind == "flag":
+        return f"'{token}' belongs to no option: {previous.flag} is a switch and takes no value."
+    if previous.is_list:
+        return f"'{token}' belongs to no option. Write several values without =: {previous.flag} FIRST SECOND."
+    return f"'{token}' belongs to no option. If it is part of the value of {previous.flag}, put the value in quotes."
+
+
+def _explain_unknown(name: str, flags: Mapping[str, Option], prog: str) -> str:
+    first = re.split(r"\s", name, maxsplit=1)[0]
+    if first != name and first in flags:
+        return (
+            f"'{name}' is one argument, but should be {first} and its value"
+            f"{_odd_characters(name)}: type a plain space or = between them."
+        )
+    near = nearest_hint(name[2:], [flag[2:] for flag in flags], "--")
+    return f"{name} is not an option of {prog}.{near or ' See --help.'}"
+
+
+def _odd_characters(text: str) -> str:
+    """Name of the first character that is no ASCII, in brackets with a leading blank."""
+    odd = next((character for character in text if ord(character) > 127), None)
+    if odd is None:
+        return ""
+    return f" (it has U+{ord(odd):04X}, {unicodedata.name(odd, 'a special character').lower()})"
+
+
+def _is_line_end(token: str) -> bool:
+    return token.strip() in ("", "\\", "^", "`")
+
+
+def _explain_line_end(token: str) -> str:
+    return (
+        f"A lone {token.strip() or 'blank'} stands among the options. To go on in the next line, end the line with \\ "
+        "(Windows: ^ in cmd, ` in PowerShell) and nothing after it."
+    )

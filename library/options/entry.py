@@ -1,0 +1,102 @@
+"""What every entry script does around its run: parse, set up the log, turn errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+from library.errors import OutputError, UserError
+from library.log import get_logger, set_up_logging
+from library.options.groups import CommonOptions
+from library.options.groups.logging import LoggingOptions
+from library.options.spec import Finished, parse_options
+
+INTERRUPTED = 130
+
+logger = get_logger(__name__)
+
+AnyCommonOptions = TypeVar("AnyCommonOptions", bound=CommonOptions)
+
+
+def run_script(
+    options_class: type[AnyCommonOptions],
+    run: Callable[[AnyCommonOptions], int | None],
+    *,
+    prog: str,
+    description: str,
+    example: str,
+    ignored: Mapping[str, str] | None = None,
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Parse the command line and run; unexpected exceptions pass through with their traceback.
+
+    Args:
+        options_class: The script's options.
+        run: Does the work; None stands for 0.
+        prog: As for `parse_options`, and so the next three.
+        argv: Arguments after the script's name; None takes those of the process.
+
+    Returns:
+        The exit code: 0, what `run` returned, the code of a `UserError`, or 130 after Ctrl-C.
+    """
+    arguments = sys.argv[1:] if argv is None else argv
+    is_debug = "--debug" in arguments
+    is_main = _is_main_process()
+    try:
+        options = parse_options(
+            options_class, arguments, prog=prog, description=description, example=example, ignored=ignored
+        )
+        is_debug = options.logging.debug
+        _set_up_log(options.logging, is_main)
+    except Finished as finished:
+        if is_main:
+            _write(sys.stdout, str(finished))
+        return 0
+    except UserError as error:
+        return _report(error, is_debug, is_shown=is_main)
+    for line in options.warnings:
+        logger.warning("%s", line)
+    try:
+        return run(options) or 0
+    except UserError as error:
+        return _report(error, is_debug)
+    except KeyboardInterrupt:
+        _write(sys.stderr, "interrupted")
+        return INTERRUPTED
+
+
+def _set_up_log(options: LoggingOptions, is_main: bool) -> None:
+    file = options.console_log_file
+    try:
+        set_up_logging(
+            options.console_log_level or "INFO",
+            str(file) if file is not None and is_main else None,
+            options.console_log_simple,
+            is_main,
+        )
+    except OSError as fault:
+        raise OutputError(f"--console_log_file: {file} cannot be written ({fault.strerror}).") from None
+
+
+def _report(error: UserError, is_debug: bool, is_shown: bool = True) -> int:
+    if is_debug:
+        import traceback
+
+        _write(sys.stderr, "".join(traceback.format_exception(error)).rstrip())
+    if is_shown:
+        _write(sys.stderr, f"error: {' '.join(str(error).split())}")
+    return error.exit_code
+
+
+def _write(stream: object, text: str) -> None:
+    """Write a line; signs that the console does not have are written as escapes."""
+    if hasattr(stream, "reconfigure"):
+        stream.reconfigure(errors="backslashreplace")
+    stream.write(text + "\n")  # type: ignore[attr-defined]
+    stream.flush()  # type: ignore[attr-defined]
+
+
+def _is_main_process() -> bool:
+    return int(os.environ.get("RANK", "0") or 0) == 0

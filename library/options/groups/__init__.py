@@ -1,0 +1,45 @@
+"""The groups of options that scripts share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from library.options.groups.cache import CacheOptions
+from library.options.groups.data import DatasetOptions, dataset_defaults
+from library.options.groups.logging import LoggingOptions
+from library.options.groups.loss import LossOptions
+from library.options.groups.model import ModelOptions
+from library.options.groups.network import NetworkOptions
+from library.options.groups.optimizer import OptimizerOptions
+from library.options.groups.precision import PrecisionOptions
+from library.options.groups.sampling import SamplingOptions
+from library.options.groups.saving import HubOptions, MetadataOptions, SavingOptions
+from library.options.groups.training import DistributedOptions, TrainingOptions, ValidationOptions
+from library.options.spec import ScriptOptions
+
+__all__ = [
+    "CacheOptions",
+    "CommonOptions",
+    "DatasetOptions",
+    "DistributedOptions",
+    "HubOptions",
+    "LoggingOptions",
+    "LossOptions",
+    "MetadataOptions",
+    "ModelOptions",
+    "NetworkOptions",
+    "OptimizerOptions",
+    "PrecisionOptions",
+    "SamplingOptions",
+    "SavingOptions",
+    "TrainingOptions",
+    "ValidationOptions",
+    "dataset_defaults",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommonOptions(ScriptOptions):
+    """What every script has: options from a file, and the log."""
+
+    logging: LoggingOptions = field(default_factory=LoggingOptions)

@@ -1,0 +1,73 @@
+"""Options about optimizer and learning rate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from library.options.spec import OptionGroup, opt
+
+_SCHEDULES = "the schedules that use it"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerOptions(OptionGroup):
+    """Optimizer, learning rate and its schedule."""
+
+    title: ClassVar[str] = "Optimizer"
+
+    optimizer_type: str = opt("", "AdamW, AdamW8bit or Adafactor, in any letter case. Not set means AdamW.")
+    use_8bit_adam: bool = opt(False, "The same as --optimizer_type AdamW8bit.")
+    use_lion_optimizer: bool = opt(False, "The same as --optimizer_type Lion.", later="Lion")
+    optimizer_args: tuple[str, ...] | None = opt(
+        None,
+        'Further arguments of the optimizer, for instance "weight_decay=0.01" "betas=(0.9,0.99)".',
+        metavar="KEY=VALUE",
+    )
+    learning_rate: float = opt(2e-6, "Learning rate.", above=0)
+    max_grad_norm: float = opt(1.0, "Gradients are scaled down to this norm; 0 means never.", minimum=0)
+    lr_scheduler: str = opt(
+        "constant", "Course of the learning rate: constant, constant_with_warmup, linear or cosine."
+    )
+    lr_warmup_steps: int | float = opt(
+        0, "The learning rate rises from 0 over this many steps, or this share of all steps.", unit="steps, 0.1 or 10%"
+    )
+    lr_decay_steps: int | float = opt(0, "Length of the final decay.", unit="steps, 0.1 or 10%", later=_SCHEDULES)
+    lr_scheduler_num_cycles: int = opt(1, "Number of restarts.", minimum=1, later=_SCHEDULES)
+    lr_scheduler_power: float = opt(1, "Power of the polynomial.", later=_SCHEDULES)
+    lr_scheduler_timescale: int | None = opt(None, "Time scale of inverse_sqrt.", unit="steps", later=_SCHEDULES)
+    lr_scheduler_min_lr_ratio: float | None = opt(
+        None, "Lowest learning rate, as a share of the highest.", unit="0-1", later=_SCHEDULES
+    )
+    lr_scheduler_type: str = opt("", "Schedule of your own as module.Class.", later="schedules of your own class")
+    lr_scheduler_args: tuple[str, ...] | None = opt(
+        None, "Further arguments of the schedule.", metavar="KEY=VALUE", later=_SCHEDULES
+    )
+    fused_backward_pass: bool = opt(
+        False, "Let the optimizer step inside the backward pass.", later="fused backward passes"
+    )
+
+    @property
+    def optimizer_name(self) -> str:
+        """Name of the optimizer as given, or AdamW."""
+        return "AdamW8bit" if self.use_8bit_adam else self.optimizer_type.strip() or "AdamW"
+
+    def check(self) -> Iterator[str]:
+        if self.use_8bit_adam and self.optimizer_type.strip():
+            yield f"--use_8bit_adam and --optimizer_type {self.optimizer_type} both choose an optimizer. Keep one."
+        if self.lr_scheduler == "constant" and self.lr_warmup_steps:
+            yield "--lr_scheduler constant has no warm-up. Use constant_with_warmup, or leave out --lr_warmup_steps."
+        yield from malformed_arguments("--optimizer_args", self.optimizer_args)
+
+
+def malformed_arguments(flag: str, items: tuple[str, ...] | None) -> Iterator[str]:
+    """Sentences about items that are not key=value, and keys given twice."""
+    seen: set[str] = set()
+    for item in items or ():
+        key, equals, _ = item.partition("=")
+        if not equals or not key.strip():
+            yield f"{flag} takes items of the form key=value, got {item!r}."
+        elif key.strip() in seen:
+            yield f"{flag} has {key.strip()} twice. Keep one of them."
+        seen.add(key.strip())

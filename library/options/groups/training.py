@@ -1,0 +1,81 @@
+"""Options about the loop: how long, how many pictures a step, processes, validation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from library.options.spec import OptionGroup, opt
+
+_RESUME = "continuing a run"
+_VALIDATION = "validation"
+_DEEPSPEED = "DeepSpeed"
+_OWN_AVERAGE = "gradients are averaged without DDP"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions(OptionGroup):
+    """How long and how is trained."""
+
+    title: ClassVar[str] = "Training"
+
+    max_train_steps: int = opt(1600, "Optimizer steps in all.", unit="steps", minimum=1)
+    max_train_epochs: int | None = opt(
+        None, "Passes over all pictures; goes before --max_train_steps. 0 means not set.", minimum=1, zero_is_off=True
+    )
+    gradient_accumulation_steps: int = opt(1, "Batches that make one optimizer step.", unit="batches", minimum=1)
+    gradient_checkpointing: bool = opt(False, "Compute activations again in the backward pass: less memory, more time.")
+    cpu_offload_checkpointing: bool = opt(
+        False, "Keep the activations of --gradient_checkpointing in host memory.", later="activations in host memory"
+    )
+    seed: int | None = opt(None, "Seed of all random numbers. Not set means a new one for each run.")
+    max_data_loader_n_workers: int = opt(
+        8, "Processes that read pictures beside the training; 0 means none.", unit="processes", minimum=0
+    )
+    persistent_data_loader_workers: bool = opt(False, "Keep the reading processes between epochs.")
+    initial_epoch: int | None = opt(None, "Begin at this epoch, counted from 1.", later=_RESUME)
+    initial_step: int | None = opt(None, "Begin at this step.", later=_RESUME)
+    skip_until_initial_step: bool = opt(False, "Pass over the batches before the first step.", later=_RESUME)
+
+    def check(self) -> Iterator[str]:
+        if self.persistent_data_loader_workers and self.max_data_loader_n_workers == 0:
+            yield "--persistent_data_loader_workers needs --max_data_loader_n_workers of at least 1."
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationOptions(OptionGroup):
+    """Loss on pictures that are not trained."""
+
+    title: ClassVar[str] = "Validation"
+
+    validation_split: float = opt(0.0, "Share of the pictures kept for validation.", unit="0-1", later=_VALIDATION)
+    validation_seed: int | None = opt(None, "Seed of the choice and of the noise.", later=_VALIDATION)
+    validate_every_n_steps: int | None = opt(None, "Validate every n steps.", later=_VALIDATION, zero_is_off=True)
+    validate_every_n_epochs: int | None = opt(None, "Validate every n epochs.", later=_VALIDATION, zero_is_off=True)
+    max_validation_steps: int | None = opt(None, "Most batches of a validation.", later=_VALIDATION)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistributedOptions(OptionGroup):
+    """Several processes."""
+
+    title: ClassVar[str] = "Several processes"
+
+    ddp_timeout: int | None = opt(
+        None, "How long processes wait for each other.", unit="minutes", no_effect=_OWN_AVERAGE
+    )
+    ddp_gradient_as_bucket_view: bool = opt(False, "Setting of DDP.", no_effect=_OWN_AVERAGE)
+    ddp_static_graph: bool = opt(False, "Setting of DDP.", no_effect=_OWN_AVERAGE)
+    deepspeed: bool = opt(False, "Train with DeepSpeed.", later=_DEEPSPEED)
+    zero_stage: int = opt(2, "ZeRO stage.", choices=(0, 1, 2, 3), later=_DEEPSPEED)
+    offload_optimizer_device: str | None = opt(
+        None, "Where the optimizer's state is kept.", choices=("cpu", "nvme"), later=_DEEPSPEED
+    )
+    offload_optimizer_nvme_path: Path | None = opt(None, "Folder for the optimizer's state.", later=_DEEPSPEED)
+    offload_param_device: str | None = opt(None, "Where weights are kept.", choices=("cpu", "nvme"), later=_DEEPSPEED)
+    offload_param_nvme_path: Path | None = opt(None, "Folder for weights.", later=_DEEPSPEED)
+    zero3_init_flag: bool = opt(False, "Build the model in shards (ZeRO 3).", later=_DEEPSPEED)
+    zero3_save_16bit_model: bool = opt(False, "Save in 16 bits (ZeRO 3).", later=_DEEPSPEED)
+    fp16_master_weights_and_gradients: bool = opt(False, "Keep master weights in fp16.", later=_DEEPSPEED)

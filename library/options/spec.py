@@ -1,0 +1,335 @@
+"""Options: declared once as frozen dataclasses; parser, TOML file, checks, help and documentation follow from that.
+
+A group is a frozen dataclass whose fields are made by `opt`. A script's options are a frozen dataclass whose fields
+are groups. The command line goes before `--config_file`, which goes before the default. After parsing nothing changes:
+a derived value is a property of its group. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, ClassVar, TypedDict, TypeVar
+
+from library.errors import OptionError
+from library.options.command_line import read_command_line
+from library.options.config_file import config_path, read_config_file, write_config_file
+from library.options.option import Declared, Kind, Option
+
+_KINDS: dict[object, Kind] = {bool: "flag", int: "int", float: "float", str: "str", Path: "path"}
+
+
+def opt(
+    default: object,
+    help: str,
+    *,
+    unit: str | None = None,
+    choices: Sequence[str | int] | None = None,
+    aliases: Sequence[str] = (),
+    nargs: str | None = None,
+    kind: Kind | None = None,
+    later: str | None = None,
+    no_effect: str | None = None,
+    metavar: str | None = None,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    above: float | None = None,
+    secret: bool = False,
+    free_text: bool = False,
+    zero_is_off: bool = False,
+) -> Any:
+    """Declare an option as a field of a group. The field's name is the flag, its annotation the type.
+
+    Args:
+        default: The value if nothing is given.
+        help: One sentence.
+        unit: Unit or range, for help and documentation.
+        choices: The values that are allowed.
+        aliases: Other names of the flag.
+        nargs: "*" for any number of values; implied by a tuple annotation.
+        kind: How a value is read, where the annotation does not say it.
+        later: What is missing, for an option that is known but not available yet: any other value than the default is
+            an error that says so.
+        no_effect: Why the option changes nothing, in no family: a warning if it is given.
+        metavar: Name of the value in the help.
+        minimum: Smallest allowed number.
+        maximum: Greatest allowed number.
+        above: Numbers must be greater than this.
+        secret: Never written or shown.
+        free_text: The value is prose and may mention flags.
+        zero_is_off: 0 means not given.
+    """
+    if nargs not in (None, "*"):
+        raise ValueError(f"nargs must be None or '*', got {nargs!r}")
+    declared = Declared(
+        help=help,
+        unit=unit,
+        choices=tuple(choices or ()),
+        aliases=tuple(aliases),
+        nargs=nargs,
+        kind=kind,
+        later=later,
+        no_effect=no_effect,
+        metavar=metavar,
+        minimum=minimum,
+        maximum=maximum,
+        above=above,
+        is_secret=secret,
+        is_free_text=free_text,
+        zero_is_off=zero_is_off,
+    )
+    return field(default=default, repr=not secret, metadata={"option": declared})
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptionGroup:
+    """Options that belong together. Ranges, choices and what is not available yet are checked here."""
+
+    title: ClassVar[str] = "Options"
+
+    def __post_init__(self) -> None:
+        problems = list(_value_problems(self)) or list(self.check())
+        if problems:
+            raise OptionError(" ".join(problems))
+
+    def check(self) -> Iterator[str]:
+        """Sentences about options of this group that do not go together. Values are single-handedly right by then."""
+        return iter(())
+
+    def without_effect(self) -> Iterator[tuple[str, str]]:
+        """(name, reason) of options that change nothing beside the other ones; told if they are not the default."""
+        return iter(())
+
+    def remarks(self) -> Iterator[str]:
+        """Further warnings, one line each."""
+        return iter(())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfigOptions(OptionGroup):
+    """Options from a file."""
+
+    title: ClassVar[str] = "Options from a file"
+
+    config_file: Path | None = opt(
+        None,
+        "TOML file with options, named as here; .toml is appended if missing. The command line goes before the file, "
+        "but a switch that is true in the file cannot be turned off on the command line.",
+    )
+    output_config: bool = opt(False, "Write the options that differ from their defaults to --config_file, and end.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScriptOptions:
+    """All options of a script: subclasses add groups as fields.
+
+    Attributes:
+        config: Where options were read from.
+        given: Names of the options that the command line or the file set.
+        warnings: One line each, for the log.
+    """
+
+    config: ConfigOptions = field(default_factory=ConfigOptions)
+    given: frozenset[str] = frozenset()
+    warnings: tuple[str, ...] = ()
+
+    required: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        values = {name: getattr(group, name) for group in self.groups() for name in group.__dataclass_fields__}
+        problems = [*_missing(self.required, values), *self.check()]
+        if problems:
+            raise OptionError(" ".join(problems))
+
+    def groups(self) -> Iterator[OptionGroup]:
+        """The groups, in the order of declaration."""
+        return (getattr(self, name) for name in group_classes(type(self)))
+
+    def check(self) -> Iterator[str]:
+        """Sentences about options of different groups that do not go together."""
+        return iter(())
+
+
+class ScriptText(TypedDict):
+    """What a script says of itself: the keyword arguments of `parse_options` and `run_script`."""
+
+    prog: str
+    description: str
+    example: str
+    ignored: Mapping[str, str]
+
+
+class Finished(Exception):
+    """The command line asked for something else than a run, and that is done. The message is for stdout."""
+
+
+AnyScriptOptions = TypeVar("AnyScriptOptions", bound=ScriptOptions)
+
+
+def parse_options(
+    options_class: type[AnyScriptOptions],
+    argv: Sequence[str],
+    *,
+    prog: str,
+    description: str,
+    example: str,
+    ignored: Mapping[str, str] | None = None,
+) -> AnyScriptOptions:
+    """Read command line and `--config_file` into checked, frozen options.
+
+    Args:
+        options_class: The script's options.
+        argv: Arguments after the script's name.
+        prog: Name of the script.
+        description: What the script does, for `--help`.
+        example: One command, for `--help`.
+        ignored: {option: reason} of options that have no effect for this family; those given make one warning.
+
+    Raises:
+        OptionError: Something is wrong; everything that is wrong at this stage is in the message.
+        Finished: `--help` or `--output_config` was given.
+    """
+    options = options_of(options_class)
+    if any(token in ("--help", "-h") for token in argv):
+        from library.options.document import help_text
+
+        raise Finished(help_text(options_class, prog=prog, description=description, example=example, ignored=ignored))
+    line = read_command_line(argv, options, prog)
+    values, problems = _with_config_file(line.values, options)
+    if line.problems or problems:
+        raise OptionError(" ".join([*line.problems, *problems]))
+    if values.get("output_config"):
+        raise Finished(_output_config(values, options))
+    groups = _build_groups(options_class, values)
+    remarks = [*_warnings(groups, ignored or {}), *_repeat_warnings(line.repeated, values)]
+    given = frozenset(name for name, value in values.items() if value is not None)
+    return options_class(**groups, given=given, warnings=tuple(remarks))
+
+
+def group_classes(options_class: type[ScriptOptions]) -> Mapping[str, type[OptionGroup]]:
+    """The groups of a script by field name; those that other scripts have too come last."""
+    hints = typing.get_type_hints(options_class)
+    inherited = {item.name for base in options_class.__mro__[1:] if is_dataclass(base) for item in fields(base)}
+    return {
+        item.name: hints[item.name]
+        for item in sorted(fields(options_class), key=lambda item: item.name in inherited)
+        if isinstance(hints[item.name], type) and issubclass(hints[item.name], OptionGroup)
+    }
+
+
+def options_of(options_class: type[ScriptOptions]) -> Mapping[str, Option]:
+    """Every option of a script by name, in the order of declaration."""
+    options: dict[str, Option] = {}
+    for group in group_classes(options_class).values():
+        for name, option in group_options(group).items():
+            if name in options:
+                raise TypeError(f"{name} is declared in {options[name].group} and in {option.group}")
+            options[name] = option
+    return options
+
+
+def group_options(group: type[OptionGroup]) -> Mapping[str, Option]:
+    """The options of a group by name."""
+    hints = typing.get_type_hints(group)
+    options = {}
+    for item in fields(group):
+        declared: Declared = item.metadata["option"]
+        kind, is_list = _kind_of(hints[item.name])
+        options[item.name] = Option(
+            name=item.name,
+            kind=declared.kind or kind,
+            default=item.default,
+            is_list=is_list or declared.nargs == "*",
+            group=group.title,
+            declared=declared,
+        )
+    return options
+
+
+def _kind_of(hint: Any) -> tuple[Kind, bool]:
+    """Kind of a value and whether it is a list, from an annotation such as `int`, `Path | None`, `tuple[str, ...]`."""
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        members = [member for member in typing.get_args(hint) if member is not type(None)]
+        return ("int_or_float", False) if set(members) == {int, float} else _kind_of(members[0])
+    if typing.get_origin(hint) is tuple:
+        return _kind_of(typing.get_args(hint)[0])[0], True
+    return _KINDS[hint], False
+
+
+def _with_config_file(
+    line_values: Mapping[str, object], options: Mapping[str, Option]
+) -> tuple[dict[str, object], list[str]]:
+    given = line_values.get("config_file")
+    if not isinstance(given, Path) or line_values.get("output_config"):
+        return dict(line_values), []
+    try:
+        file_values, problems = read_config_file(config_path(given), options)
+    except OptionError as fault:
+        return dict(line_values), [str(fault)]
+    return {**file_values, **line_values}, problems
+
+
+def _output_config(values: Mapping[str, object], options: Mapping[str, Option]) -> str:
+    given = values.get("config_file")
+    if not isinstance(given, Path):
+        raise OptionError("--output_config needs --config_file, the path to write to.")
+    path = config_path(given)
+    write_config_file(path, values, options)
+    return f"Options written to {path}"
+
+
+def _build_groups(options_class: type[ScriptOptions], values: Mapping[str, object]) -> dict[str, Any]:
+    groups: dict[str, Any] = {}
+    problems = list(_missing(options_class.required, values))
+    for field_name, group in group_classes(options_class).items():
+        own = {name: values[name] for name in group_options(group) if values.get(name) is not None}
+        try:
+            groups[field_name] = group(**own)
+        except OptionError as fault:
+            problems.append(str(fault))
+    if problems:
+        raise OptionError(" ".join(problems))
+    return groups
+
+
+def _missing(required: Sequence[str], values: Mapping[str, object]) -> Iterator[str]:
+    names = [f"--{name}" for name in required if values.get(name) is None]
+    if names:
+        yield f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} needed."
+
+
+def _value_problems(group: OptionGroup) -> Iterator[str]:
+    later: defaultdict[str, list[str]] = defaultdict(list)
+    for name, option in group_options(type(group)).items():
+        value = getattr(group, name)
+        if option.declared.later and value != option.default:
+            later[option.declared.later].append(option.flag)
+        elif found := option.problem(value):
+            yield f"{option.flag} {found}"
+    for reason, flags in later.items():
+        yield f"{', '.join(flags)}: not available yet ({reason})."
+
+
+def _warnings(groups: Mapping[str, OptionGroup], ignored: Mapping[str, str]) -> Iterator[str]:
+    """One line for everything without effect, then the remarks of the groups."""
+    by_reason: defaultdict[str, list[str]] = defaultdict(list)
+    for group in groups.values():
+        reasons = {**dict(group.without_effect()), **ignored}
+        for name, option in group_options(type(group)).items():
+            reason = option.declared.no_effect or reasons.get(name)
+            if reason and getattr(group, name) != option.default:
+                by_reason[reason].append(option.flag)
+    if by_reason:
+        parts = [f"{', '.join(flags)} ({reason})" for reason, flags in by_reason.items()]
+        yield f"Options without effect here: {'; '.join(parts)}."
+    for group in groups.values():
+        yield from group.remarks()
+
+
+def _repeat_warnings(repeated: Sequence[str], values: Mapping[str, object]) -> Iterator[str]:
+    for name in dict.fromkeys(repeated):
+        yield f"--{name} was given more than once: the last one counts."

@@ -1,0 +1,211 @@
+"""Training adapters beside a frozen model: what `*_train_network.py` scripts do."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from library.errors import OptionError
+from library.log import get_logger
+from library.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+logger = get_logger(__name__)
+
+
+class NetworkTrainer(Trainer):
+    """Builds the network of `--network_module`, trains it and saves it."""
+
+    network: nn.Module
+    module: ModuleType
+
+    def check_options(self) -> None:
+        """Also: the form of --network_args, and what cannot be cached."""
+        super().check_options()
+        self.network_args = network_args(self.options.network.network_args, self.options.network.network_dropout)
+        if self.options.cache.caches_text and self._trains_t5():
+            raise OptionError(
+                "--network_args train_t5xxl=True cannot be used with --cache_text_encoder_outputs: "
+                "a trained encoder has no fixed output. Leave one of them out."
+            )
+
+    def check_trainables(self) -> None:
+        """The network module can be imported, and understands its arguments for a model of this depth."""
+        self.module = _import_module(self.options.network.network_module)
+        check = getattr(self.module, "check_network_args", None)
+        if check is not None:
+            check(self.network_args, depth=self.family.depth(self.files))
+
+    def _trains_t5(self) -> bool:
+        return self.network_args.get("train_t5xxl", "").lower() == "true"
+
+    def trained_encoders(self) -> tuple[str, ...]:
+        """CLIP-L and CLIP-G unless --network_train_unet_only; T5 on request."""
+        if self.options.network.network_train_unet_only:
+            return ()
+        names = self.family.encoder_names
+        return names if self._trains_t5() else tuple(name for name in names if name != "t5xxl")
+
+    # Building
+
+    def build_trainables(self) -> None:
+        """Create the network, attach it, load or merge weights."""
+        import torch
+
+        options = self.options.network
+        encoders = [self.text.encoders[name] for name in self.family.encoder_names if name in self.text.encoders]
+        self._merge_base_weights(encoders)
+        torch.manual_seed(self.seed)
+        self.network = self._create_network(encoders)
+        self.network.apply_to(
+            encoders, self.denoiser, bool(self.trained_encoders()), not options.network_train_text_encoder_only
+        )
+        if options.network_weights:
+            logger.info("--network_weights: %s", self.network.load_weights(options.network_weights))
+        self.network.to(self.device, dtype=self._network_dtype())
+        if self.options.training.gradient_checkpointing:
+            for name in self.trained_encoders():
+                _checkpoint_encoder(self.text.encoders[name])
+
+    def _create_network(self, encoders: list[nn.Module]) -> nn.Module:
+        options = self.options.network
+        if options.dim_from_weights:
+            made = self.module.create_network_from_weights(
+                1.0, options.network_weights, None, encoders, self.denoiser, **self.network_args
+            )
+            network: nn.Module = made[0] if isinstance(made, tuple) else made
+            return network
+        network = self.module.create_network(
+            1.0,
+            options.network_dim,
+            options.network_alpha,
+            None,
+            encoders,
+            self.denoiser,
+            neuron_dropout=options.network_dropout,
+            **self.network_args,
+        )
+        return network
+
+    def _merge_base_weights(self, encoders: list[nn.Module]) -> None:
+        """Merge the networks of --base_weights into the frozen model, for this run only."""
+        options = self.options.network
+        multipliers = list(options.base_weights_multiplier or [])
+        for index, path in enumerate(options.base_weights or []):
+            multiplier = multipliers[index] if index < len(multipliers) else 1.0
+            made = self.module.create_network_from_weights(
+                multiplier, path, None, encoders, self.denoiser, for_inference=True
+            )
+            network, weights = made if isinstance(made, tuple) else (made, None)
+            network.merge_to(encoders, self.denoiser, weights, self.weight_dtype, str(self.device))
+            logger.info("--base_weights: merged %s at %g", path, multiplier)
+
+    def _network_dtype(self) -> torch.dtype:
+        """Float32, unless --full_fp16 or --full_bf16 asks to train in half precision."""
+        import torch
+
+        precision = self.options.precision
+        return self.weight_dtype if precision.full_fp16 or precision.full_bf16 else torch.float32
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Groups of the network with their learning rates."""
+        options = self.options.network
+        default, unet = self.options.optimizer.learning_rate, options.unet_lr
+        rates = list(options.text_encoder_lr or [])
+        prepare = getattr(self.network, "prepare_optimizer_params_with_multiple_te_lrs", None)
+        if prepare is not None:
+            result = prepare(rates, unet, default)
+        else:
+            result = self.network.prepare_optimizer_params(rates[0] if rates else None, unet, default)
+        groups, self.group_names = result if isinstance(result, tuple) else (result, [])
+        groups = [{**group, "params": list(group["params"])} for group in groups]
+        if not any(group["params"] for group in groups):
+            raise OptionError("nothing is left to train: every learning rate is 0. Give --learning_rate or --unet_lr.")
+        return groups
+
+    def describe_trainables(self) -> list[str]:
+        """How many modules and numbers train."""
+        count = sum(p.numel() for group in self.optimizer.param_groups for p in group["params"])
+        return [f"{self.options.network.network_module}: {count:,} numbers train, in {len(self.group_names)} groups"]
+
+    # Training
+
+    def set_training(self, is_training: bool) -> None:
+        """Dropout of the adapters is on while training only."""
+        if self.network.training != is_training:
+            self.network.train(is_training)
+        self.denoiser.train(is_training)
+        for name in self.trained_encoders():
+            self.text.encoders[name].train(is_training)
+
+    def after_step(self) -> None:
+        """Keep the norms below --scale_weight_norms."""
+        limit = self.options.network.scale_weight_norms
+        if limit:
+            self.network.apply_max_norm_regularization(limit, self.device)
+
+    # Saving
+
+    def save(self, path: Path, *, step: int, epoch: int) -> None:
+        """Write the network with its metadata and hashes."""
+        from library.training.run_metadata import write_network
+
+        state = network_state(self.network, self._save_dtype())
+        form = self.options.saving.save_model_as
+        if form == "diffusers":
+            state = self.family.network_to_diffusers(state)
+        write_network(self, path, state, step=step, epoch=epoch, finished_at=time.time())
+
+    def _save_dtype(self) -> torch.dtype | None:
+        import torch
+
+        table = {"float": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+        return table.get(self.options.saving.save_precision or "")
+
+
+def network_args(items: Sequence[str] | None, dropout: float | None) -> dict[str, str]:
+    """The `key=value` items of --network_args; the dropout of --network_dropout joins them.
+
+    Raises:
+        OptionError: An item without `=`, or a key given twice.
+    """
+    result: dict[str, str] = {}
+    for item in items or []:
+        key, equals, value = item.partition("=")
+        if not equals or not key.strip():
+            raise OptionError(f'--network_args {item}: an argument has the form "name=value".')
+        if key.strip() in result:
+            raise OptionError(f"--network_args: {key.strip()} is given twice.")
+        result[key.strip()] = value
+    if dropout is not None:
+        result.setdefault("dropout", str(dropout))
+    return result
+
+
+def network_state(network: nn.Module, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """The tensors of a network as they are saved, on the CPU."""
+    saved_state = getattr(network, "saved_state", None)
+    if saved_state is not None:
+        state: dict[str, Tensor] = saved_state(dtype)
+        return state
+    return {name: t.detach().to("cpu", dtype or t.dtype).contiguous() for name, t in network.state_dict().items()}
+
+
+def _import_module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise OptionError(
+            f"--network_module {name}: cannot be imported ({error}). Use networks.lora, or install the package it comes from."
+        ) from error
+
+
+def _checkpoint_encoder(encoder: nn.Module) -> None:
+    encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -1,0 +1,62 @@
+"""Several processes: how many were asked for, and averaging over them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from library.errors import EnvironmentFault
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch import Tensor
+
+
+def num_processes() -> int:
+    """Number of processes this one was launched with, from the launcher's environment."""
+    return int(os.environ.get("WORLD_SIZE", "1") or "1")
+
+
+def check_launch() -> None:
+    """Refuse a launch that asked for several processes and got one.
+
+    `accelerate launch` without a GPU starts a single process whatever `--num_processes` says. It then
+    names a meeting place (MASTER_ADDR) but no rank, which no launch of one process does.
+
+    Raises:
+        EnvironmentFault: With the command that does start several processes.
+    """
+    if "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ and "RANK" not in os.environ:
+        raise EnvironmentFault(
+            "the launch asks for several processes but started one, as accelerate does without a GPU. "
+            "Use `torchrun --nproc_per_node N script.py ...`, or `accelerate launch --num_processes 1`."
+        )
+
+
+def check_started(accelerator: Accelerator) -> None:
+    """Raise EnvironmentFault where the launcher promised more processes than the process group has."""
+    if num_processes() != accelerator.num_processes:
+        raise EnvironmentFault(
+            f"the launcher started {num_processes()} processes, but they do not see each other "
+            f"(the group has {accelerator.num_processes}). Check the launch command and `accelerate config`."
+        )
+
+
+def average_over_processes(accelerator: Accelerator, tensors: Sequence[Tensor]) -> None:
+    """Replace each tensor by its mean over the processes, in one exchange per dtype. Nothing is done for one process."""
+    if accelerator.num_processes == 1:
+        return
+    import torch
+    from torch import distributed
+
+    by_dtype: dict[torch.dtype, list[Tensor]] = {}
+    for tensor in tensors:
+        by_dtype.setdefault(tensor.dtype, []).append(tensor)
+    for group in by_dtype.values():
+        flat = torch.cat([tensor.reshape(-1) for tensor in group])
+        distributed.all_reduce(flat)
+        flat /= accelerator.num_processes
+        pieces = flat.split([tensor.numel() for tensor in group])
+        for tensor, piece in zip(group, pieces, strict=True):
+            tensor.copy_(piece.view_as(tensor))

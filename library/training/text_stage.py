@@ -1,0 +1,64 @@
+"""Where a step's text states come from: the cache, the encoders, or both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from library.families.base import Conditioning, ModelFamily
+from library.records import Batch
+from library.rng import stream_seed, uniform_per_sample
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@dataclass
+class TextStage:
+    """Text states of batches and of sample prompts.
+
+    Attributes:
+        encoders: Those that run in every step, in the family's order; empty where all is cached.
+        tokenizers: None where no encoder runs.
+        prompts: Cached states of the sample prompts, by their text, without batch axis.
+        is_trained: Whether gradients flow into the encoders.
+    """
+
+    family: ModelFamily
+    device: torch.device
+    encoders: dict[str, nn.Module] = field(default_factory=dict)
+    tokenizers: Any = None
+    prompts: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    is_trained: bool = False
+
+    def encode(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        """States of the live encoders, {name: [B, ...]}."""
+        if not self.encoders:
+            return {}
+        tokens = self.family.tokenize(self.tokenizers, captions)
+        on_device = {name: ids.to(self.device, non_blocking=True) for name, ids in tokens.items()}
+        with torch.set_grad_enabled(self.is_trained and torch.is_grad_enabled()):
+            return self.family.encode_text(self.encoders, on_device)
+
+    def for_batch(self, batch: Batch, seed: int) -> dict[str, Tensor]:
+        """Cached and live states of a batch, after encoder dropout."""
+        states = {**(batch.text or {}), **self.encode(batch.captions)}
+        draws = {
+            name: uniform_per_sample(
+                [stream_seed(seed, "encoder_dropout", name, batch.plan.epoch, sample) for sample in batch.sample_ids]
+            ).to(self.device)
+            for name in self.family.encoder_names
+        }
+        return self.family.drop_text(states, draws)
+
+    @torch.no_grad()
+    def for_prompts(self, texts: Sequence[str], denoiser: nn.Module) -> Conditioning:
+        """Conditioning of sample prompts; no dropout."""
+        cached: dict[str, Tensor] = {}
+        if self.prompts:
+            rows = [self.prompts[text] for text in texts]
+            cached = {name: torch.stack([row[name] for row in rows]).to(self.device) for name in rows[0]}
+        return self.family.join_text({**cached, **self.encode(texts)}, denoiser)

@@ -1,0 +1,486 @@
+"""The one training loop.
+
+`Trainer.run` is the list of phases. `NetworkTrainer` (and the full fine-tune) say what trains and what
+is saved. This file imports nothing heavy at its top, so that wrong options and wrong data are
+reported before torch is loaded.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from library.errors import CheckpointError, OptionError, OutputError
+from library.log import get_logger
+from library.records import Batch, BatchPlan
+from library.rng import stream_seed
+from library.training.planning import DataPlan, plan_data
+from library.training.processes import average_over_processes, check_launch, check_started, num_processes
+from library.training.prompts import SamplePrompt, load_prompts
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
+
+    from library.families.base import ModelFamily
+    from library.training.text_stage import TextStage
+
+logger = get_logger(__name__)
+
+
+class Trainer:
+    """Runs a training from options to saved files. Subclasses say what trains.
+
+    Attributes:
+        loss_history: Mean loss of every optimizer step, over all processes.
+        saved_files: In the order they were written.
+    """
+
+    family: ModelFamily
+    files: Any
+    plan: DataPlan
+    seed: int
+    accelerator: Accelerator
+    denoiser: nn.Module
+    text: TextStage
+    optimizer: Optimizer
+    schedule: LRScheduler
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+        self.prompts: tuple[SamplePrompt, ...] = ()
+        self.loss_history: list[float] = []
+        self.saved_files: list[Path] = []
+        self.step = 0
+        self._vae: nn.Module | None = None
+
+    # What a kind of training defines
+
+    def make_family(self) -> ModelFamily:
+        """The model family, made from the options."""
+        raise NotImplementedError
+
+    def check_trainables(self) -> None:
+        """Refuse options that do not fit `self.files`, before weights are read."""
+        raise NotImplementedError
+
+    def trained_encoders(self) -> tuple[str, ...]:
+        """Names of the text encoders that train; they cannot be cached."""
+        raise NotImplementedError
+
+    def build_trainables(self) -> None:
+        """Make what trains, after the models are loaded."""
+        raise NotImplementedError
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Parameter groups of the optimizer."""
+        raise NotImplementedError
+
+    def set_training(self, is_training: bool) -> None:
+        """Switch what trains between training and evaluation."""
+        raise NotImplementedError
+
+    def after_step(self) -> None:
+        """What has to happen to the trained weights after each optimizer step."""
+
+    def save(self, path: Path, *, step: int, epoch: int) -> None:
+        """Write the trained weights."""
+        raise NotImplementedError
+
+    # Phases
+
+    def run(self) -> int:
+        """Train from beginning to end; returns the exit code."""
+        self.check_options()
+        self.plan_run()
+        self.inspect_files()
+        self.start()
+        self.load()
+        self.build_trainables()
+        self.build_optimizer()
+        self.announce()
+        self.train()
+        self.finish()
+        return 0
+
+    def check_options(self) -> None:
+        """Everything that can be told from the options alone."""
+        from library.training.optimizers import check_optimizer
+        from library.training.schedules import check_schedule
+
+        check_launch()
+        self.family = self.make_family()
+        optimizer, sampling = self.options.optimizer, self.options.sampling
+        check_schedule(optimizer.lr_scheduler, optimizer.lr_warmup_steps, optimizer.lr_scheduler_args)
+        if sampling.sample_prompts:
+            self.prompts = load_prompts(
+                Path(sampling.sample_prompts),
+                size=self.family.sample_size,
+                steps=self.family.sample_steps,
+                scale=self.family.sample_guidance,
+            )
+        self._probe_output_dir()
+        check_optimizer(optimizer.optimizer_name, optimizer.optimizer_args, optimizer.learning_rate)
+
+    def plan_run(self) -> None:
+        """Data and steps, from headers only."""
+        training = self.options.training
+        self.plan = plan_data(
+            Path(self.options.data.dataset_config),
+            self.options.dataset_defaults(),
+            bucket_multiple=self.family.bucket_multiple,
+            num_processes=num_processes(),
+            accumulation=training.gradient_accumulation_steps,
+            max_steps=training.max_train_steps,
+            max_epochs=training.max_train_epochs,
+        )
+        if self.options.cache.caches_text:
+            self.plan.refuse_caption_conflicts()
+        if self.options.cache.caches_latents:
+            self.plan.refuse_crop_conflicts()
+
+    def inspect_files(self) -> None:
+        """Headers of the model files, and what they say about the options."""
+        self.files = self.family.inspect()
+        self._check_block_swap()
+        self.check_trainables()
+
+    def start(self) -> None:
+        """Processes, device, precision and seed."""
+        import torch
+        from accelerate import Accelerator
+        from accelerate.utils import broadcast_object_list, set_seed
+
+        from library.device import has_accelerator
+
+        precision = self.options.precision.mixed_precision
+        if precision == "fp16" and not has_accelerator():
+            logger.warning("fp16 without a GPU has no loss scaling, small gradients may vanish; use --mixed_precision bf16.")
+        self.accelerator = Accelerator(mixed_precision=precision, cpu=not has_accelerator())
+        check_started(self.accelerator)
+        seed = self.options.training.seed
+        drawn = [random.SystemRandom().randrange(1 << 31) if seed is None else seed]
+        broadcast_object_list(drawn)
+        self.seed = drawn[0]
+        set_seed(self.seed)
+        self.weight_dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+
+    def load(self) -> None:
+        """Fill the caches, then load what the steps need."""
+        from library.training.caching import prepare_latents, prepare_text
+
+        self.latent_cache = prepare_latents(self)
+        self.text_cache, self.text = prepare_text(self)
+        self.denoiser = self.family.load_denoiser(self.files, self.weight_dtype, self.device)
+        if self.options.training.gradient_checkpointing:
+            self.denoiser.gradient_checkpointing = True
+
+    def build_optimizer(self) -> None:
+        """Optimizer and schedule over what trains."""
+        from library.training.optimizers import make_optimizer
+        from library.training.schedules import make_schedule
+
+        chosen = self.options.optimizer
+        optimizer = make_optimizer(
+            chosen.optimizer_name,
+            self.parameter_groups(),
+            learning_rate=chosen.learning_rate,
+            args=chosen.optimizer_args,
+        )
+        self.schedule = make_schedule(
+            optimizer,
+            chosen.lr_scheduler,
+            num_steps=self.plan.steps.max_steps,
+            warmup=chosen.lr_warmup_steps,
+            options=chosen,
+        )
+        self.optimizer = self.accelerator.prepare_optimizer(optimizer)
+
+    def announce(self) -> None:
+        """The start banner."""
+        training = self.options.training
+        lines = [
+            self.plan.steps.describe(),
+            f"seed {self.seed}, {self.options.optimizer.optimizer_name} at {self.options.optimizer.learning_rate:g}, "
+            f"mixed precision {self.options.precision.mixed_precision}, "
+            f"gradient checkpointing {'on' if training.gradient_checkpointing else 'off'}, on {self.device}",
+            *self.describe_trainables(),
+        ]
+        for line in lines:
+            logger.info("%s", line)
+
+    def describe_trainables(self) -> list[str]:
+        """Lines of the start banner about what trains."""
+        return []
+
+    # The loop
+
+    def train(self) -> None:
+        """All epochs, up to the last step."""
+        from tqdm import tqdm
+
+        steps, every = self.plan.steps, self.options.saving
+        batches = self._batches()
+        if self.options.sampling.sample_at_first:
+            self._sample(epoch_end=0)
+        with tqdm(total=steps.max_steps, desc="steps", disable=not self.accelerator.is_local_main_process) as bar:
+            for epoch in range(1, steps.epochs + 1):
+                for group in self._groups(epoch):
+                    self._optimizer_step([next(batches) for _ in group])
+                    self._show(bar)
+                    self._sample_if_due(epoch_end=None)
+                    if every.save_every_n_steps and self.step % every.save_every_n_steps == 0:
+                        self._save_at(epoch=epoch - 1, is_step=True)
+                    if self.step >= steps.max_steps:
+                        break
+                is_last = epoch == steps.epochs
+                if every.save_every_n_epochs and epoch % every.save_every_n_epochs == 0 and not is_last:
+                    self._save_at(epoch=epoch, is_step=False)
+                self._sample_if_due(epoch_end=epoch)
+            self._read_pending_loss()
+            self._show(bar, advance=0)
+
+    def _groups(self, epoch: int) -> Iterator[tuple[BatchPlan, ...]]:
+        """The batches of this process that make up each optimizer step of an epoch."""
+        plans, size = self._epoch_plans(epoch), self.options.training.gradient_accumulation_steps
+        for start in range(0, len(plans), size):
+            yield plans[start : start + size]
+
+    def _epoch_plans(self, epoch: int) -> tuple[BatchPlan, ...]:
+        return self.plan.epoch(epoch, self.accelerator.process_index, self.seed)
+
+    def _batches(self) -> Iterator[Batch]:
+        """Batches of the whole run, in the order of the plans; the loader's workers never restart."""
+        from library.data.loader import BatchDataset, make_loader
+
+        dataset = BatchDataset(
+            self.plan.records,
+            self.plan.crops,
+            self.plan.specs,
+            latents=self.latent_cache,
+            text=self.text_cache,
+            seed=self.seed,
+            max_steps=self.plan.steps.max_steps,
+        )
+        plans = (plan for epoch in range(1, self.plan.steps.epochs + 1) for plan in self._epoch_plans(epoch))
+        loader = make_loader(
+            dataset,
+            plans,
+            num_workers=self.options.training.max_data_loader_n_workers,
+            pin_memory=self.device.type == "cuda",
+        )
+        return iter(loader)
+
+    def _optimizer_step(self, batches: list[Batch]) -> None:
+        """Forward and backward over the batches of a step, then one update.
+
+        Each batch counts 1 / (accumulation x processes), in a short last group too, so every picture weighs
+        the same in an epoch.
+        """
+        self.set_training(True)
+        total = None
+        for batch in batches:
+            loss = self.batch_loss(batch.to(self.device)) * batch.plan.weight
+            loss = loss / self.options.training.gradient_accumulation_steps
+            self.accelerator.backward(loss)
+            share = loss.detach() * self.options.training.gradient_accumulation_steps / len(batches)
+            total = share if total is None else total + share
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        average_over_processes(self.accelerator, [*gradients, total])
+        if self.options.optimizer.max_grad_norm > 0:
+            self.accelerator.clip_grad_norm_(parameters, self.options.optimizer.max_grad_norm)
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.after_step()
+        self.step += 1
+        self._read_pending_loss()
+        self._pending_loss = total
+
+    def batch_loss(self, batch: Batch) -> Tensor:
+        """Mean loss of a batch. A scalar, float32."""
+        from library.rng import normal_per_sample, uniform_per_sample
+        from library.training.step import compute_loss
+
+        self._seed_forward(batch.plan)
+        seeds = [stream_seed(self.seed, "noise", batch.plan.epoch, sample) for sample in batch.sample_ids]
+        latents = self._latents(batch)
+        noise = normal_per_sample(seeds, latents.shape[1:]).to(self.device)
+        objective = self.family.objective()
+        time_seeds = [stream_seed(seed, "timestep") for seed in seeds]
+        draw = objective.draw(uniform_per_sample(time_seeds), normal_per_sample(time_seeds, ())).to(self.device)
+        position_draw = tuple(uniform_per_sample([stream_seed(seeds[0], "position")], (3,))[0].tolist())
+        with self.accelerator.autocast():
+            conditioning = self.family.join_text(self.text.for_batch(batch, self.seed), self.denoiser)
+
+        def predict(noisy_latents: Tensor, timesteps: Tensor) -> Tensor:
+            with self.accelerator.autocast():
+                return self.family.predict(
+                    self.denoiser, noisy_latents, timesteps, conditioning, position_draw=position_draw
+                )
+
+        losses = compute_loss(
+            latents,
+            noise,
+            draw,
+            predict,
+            objective,
+            loss=self.options.loss.settings(),
+            loss_weights=batch.loss_weights,
+        )
+        return losses.mean()
+
+    def _seed_forward(self, plan: BatchPlan) -> None:
+        """Key the draws inside modules (adapter dropout) to the batch; recomputation then draws the same."""
+        import torch
+
+        torch.manual_seed(stream_seed(self.seed, "forward", plan.epoch, plan.index))
+
+    def _latents(self, batch: Batch) -> Tensor:
+        if batch.latents is not None:
+            return batch.latents.float()
+        from library.training.caching import encode_pictures
+
+        assert batch.images is not None
+        return encode_pictures(self.family, self.vae(), batch.images, batch.posterior_seeds).float()
+
+    def _read_pending_loss(self) -> None:
+        """Read the loss of the step before, so that the device is never waited for."""
+        if self._pending_loss is not None:
+            self.loss_history.append(float(self._pending_loss))
+            self._pending_loss = None
+
+    _pending_loss: Tensor | None = None
+
+    def _show(self, bar: Any, advance: int = 1) -> None:
+        recent = self.loss_history[-self.plan.steps.steps_per_epoch :]
+        if recent:
+            bar.set_postfix(avr_loss=f"{sum(recent) / len(recent):.4f}", lr=f"{self.schedule.get_last_lr()[-1]:.3g}", refresh=False)
+        bar.update(advance)
+
+    # Saving and samples
+
+    def finish(self) -> None:
+        """Write the final file."""
+        self._save_at(epoch=self.plan.steps.epochs, is_step=False, is_last=True)
+        if self.accelerator.is_main_process:
+            logger.info("done: %s", self.saved_files[-1])
+        self.accelerator.end_training()
+
+    def _save_at(self, *, epoch: int, is_step: bool, is_last: bool = False) -> None:
+        from library.checkpoint.names import epoch_name, last_name, step_name
+
+        saving = self.options.saving
+        extension = self.extension()
+        if is_last:
+            name = last_name(saving.output_name, extension)
+        elif is_step:
+            name = step_name(saving.output_name, extension, self.step)
+        else:
+            name = epoch_name(saving.output_name, extension, epoch)
+        if self.accelerator.is_main_process:
+            path = Path(saving.output_dir) / name
+            self.save(path, step=self.step, epoch=epoch)
+            self.saved_files.append(path)
+            logger.info("saved %s", path)
+        self.accelerator.wait_for_everyone()
+
+    def extension(self) -> str:
+        """Ending of the saved files."""
+        return {"ckpt": ".ckpt", "pt": ".pt"}.get(self.options.saving.save_model_as or "", ".safetensors")
+
+    def _sample_if_due(self, *, epoch_end: int | None) -> None:
+        from library.training.sampling import is_sample_due
+
+        sampling = self.options.sampling
+        if self.prompts and is_sample_due(
+            self.step, epoch_end, sampling.sample_every_n_steps, sampling.sample_every_n_epochs
+        ):
+            self._sample(epoch_end=epoch_end)
+
+    def _sample(self, *, epoch_end: int | None) -> None:
+        """Draw the sample prompts on the main process; the training draws are not touched."""
+        from library.training.sampling import save_samples
+
+        if self.prompts and self.accelerator.is_main_process:
+            self.set_training(False)
+            vae = self.vae()
+            save_samples(
+                self.prompts,
+                family=self.family,
+                denoiser=self.denoiser,
+                vae=vae,
+                text=self.text,
+                device=self.device,
+                autocast=self.accelerator.autocast,
+                folder=Path(self.options.saving.output_dir) / "sample",
+                output_name=self.options.saving.output_name,
+                step=self.step,
+                epoch_end=epoch_end,
+            )
+            self._park_vae()
+        self.accelerator.wait_for_everyone()
+
+    # Parts that come and go
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        return self.accelerator.device
+
+    def encoder_dtype(self, *, is_vae: bool = False) -> torch.dtype:
+        """Precision of the frozen encoders: the weight dtype, but float32 where fp16 has no hardware or is refused."""
+        import torch
+
+        keep_full = is_vae and self.options.precision.no_half_vae
+        if keep_full or (self.weight_dtype == torch.float16 and self.device.type == "cpu"):
+            return torch.float32
+        return self.weight_dtype
+
+    def vae(self) -> nn.Module:
+        """The VAE, loaded when first needed."""
+        if self._vae is None:
+            self._vae = self.family.load_vae(self.files, self.encoder_dtype(is_vae=True), self.device)
+        return self._vae.to(self.device)
+
+    def _park_vae(self) -> None:
+        """Make room on the device where only samples need the VAE."""
+        if self._vae is not None and self.latent_cache is not None:
+            self._vae = self._vae.to("cpu")
+
+    # Checks
+
+    def _check_block_swap(self) -> None:
+        from library.device import has_accelerator
+
+        asked, depth = self.options.sd3_blocks_to_swap(), self.family.depth(self.files)
+        if not asked:
+            return
+        if asked > depth:
+            logger.info("--blocks_to_swap %d: the model has %d blocks, so all of them are meant.", asked, depth)
+        if has_accelerator():
+            raise OptionError(
+                f"--blocks_to_swap {asked}: swapping blocks on a GPU is not available yet. Leave the option out."
+            )
+        logger.warning("--blocks_to_swap has no effect without a GPU: there is nothing to swap.")
+
+    def _probe_output_dir(self) -> None:
+        """Make sure that files can be written before anything is computed."""
+        folder = Path(self.options.saving.output_dir)
+        probe = folder / ".write_probe"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as error:
+            raise OutputError(
+                f"--output_dir: {folder} cannot be written ({error.strerror or error}). Choose another folder."
+            ) from None

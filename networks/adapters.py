@@ -1,0 +1,280 @@
+"""LoRA for one linear or convolution layer, held beside the model.
+
+The layer stays where and what it is: while an adapter is attached only the layer's `forward` is another
+function. Neither its state_dict nor the module tree of the model changes.
+
+Source: Hu et al. 2021, arXiv:2106.09685. Rank and module dropout: as the LyCORIS project defines them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from networks.lora_linear import compute_dtype, is_plain_frozen, lora_linear
+
+
+@dataclass(frozen=True)
+class Dropouts:
+    """What is left out at random while training; all are chances in [0, 1).
+
+    Attributes:
+        neuron: Single values between the two factors.
+        rank: Whole ranks, drawn for each sample.
+        module: The whole adapter, drawn for each forward pass.
+    """
+
+    neuron: float = 0.0
+    rank: float = 0.0
+    module: float = 0.0
+
+
+NO_DROPOUT = Dropouts()
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What a file holds of one adapter: the change of the weight is alpha / rank times up @ down.
+
+    Attributes:
+        down: Shape [rank, in], for a convolution [rank, in, kernel height, kernel width].
+        up: Shape [out, rank], for a convolution [out, rank, 1, 1].
+        alpha: See above.
+    """
+
+    down: Tensor
+    up: Tensor
+    alpha: float
+
+    @property
+    def rank(self) -> int:
+        """Number of rows of `down`."""
+        return self.down.shape[0]
+
+    @property
+    def scale(self) -> float:
+        """alpha / rank"""
+        return self.alpha / self.rank
+
+    def delta(self) -> Tensor:
+        """The change of the weight at multiplier 1, in float32 (or float64) and the shape of the weight."""
+        down, up = (t if t.dtype == torch.float64 else t.float() for t in (self.down, self.up))
+        return (up.flatten(1) @ down.flatten(1)).reshape(up.shape[0], *down.shape[1:]) * self.scale
+
+
+class Factor(nn.Module):
+    """One matrix of an adapter, so that its parameter is called `<name>.weight`."""
+
+    def __init__(self, *shape: int, device: torch.device | str | None = None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(shape, device=device))
+
+
+class LoraAdapter(nn.Module):
+    """A low-rank addition to one layer.
+
+    With `num_parts` above 1 the outputs of the layer (query, key and value, one after another) have their own pair
+    of factors each. Together these are one pair of `num_parts` times the rank: the rows of `down` stacked, `up`
+    block-diagonal. That is how they are computed and stored.
+
+    Args:
+        name: Name in a file, for instance lora_unet_joint_blocks_0_x_block_attn_qkv.
+        target: An nn.Linear or nn.Conv2d (or a subclass, such as a quantised linear layer).
+        rank: Rank of each pair of factors.
+        alpha: The output is scaled by multiplier * alpha / rank.
+        multiplier: See alpha.
+        num_parts: See above; only for linear layers.
+        dropouts: Act in training mode only.
+        device: Where the factors are made.
+
+    The factors hold no values until `reset` or `load` is called.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        target: nn.Module,
+        rank: int,
+        alpha: float,
+        *,
+        multiplier: float = 1.0,
+        num_parts: int = 1,
+        dropouts: Dropouts = NO_DROPOUT,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        self.name, self.rank, self.alpha, self.num_parts = name, rank, alpha, num_parts
+        self.multiplier, self.dropouts, self.enabled = multiplier, dropouts, True
+        self._target = (target,)  # in a tuple, so that it does not become a part of this module
+        self._replaced: Callable[..., Tensor] | None = None
+        self.base_forward: Callable[..., Tensor] = target.forward
+        down, up = _factor_shapes(target, rank, num_parts)
+        if num_parts == 1:
+            self.lora_down: nn.Module = Factor(*down, device=device)
+            self.lora_up: nn.Module = Factor(*up, device=device)
+        else:
+            self.lora_down = nn.ModuleList(Factor(*down, device=device) for _ in range(num_parts))
+            self.lora_up = nn.ModuleList(Factor(*up, device=device) for _ in range(num_parts))
+
+    @property
+    def target(self) -> nn.Module:
+        """The adapted layer."""
+        return self._target[0]
+
+    @property
+    def scale(self) -> float:
+        """alpha / rank; the multiplier is not in it."""
+        return self.alpha / self.rank
+
+    def reset(self, generator: Generator | None = None) -> None:
+        """Start values: `down` uniform as nn.Linear has it, `up` zero, so that nothing is added yet."""
+        for down, up in zip(self._weights(self.lora_down), self._weights(self.lora_up), strict=True):
+            nn.init.kaiming_uniform_(down, a=math.sqrt(5), generator=generator)
+            nn.init.zeros_(up)
+
+    def pair(self) -> tuple[Tensor, Tensor]:
+        """`down` and `up`, joined where there are parts. Gradients flow through."""
+        downs, ups = self._weights(self.lora_down), self._weights(self.lora_up)
+        if self.num_parts == 1:
+            return downs[0], ups[0]
+        return torch.cat(downs), torch.block_diag(*ups)
+
+    def factors(self) -> Factors:
+        """What is written to a file, detached. Its alpha counts all parts, so that every reader gets this strength."""
+        down, up = self.pair()
+        return Factors(down.detach(), up.detach(), self.alpha * self.num_parts)
+
+    @torch.no_grad()
+    def load(self, factors: Factors) -> None:
+        """Take over values of a file; shapes and alpha must have been compared (networks/weights.py)."""
+        downs, ups = [factors.down], [factors.up]
+        if self.num_parts > 1:
+            downs, ups = _split(factors, self.num_parts, self.rank)
+        for parameter, value in zip(self._weights(self.lora_down), downs, strict=True):
+            parameter.copy_(value)
+        for parameter, value in zip(self._weights(self.lora_up), ups, strict=True):
+            parameter.copy_(value)
+
+    def attach(self) -> None:
+        """Let the layer give its output with the addition. Attaching twice is attaching once."""
+        if self.is_attached:
+            return
+        self._replaced = self.target.__dict__.get("forward")
+        self.base_forward = self.target.forward
+        self.target.forward = self.forward  # type: ignore[method-assign]
+
+    def detach(self) -> None:
+        """Give the layer its own forward back."""
+        if not self.is_attached:
+            return
+        if self._replaced is None:
+            del self.target.forward
+        else:
+            self.target.forward = self._replaced  # type: ignore[method-assign]
+        self._replaced = None
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether the layer's outermost forward is this adapter's."""
+        return getattr(self.target.__dict__.get("forward"), "__self__", None) is self
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The layer's output plus the addition. Shapes as those of the layer."""
+        layer = self.target
+        if not self.enabled or self.multiplier == 0 or self._skips_this_pass():
+            return self.base_forward(x, *args, **kwargs)
+        down, up = self.pair()
+        strength = self.multiplier * self.scale
+        if isinstance(layer, nn.Conv2d):
+            return self._add_to_image(self.base_forward(x, *args, **kwargs), x, strength)
+        mask = self._mask((*x.shape[:-1], down.shape[0]), x.device)
+        if self._replaced is None and is_plain_frozen(layer):
+            return lora_linear(x, layer.weight, layer.bias, down, up, strength, mask)  # type: ignore[arg-type]
+        base = self.base_forward(x, *args, **kwargs)
+        inner = F.linear(x.to(compute_dtype(x)), down.to(compute_dtype(x))) * strength
+        return base + F.linear(inner if mask is None else inner * mask, up.to(inner.dtype)).to(base.dtype)
+
+    def _add_to_image(self, base: Tensor, x: Tensor, strength: float) -> Tensor:
+        layer, (down, up), dtype = self.target, self.pair(), compute_dtype(x)
+        inner = F.conv2d(x.to(dtype), down.to(dtype), None, layer.stride, layer.padding, layer.dilation) * strength  # type: ignore[call-overload]
+        mask = self._mask(tuple(inner.shape), x.device)
+        return base + F.conv2d(inner if mask is None else inner * mask, up.to(dtype)).to(base.dtype)
+
+    def _skips_this_pass(self) -> bool:
+        return bool(self.training and self.dropouts.module and torch.rand(()) < self.dropouts.module)
+
+    def _mask(self, shape: tuple[int, ...], device: torch.device) -> Tensor | None:
+        """Dropout as factors for the rank-sized product [B, ..., rank] or [B, rank, h, w]; None where none is due."""
+        if not self.training or not (self.dropouts.neuron or self.dropouts.rank):
+            return None
+        mask = torch.ones(shape, device=device)
+        if neuron := self.dropouts.neuron:
+            mask = mask * (torch.rand(shape, device=device) >= neuron) / (1 - neuron)
+        if rank := self.dropouts.rank:
+            channel = 1 if isinstance(self.target, nn.Conv2d) else len(shape) - 1
+            per_sample = [size if axis in (0, channel) else 1 for axis, size in enumerate(shape)]
+            mask = mask * (torch.rand(per_sample, device=device) >= rank) / (1 - rank)
+        return mask
+
+    @torch.no_grad()
+    def merge(self, factors: Factors | None = None, device: torch.device | str | None = None) -> None:
+        """Add the change, times the multiplier, to the layer's weight; computed in float32.
+
+        Args:
+            factors: Those of a file; None takes the adapter's own, which must not be attached then.
+            device: Where the change is computed; None is where the weight is.
+        """
+        weight: Tensor = self.target.weight  # type: ignore[assignment]
+        given = factors or self.factors()
+        place = device or weight.device
+        delta = Factors(given.down.to(place), given.up.to(place), given.alpha).delta() * self.multiplier
+        weight.copy_(weight.to(delta.dtype) + delta.to(weight.device))
+
+    @torch.no_grad()
+    def norm(self) -> Tensor:
+        """Frobenius norm of the change at multiplier 1, from rank-sized products: ‖BA‖² = tr(BᵀB AAᵀ). Shape []."""
+        down, up = (factor.flatten(1).float() for factor in self.pair())
+        return self.scale * ((up.t() @ up) * (down @ down.t())).sum().clamp(min=0).sqrt()
+
+    @torch.no_grad()
+    def shrink(self, ratio: Tensor) -> None:
+        """Multiply the change by `ratio`, half of it in each factor."""
+        for factor in (*self._weights(self.lora_down), *self._weights(self.lora_up)):
+            factor.mul_(ratio.sqrt().to(factor.dtype))
+
+    def _weights(self, factor: nn.Module) -> list[Tensor]:
+        return [part.weight for part in factor.modules() if isinstance(part, Factor)]
+
+
+def _factor_shapes(target: nn.Module, rank: int, num_parts: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    if isinstance(target, nn.Conv2d):
+        if num_parts > 1 or target.groups > 1:
+            raise ValueError("an adapter for a convolution has one part, and the convolution one group")
+        return (rank, target.in_channels, *target.kernel_size), (target.out_channels, rank, 1, 1)
+    in_features, out_features = int(target.in_features), int(target.out_features)  # type: ignore[arg-type]
+    if out_features % num_parts:
+        raise ValueError(f"{out_features} outputs cannot be split into {num_parts} equal parts")
+    return (rank, in_features), (out_features // num_parts, rank)
+
+
+def _split(factors: Factors, num_parts: int, rank: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Factors of a file as parts: blocks of the diagonal, or one `down` shared by all parts."""
+    rows = list(factors.up.chunk(num_parts))
+    if factors.rank == rank:
+        return [factors.down] * num_parts, rows
+    ups = [row[:, i * rank : (i + 1) * rank] for i, row in enumerate(rows)]
+    return list(factors.down.split(rank)), ups
+
+
+def is_block_diagonal(up: Tensor, num_parts: int) -> bool:
+    """Whether the parts of `up` [out, num_parts * rank] use no rank of another part."""
+    if up.shape[0] % num_parts or up.shape[1] % num_parts:
+        return False
+    blocks = up.reshape(num_parts, up.shape[0] // num_parts, num_parts, up.shape[1] // num_parts)
+    return not any(blocks[i, :, j].any() for i in range(num_parts) for j in range(num_parts) if i != j)

@@ -1,0 +1,143 @@
+"""What is in a LoRA file, and whether it fits a network.
+
+File layout ("kohya"): `<name>.lora_down.weight`, `<name>.lora_up.weight` and `<name>.alpha` per adapted module.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from library.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from networks.adapters import Factors, LoraAdapter
+
+_SUFFIXES = (".lora_down.weight", ".lora_up.weight", ".alpha")
+
+# first hit wins: part of a key, and what such a file is
+_KINDS = (
+    (".hada_", "a LoHa (LyCORIS)"),
+    (".lokr_", "a LoKr (LyCORIS)"),
+    (".oft_blocks", "an OFT network"),
+    (".oft_diag", "an OFT network"),
+    (".dora_scale", "a DoRA"),
+    ("lllite_", "a ControlNet-LLLite"),
+    ("transformer.single_transformer_blocks.", "a LoRA for FLUX in the layout of diffusers"),
+    ("transformer.transformer_blocks.", "a LoRA for SD3 in the layout of diffusers"),
+    ("unet.", "a LoRA in the layout of diffusers for SD1, SD2 or SDXL"),
+    ("joint_blocks", "a LoRA for SD3"),
+    ("double_blocks", "a LoRA for FLUX"),
+    ("input_blocks", "a LoRA for SDXL"),
+    ("lora_te_text_model", "a LoRA for SD1 or SD2"),
+    ("lora_unet_down_blocks", "a LoRA for SD1, SD2 or SDXL"),
+    ("lora_te3_", "a LoRA for the text encoders of SD3"),
+    ("lora_te2_", "a LoRA for the text encoders of SDXL or SD3"),
+    ("model.diffusion_model.", "a whole checkpoint"),
+)
+
+
+def describe_file(keys: Iterable[str]) -> str:
+    """Say from its keys what a network file is, for instance "a LoRA for SDXL"."""
+    keys = list(keys)
+    return next((kind for part, kind in _KINDS if any(part in key for key in keys)), "no LoRA that is known here")
+
+
+def how_to_use(keys: Iterable[str]) -> str:
+    """What to do with a file that does not fit, as the end of an error message."""
+    kind = describe_file(keys)
+    if "SD3 in the layout of diffusers" in kind:
+        return "Convert it with `python tools/convert_sd3_lora.py --to kohya`."
+    if "LyCORIS" in kind:
+        return "Use --network_module=lycoris.kohya for it."
+    return "Give a file that was trained for this model with the same --network_args, or use --dim_from_weights."
+
+
+def read_network(path: str | os.PathLike[str], what: str = "--network_weights") -> dict[str, Tensor]:
+    """The tensors of a network file.
+
+    Raises:
+        CheckpointError: Missing, damaged, or not a safetensors file.
+    """
+    from library.tensorfile import read_header, read_tensors
+
+    return read_tensors(read_header(path, what))
+
+
+def factors_by_name(tensors: Mapping[str, Tensor], what: str) -> dict[str, Factors]:
+    """Group the tensors of a file by adapter. A missing alpha is the rank.
+
+    Args:
+        tensors: Content of the file.
+        what: The file's name, for messages.
+
+    Raises:
+        CheckpointError: A tensor that is no part of a LoRA, or a LoRA without one of its factors.
+    """
+    from networks.adapters import Factors
+
+    strange = sorted(key for key in tensors if not key.endswith(_SUFFIXES))
+    names = sorted({key[: -len(suffix)] for key in tensors for suffix in _SUFFIXES if key.endswith(suffix)})
+    halves = [name for name in names if any(name + suffix not in tensors for suffix in _SUFFIXES[:2])]
+    if strange or halves or not names:
+        raise CheckpointError(
+            f"{what} is {describe_file(tensors)}: {_first(strange or halves or ['no tensor'])} cannot be used here. "
+            f"{how_to_use(tensors)}"
+        )
+    found = {}
+    for name in names:
+        down, up, alpha = (tensors.get(name + suffix) for suffix in _SUFFIXES)
+        assert down is not None and up is not None
+        found[name] = Factors(down, up, float(down.shape[0] if alpha is None else alpha))
+    return found
+
+
+def check_fit(adapters: Sequence[LoraAdapter], found: Mapping[str, Factors], what: str, family: str) -> None:
+    """Every adapter has its values in the file, in its own shapes and strength, and nothing is left over.
+
+    Raises:
+        CheckpointError: Otherwise, naming both families and the first differences.
+    """
+    expected = {adapter.name: adapter for adapter in adapters}
+    missing, unknown = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    if missing or unknown:
+        keys = [f"{name}.lora_down.weight" for name in found]
+        parts = [f"{len(missing)} modules of the network are not in it ({_first(missing)})"] if missing else []
+        parts += [f"{len(unknown)} of its modules are not in the network ({_first(unknown)})"] if unknown else []
+        raise CheckpointError(
+            f"{what} is {describe_file(keys)}, the network is a LoRA for {family}: {'; '.join(parts)}. "
+            f"{how_to_use(keys)}"
+        )
+    problems = [problem for name, adapter in expected.items() if (problem := _difference(adapter, found[name]))]
+    if problems:
+        raise CheckpointError(
+            f"{what} does not fit in {len(problems)} modules: {_first(problems)}. "
+            "Set --network_dim, --network_alpha and --network_args as they were for it, or use --dim_from_weights."
+        )
+
+
+def _difference(adapter: LoraAdapter, found: Factors) -> str | None:
+    """What keeps a file's factors from being loaded into an adapter."""
+    from networks.adapters import is_block_diagonal
+
+    name, own, parts = adapter.name, adapter.factors(), adapter.num_parts
+    inner, outer = (tuple(found.down.shape[1:]), found.up.shape[0]), (tuple(own.down.shape[1:]), own.up.shape[0])
+    if inner != outer:
+        sizes = f"{outer[1]} x {outer[0]} in the model and {inner[1]} x {inner[0]} in the file"
+        return f"{name} is {sizes}, which is for another size of model"
+    if found.rank not in {adapter.rank, adapter.rank * parts}:
+        return f"{name} has rank {found.rank} in the file and {adapter.rank} here"
+    if parts > 1 and found.rank != adapter.rank and not is_block_diagonal(found.up, parts):
+        return f"{name} mixes query, key and value in the file, which split_qkv cannot hold"
+    # some trainers write the alpha of one part beside the rank of all: the strength in training is the same
+    alphas = {own.alpha, adapter.alpha} if found.rank != adapter.rank else {adapter.alpha}
+    if not any(abs(found.alpha - alpha) <= 1e-2 * alpha for alpha in alphas):
+        return f"{name} has alpha {found.alpha:g} in the file and {adapter.alpha:g} here"
+    return None
+
+
+def _first(names: Sequence[str], number: int = 3) -> str:
+    return ", ".join(names[:number]) + (" ..." if len(names) > number else "")

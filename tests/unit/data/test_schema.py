@@ -1,0 +1,287 @@
+"""Dataset files: resolution of values, checks, and messages."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from library.data.keys import KEYS, TABLE_NAMES
+from library.data.schema import load_dataset_config, parse_dataset_config
+from library.errors import DatasetError
+from library.records import Size
+
+DOCS = Path(__file__).parents[3] / "docs" / "dataset_config.md"
+
+SMALL = """
+[general]
+resolution = 512
+
+[[datasets]]
+  [[datasets.subsets]]
+  image_dir = "pictures"
+"""
+
+
+def load(tmp_path, text, defaults=None, name="data.toml", **arguments):
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    return load_dataset_config(path, defaults or {}, **arguments)
+
+
+def error_of(tmp_path, text, defaults=None, name="data.toml"):
+    with pytest.raises(DatasetError) as caught:
+        load(tmp_path, text, defaults, name)
+    message = str(caught.value)
+    assert message.startswith(str(tmp_path / name))
+    return message[len(str(tmp_path / name)) :]
+
+
+def subset_file(line, where="subset"):
+    """A small file with one more line in one of its tables."""
+    lines = {"general": "", "dataset": "", "subset": ""} | {where: line}
+    return (
+        f"[general]\nresolution = 512\n{lines['general']}\n[[datasets]]\n{lines['dataset']}\n"
+        f'[[datasets.subsets]]\nimage_dir = "pictures"\n{lines["subset"]}\n'
+    )
+
+
+def test_built_in_defaults(tmp_path):
+    (spec,) = load(tmp_path, SMALL)
+    (subset,) = spec.subsets
+    assert spec.resolution == Size(512, 512)
+    assert (spec.batch_size, spec.enable_bucket, spec.bucket_reso_steps) == (1, False, 64)
+    assert (subset.image_dir, subset.num_repeats, subset.caption_extension) == (Path("pictures"), 1, ".caption")
+    assert (subset.class_tokens, subset.captions.caption_separator, subset.flip_aug) == (None, ",", False)
+
+
+def test_value_nearest_to_the_subset_wins(tmp_path):
+    text = """
+[general]
+keep_tokens = 2
+batch_size = 2
+[[datasets]]
+keep_tokens = 3
+batch_size = 3
+  [[datasets.subsets]]
+  image_dir = "a"
+  keep_tokens = 4
+  [[datasets.subsets]]
+  image_dir = "b"
+[[datasets]]
+  [[datasets.subsets]]
+  image_dir = "a"
+"""
+    first, second = load(tmp_path, text, {"resolution": "640,832", "keep_tokens": 9, "num_repeats": 5, "flip_aug": None})
+    assert [subset.captions.keep_tokens for subset in first.subsets + second.subsets] == [4, 3, 2]
+    assert [spec.batch_size for spec in (first, second)] == [3, 2]
+    assert [subset.num_repeats for subset in first.subsets] == [5, 5]
+    assert first.resolution == Size(640, 832)
+
+
+def test_json_gives_the_same_as_toml(tmp_path):
+    table = {"general": {"resolution": [512, 512]}, "datasets": [{"subsets": [{"image_dir": "pictures"}]}]}
+    assert load(tmp_path, json.dumps(table), name="data.JSON") == load(tmp_path, SMALL)
+
+
+@pytest.mark.parametrize(
+    "folder", ["with space", "br[1]/a*b", "日本 語 é", "C:\\new\\data", "C:/new", "\\\\server\\share"]
+)
+def test_any_folder_name(tmp_path, folder):
+    (spec,) = load(tmp_path, f"resolution = 1\n[[datasets]]\n[[datasets.subsets]]\nimage_dir = '{folder}'"[15:], {"resolution": 64})
+    assert spec.subsets[0].image_dir == Path(folder)
+
+
+def test_home_folder_is_filled_in(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (spec,) = load(tmp_path, SMALL.replace("pictures", "~/pictures"))
+    assert spec.subsets[0].image_dir == tmp_path / "pictures"
+
+
+def test_whole_numbers_are_numbers_and_extensions_get_their_dot(tmp_path):
+    text = subset_file("caption_dropout_rate = 0\ntoken_warmup_step = 10\ncaption_extension = 'txt'")
+    text = text.replace("[[datasets]]", "[[datasets]]\nvalidation_split = 0")
+    subset = load(tmp_path, text)[0].subsets[0]
+    assert subset.captions.caption_dropout_rate == 0.0
+    assert subset.captions.token_warmup_step == 10.0
+    assert subset.caption_extension == ".txt"
+
+
+def test_byte_order_mark_is_skipped(tmp_path):
+    assert load(tmp_path, "\ufeff" + SMALL) == load(tmp_path, SMALL)
+
+
+@pytest.mark.parametrize(
+    ("where", "line", "message"),
+    [
+        ("general", "enable_bukcet = true", "line 3, [general]: unknown key 'enable_bukcet', the nearest is 'enable_bucket'"),
+        ("dataset", "train_batch_size = 2", "line 5, dataset 1: unknown key 'train_batch_size', the nearest is 'batch_size'"),
+        ("subset", "repeats = 2", "line 8, dataset 1, subset 1: unknown key 'repeats', the nearest is 'num_repeats'"),
+        ("subset", "enable_bucket = true", "'enable_bucket' belongs in [general] or [[datasets]]"),
+        ("general", "image_dir = 'x'", "'image_dir' belongs in [[datasets.subsets]]"),
+        ("subset", "num_repeats = 0", "line 8, dataset 1, subset 1: num_repeats must be at least 1, got 0"),
+        ("subset", "num_repeats = true", "num_repeats must be a whole number, got true"),
+        ("subset", "num_repeats = 2.5", "num_repeats must be a whole number, got 2.5"),
+        ("subset", "num_repeats = '2'", "num_repeats must be a whole number, got '2'; remove the quotes"),
+        ("subset", "flip_aug = 1", "flip_aug must be true or false, got 1"),
+        ("subset", "class_tokens = 3", "class_tokens must be a text in quotes, got 3"),
+        ("subset", "caption_dropout_rate = 1.5", "caption_dropout_rate must be from 0 to 1, got 1.5"),
+        ("subset", "caption_dropout_rate = nan", "caption_dropout_rate must be a number, got nan"),
+        ("subset", "caption_separator = ''", "caption_separator must not be empty"),
+        ("subset", "resize_interpolation = 'lancos'", "got 'lancos', the nearest is 'lanczos'"),
+        ("dataset", "batch_size = -1", "batch_size must be at least 1, got -1"),
+        ("dataset", "resolution = [512]", "resolution must be a whole number or [width, height], got [512]"),
+        ("dataset", "resolution = '512'", "resolution must be a whole number or [width, height], got '512'"),
+        ("dataset", "resolution = [512, 0]", "resolution must be at least 1"),
+        ("dataset", "resolution = 500", "resolution 500x500 must be a multiple of 16"),
+        ("dataset", "enable_bucket = true\nbucket_reso_steps = 8", "bucket_reso_steps must be a multiple of 16, got 8"),
+        ("dataset", "enable_bucket = true\nmax_bucket_reso = 448", "max_bucket_reso 448 is below the long side"),
+        ("dataset", "enable_bucket = true\nmin_bucket_reso = 576", "min_bucket_reso 576 is above the short side"),
+        ("dataset", "enable_bucket = true\nresolution = 48", "resolution 48x48 has a side below bucket_reso_steps 64"),
+        ("subset", "is_reg = true", "is_reg is not available yet; remove it"),
+        ("subset", "alpha_mask = true", "alpha_mask is not available yet"),
+        ("subset", "metadata_file = 'm.json'", "metadata_file is not available yet"),
+        ("subset", "conditioning_data_dir = 'm'", "conditioning_data_dir is not available yet"),
+        ("subset", "face_crop_aug_range = [1, 2]", "face_crop_aug_range is not available yet"),
+        ("subset", "custom_attributes = {a = 1}", "custom_attributes is not available yet"),
+        ("subset", "color_aug = true", "color_aug is not available yet"),
+        ("subset", "cache_info = true", "cache_info is not available yet"),
+        ("dataset", "validation_split = 0.1", "validation_split is not available yet"),
+        ("subset", "[[datasets.subsets]]\nimage_dir = './pictures'", "subsets 1 and 2 both have image_dir pictures"),
+        ("subset", "[[datasets.subsets]]", "dataset 1, subset 2: no image_dir"),
+        ("subset", "[[datasets]]", "dataset 2 has no [[datasets.subsets]]"),
+        ("subset", "[[subsets]]", "'subsets' belongs in a dataset, written [[datasets.subsets]]"),
+        ("subset", "[dataset]", "unknown key 'dataset', the nearest is 'datasets'"),
+    ],
+)
+def test_messages(tmp_path, where, line, message):
+    assert message in error_of(tmp_path, subset_file(line, where))
+
+
+def test_turned_off_forms_are_accepted(tmp_path):
+    text = subset_file("is_reg = false\nalpha_mask = false\ncustom_attributes = {}\ncolor_aug = false\ncache_info = false")
+    assert load(tmp_path, text) == load(tmp_path, SMALL)
+
+
+def test_all_faults_are_listed(tmp_path):
+    text = "[general]\nresolution = 'big'\nshufle_caption = 1\n[[datasets]]\nbatch_size = 0\n[[datasets.subsets]]\nimage_dir = 'a'\nnum_repeats = -1"
+    message = error_of(tmp_path, text)
+    assert message.startswith(": 4 faults in the dataset file:\n")
+    assert [line[:9] for line in message.splitlines()[1:]] == ["  line 2,", "  line 3,", "  line 5,", "  line 8,"]
+
+
+def test_long_lists_are_cut(tmp_path):
+    text = subset_file("\n".join(f"unknown{number} = 1" for number in range(30)))
+    lines = error_of(tmp_path, text).splitlines()
+    assert len(lines) == 22
+    assert lines[-1].strip() == "... and 10 more"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "the file has no [[datasets]]"),
+        ("[datasets]\n", "needs [[datasets]], with two brackets"),
+        ("general = 3\n[[datasets]]\n", "[general] must be a table"),
+        ("[[datasets]]\nresolution=64\nsubsets = []", "dataset 1 has no [[datasets.subsets]]"),
+        ("[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'a'", "no resolution; set it here"),
+        ("[general]\nresolution = \n", ":2: not valid TOML"),
+        ("[general]\nresolution = 1\nresolution = 2", "not valid TOML"),
+    ],
+)
+def test_incomplete_and_malformed_files(tmp_path, text, message):
+    assert message in error_of(tmp_path, text)
+
+
+def test_windows_paths_in_double_quotes(tmp_path):
+    invalid = error_of(tmp_path, SMALL.replace('"pictures"', '"C:\\Users\\new"'))
+    assert invalid.startswith(":7: not valid TOML")
+    assert "single quotes" in invalid
+    valid_but_wrong = error_of(tmp_path, SMALL.replace('"pictures"', '"C:\\new\\test"'))
+    assert "control character" in valid_but_wrong
+    assert "single quotes" in valid_but_wrong
+    assert "use / in paths" in error_of(tmp_path, '{"datasets": "C:\\Users"}', name="data.json")
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    for name, reason in [("none.toml", "does not exist"), ("data.yaml", "ends in .toml or .json")]:
+        with pytest.raises(DatasetError, match=reason):
+            load_dataset_config(tmp_path / name, {})
+    (tmp_path / "latin.toml").write_bytes("# é".encode("latin-1"))
+    with pytest.raises(DatasetError, match="not a UTF-8 file"):
+        load_dataset_config(tmp_path / "latin.toml", {})
+    assert ":1: not valid JSON" in error_of(tmp_path, "{]", name="data.json")
+    assert "the top level must be an object" in error_of(tmp_path, "[]", name="data.json")
+    assert "resolution must be a whole number or [width, height], got null" in error_of(
+        tmp_path, '{"datasets": [{"resolution": null, "subsets": [{"image_dir": "a"}]}]}', name="data.json"
+    )
+
+
+def test_command_line_values_are_checked_too(tmp_path):
+    assert "--resolution must be a number of pixels or width,height, got 'big'" in error_of(
+        tmp_path, SMALL, {"resolution": "big"}
+    )
+    assert "--batch_size must be at least 1, got 0" in error_of(tmp_path, SMALL, {"batch_size": 0})
+    with pytest.raises(ValueError, match="train_batch_size"):
+        load(tmp_path, SMALL, {"train_batch_size": 1})
+
+
+def test_bucket_limits_are_rounded_outward(tmp_path, caplog):
+    text = subset_file("enable_bucket = true\nmin_bucket_reso = 250\nmax_bucket_reso = 1000", "dataset")
+    (spec,) = load(tmp_path, text)
+    assert (spec.min_bucket_reso, spec.max_bucket_reso) == (192, 1024)
+    assert "bucket sides go from 192 to 1024" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("line", "where", "warning"),
+    [
+        ("network_multiplier = 0.5", "dataset", "network_multiplier has no effect"),
+        ("validation_seed = 1", "dataset", "validation_seed has no effect"),
+        ("keep_tokens_separator = '|||'", "subset", "keep_tokens_separator has no effect without shuffle_caption"),
+        ("enable_bucket = true\nresolution = 500", "dataset", "resolution 500x500 is not a multiple of bucket_reso_steps"),
+    ],
+)
+def test_warnings(tmp_path, caplog, line, where, warning):
+    load(tmp_path, subset_file(line, where))
+    assert warning in caplog.text
+
+
+def test_bucket_settings_do_not_matter_without_buckets(tmp_path):
+    (spec,) = load(tmp_path, subset_file("bucket_reso_steps = 8\nmax_bucket_reso = 64", "dataset"))
+    assert not spec.enable_bucket
+    (spec,) = load(tmp_path, SMALL.replace("512", "24"), bucket_multiple=8)
+    assert spec.resolution == Size(24, 24)
+
+
+def test_parsing_needs_no_file():
+    table = {"datasets": [{"resolution": 64, "subsets": [{"image_dir": "a"}]}]}
+    assert parse_dataset_config(table, "source", {})[0].resolution == Size(64, 64)
+
+
+def test_guide_names_every_key_with_its_default_and_levels():
+    text = DOCS.read_text(encoding="utf-8")
+    for name, key in KEYS.items():
+        row = next((line for line in text.splitlines() if line.startswith(f"| `{name}` |")), "")
+        assert row, f"{name} is missing"
+        if not key.is_later:
+            where = row.split("|")[4].strip()
+            assert where == {3: "G D S", 2: "G D", 1: "S"}[len(key.levels)], name
+            default = {True: "true", False: "false", None: "none", "": "empty"}.get(key.default, str(key.default))
+            assert row.split("|")[3].strip().strip("`") == default, name
+    assert set(TABLE_NAMES.values()) == set(re.findall(r"`(\[+[\w.]+\]+)`", text)) & set(TABLE_NAMES.values())
+
+
+def test_examples_of_the_guide_are_valid():
+    examples = re.findall(r"```toml\n(.*?)```", DOCS.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert len(examples) >= 5
+    for text in examples:
+        tables = parse_example(text)
+        assert parse_dataset_config(tables, "guide", {}), text
+
+
+def parse_example(text):
+    from library.data.config_file import _parse_toml
+
+    return _parse_toml(Path("guide.toml"), text)

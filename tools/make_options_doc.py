@@ -1,0 +1,20 @@
+"""Write docs/options.md from the declared options: `python -m tools.make_options_doc`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from library.families.sd3.options import NETWORK_SCRIPT, Sd3NetworkOptions
+from library.options.document import options_page
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "options.md"
+SCRIPTS = ((Sd3NetworkOptions, NETWORK_SCRIPT),)
+
+
+def current_page() -> str:
+    """The page as it should be."""
+    return options_page(SCRIPTS)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(current_page(), encoding="utf-8", newline="\n")
