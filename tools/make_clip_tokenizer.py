@@ -1,6 +1,6 @@
 """Make CLIP's tokenizer from the vocabulary in the open_clip_torch package, for machines that reach no model hub.
 
-Run as `python tools/make_clip_tokenizer.py`: the wheel is downloaded by pip (from the mirror that pip is set to)
+Run as `python -m tools.make_clip_tokenizer`: the wheel is downloaded by pip (from the mirror that pip is set to)
 without its dependencies, and the tokenizer goes where the training scripts look for it.
 
 Only the standard library is used. The vocabulary's first line is a version, then one merge a line; CLIP uses 48,894 of
@@ -19,9 +19,6 @@ import tempfile
 import zipfile
 import zlib
 from pathlib import Path
-
-if __package__ in (None, ""):  # run as a script, not as tools.make_clip_tokenizer
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from library.errors import CheckpointError, EnvironmentFault, UserError
 from library.models.tokenizers import hub_folder_name, setup_tokenizer_dir
@@ -74,7 +71,9 @@ def _read_merges(path: Path) -> list[str]:
             packed = path.read_bytes()
         lines = gzip.decompress(packed).decode("utf-8").split("\n")
     except (OSError, EOFError, UnicodeDecodeError, zipfile.BadZipFile, zlib.error) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}). Give a wheel of {PACKAGE}, or {VOCABULARY_FILE}.") from None
+        raise CheckpointError(
+            f"{path} cannot be read ({error}). Give a wheel of {PACKAGE}, or {VOCABULARY_FILE}."
+        ) from None
     merges = [line.strip() for line in lines[1 : 1 + NUM_MERGES]]
     if len(merges) != NUM_MERGES or any(len(merge.split(" ")) != 2 for merge in merges):
         raise CheckpointError(f"{path}: not the vocabulary of CLIP. Give a wheel of {PACKAGE}, or {VOCABULARY_FILE}.")
@@ -83,8 +82,9 @@ def _read_merges(path: Path) -> list[str]:
 
 def _vocabulary(merges: list[str]) -> dict[str, int]:
     symbols = _byte_symbols()
-    tokens = [*symbols, *(f"{symbol}</w>" for symbol in symbols), *(merge.replace(" ", "") for merge in merges), START, END]
-    vocabulary = {token: index for index, token in enumerate(tokens)}
+    ends = [f"{symbol}</w>" for symbol in symbols]
+    words = [merge.replace(" ", "") for merge in merges]
+    vocabulary = {token: index for index, token in enumerate([*symbols, *ends, *words, START, END])}
     if len(vocabulary) != NUM_TOKENS:
         raise CheckpointError(f"the vocabulary has {len(vocabulary)} tokens, CLIP has {NUM_TOKENS}. Download it again.")
     return vocabulary
@@ -97,7 +97,10 @@ def _byte_symbols() -> list[str]:
 
 
 def _write(path: Path, text: str) -> None:
-    write_atomically(path, lambda place: place.write_bytes(text.encode("utf-8")) and None)
+    def write(place: Path) -> None:
+        place.write_bytes(text.encode("utf-8"))
+
+    write_atomically(path, write)
 
 
 def download_wheel(folder: Path) -> Path:
@@ -111,14 +114,18 @@ def download_wheel(folder: Path) -> Path:
     wheels = sorted(folder.glob("*.whl"))
     if result.returncode or not wheels:
         reason = (result.stderr.strip().splitlines() or ["no output"])[-1]
-        raise EnvironmentFault(f"pip could not download {PACKAGE}: {reason}. Download its wheel elsewhere; give it with --source.")
+        raise EnvironmentFault(
+            f"pip could not download {PACKAGE} ({reason}). Get its wheel in another way and give it with --source."
+        )
     return wheels[0]
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the tool; returns the exit code."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--source", type=Path, help=f"a wheel of {PACKAGE}, or {VOCABULARY_FILE}; default: pip downloads it")
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.make_clip_tokenizer", description=(__doc__ or "").split("\n", 1)[0]
+    )
+    parser.add_argument("--source", type=Path, help=f"wheel of {PACKAGE} or {VOCABULARY_FILE}; default: pip gets it")
     parser.add_argument("--output", type=Path, help="folder to write; default: where the training scripts look")
     options = parser.parse_args(arguments)
     output = options.output or setup_tokenizer_dir() / hub_folder_name("clip_l")

@@ -91,8 +91,7 @@ def build_tiny_sd3(
     }
     parts = {name: _cast(tensors, dtype) for name, tensors in parts.items()}
     model = folder / "sd3.safetensors"
-    architecture = VARIANTS[variant].architecture
-    metadata = {"modelspec.title": "tiny SD3 with random weights", "modelspec.architecture": architecture}
+    metadata = {"modelspec.architecture": VARIANTS[variant].architecture}  # one entry: safetensors shuffles several
     bundled = parts if bundle else {"mmdit": parts["mmdit"]}
     write_tensors(model, {_PREFIXES[part] + name: t for part in bundled for name, t in parts[part].items()}, metadata)
     if bundle:

@@ -7,7 +7,7 @@ number of processes nor the accumulation changes which pictures share a batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from library.records import BatchPlan, CropPlan, ImageRecord, PlannedItem, Size
 from library.rng import python_stream
@@ -60,13 +60,11 @@ def epoch_plan(
 def for_process(plans: Sequence[BatchPlan], rank: int, num_processes: int) -> tuple[BatchPlan, ...]:
     """The batches of one process: every `num_processes`-th, starting at `rank`.
 
-    All processes get equally many. Where one has no batch left it gets an empty plan of the size of the last batch.
+    All processes get equally many. Where one has no batch left it gets a copy of the last batch with weight 0.
     """
     mine = list(plans[rank::num_processes])
     if len(mine) < _ceil_div(len(plans), num_processes):
-        last = plans[-1]
-        index = len(mine) * num_processes + rank
-        mine.append(BatchPlan(epoch=last.epoch, index=index, step=last.step, size=last.size, items=()))
+        mine.append(replace(plans[-1], index=len(mine) * num_processes + rank, weight=0.0))
     return tuple(mine)
 
 
@@ -173,5 +171,5 @@ def _ceil_div(number: int, divisor: int) -> int:
 
 def _count(number: int, noun: str) -> str:
     """For instance "1 batch", "2 batches"."""
-    plural = noun + ("es" if noun.endswith(("s", "ch")) else "s")
+    plural = noun + ("es" if noun.endswith(("s", "tch")) else "s")
     return f"{number} {noun if number == 1 else plural}"

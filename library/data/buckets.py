@@ -83,10 +83,12 @@ def plan_crops(records: Iterable[ImageRecord], specs: Sequence[DatasetSpec], sou
         raise dataset_error(source, problems, "pictures cannot be used")
     if enlarged:
         logger.warning(
-            "%d pictures are enlarged more than %s times: %s", len(enlarged), WARN_ENLARGED, first_names(enlarged)
+            "pictures enlarged more than %s times: %d (%s)", WARN_ENLARGED, len(enlarged), first_names(enlarged)
         )
     if cut:
-        logger.warning("%d pictures lose more than half of their area to the crop: %s", len(cut), first_names(cut))
+        logger.warning(
+            "pictures that lose more than half of their area to the crop: %d (%s)", len(cut), first_names(cut)
+        )
     return tuple(crops)
 
 

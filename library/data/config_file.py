@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 from library.errors import DatasetError
+from library.options.toml_file import parse_toml
 
 BACKSLASH_ADVICE = "write Windows paths in single quotes ('C:\\data') or with / (\"C:/data\")"
 
@@ -27,7 +26,7 @@ def read_dataset_file(path: Path) -> tuple[dict[str, Any], str]:
     if suffix not in (".toml", ".json"):
         raise DatasetError(f"{path}: a dataset file ends in .toml or .json, this one in {suffix or 'nothing'!r}.")
     text = _read_text(path)
-    table = _parse_toml(path, text) if suffix == ".toml" else _parse_json(path, text)
+    table = parse_toml(text, str(path), DatasetError) if suffix == ".toml" else _parse_json(path, text)
     if not isinstance(table, dict):
         raise DatasetError(f"{path}: the top level must be an object with 'datasets', got {type(table).__name__}.")
     return table, text
@@ -52,32 +51,10 @@ def _read_text(path: Path) -> str:
         raise DatasetError(f"{path}: cannot be read ({error.strerror or error}).") from None
 
 
-def _parse_toml(path: Path, text: str) -> dict[str, Any]:
-    parser = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "toml")
-    try:
-        table: dict[str, Any] = parser.loads(text)
-    except (ValueError, IndexError) as error:  # the toml package lets IndexError out for some bad strings
-        raise _malformed(path, text, str(error)) from None
-    return table
-
-
 def _parse_json(path: Path, text: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise _malformed(path, text, f"{error.msg} (at line {error.lineno}, column {error.colno})") from None
-
-
-def _malformed(path: Path, text: str, message: str) -> DatasetError:
-    """The parser's message with file, line and, where a backslash is to blame, the way to write paths."""
-    found = re.search(r"line (\d+)", message)
-    place, advice = "", ""
-    if found:
-        place = f":{found.group(1)}"
-        lines = text.splitlines()
-        line = lines[int(found.group(1)) - 1] if int(found.group(1)) <= len(lines) else ""
-        advice = f" In double quotes a backslash starts an escape: {BACKSLASH_ADVICE}." if "\\" in line else ""
-    if path.suffix.lower() == ".json" and advice:
-        advice = " In JSON a backslash is written twice: use / in paths."
-    message = re.sub(r"\s*\((?:at )?line \d+[^)]*\)", "", message).strip()
-    return DatasetError(f"{path}{place}: not valid {path.suffix[1:].upper()}: {message}.{advice}")
+        has_backslash = "\\" in error.doc.split("\n")[error.lineno - 1]
+        advice = " In JSON a backslash begins an escape: use / in paths." if has_backslash else ""
+        raise DatasetError(f"{path}: line {error.lineno}: not valid JSON ({error.msg}).{advice}") from None

@@ -24,7 +24,6 @@ IMAGE_SUFFIXES = frozenset(
 
 _PLUGINS = {".avif": "pillow_avif", ".jxl": "pillow_jxl"}  # packages that add a format to Pillow when imported
 _ORIENTATION = 0x0112
-_TAIL_LENGTH = 1 << 16
 _FAULTS = (OSError, ValueError, SyntaxError, EOFError, KeyError, TypeError, struct.error)  # of Pillow on broken files
 
 
@@ -47,14 +46,13 @@ def read_header(path: Path) -> PictureHeader:
     try:
         if path.stat().st_size == 0:
             raise DatasetError(f"{path} is empty (0 bytes)")
+        _check_is_whole(path)
         load_plugin(path)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore")  # about large pictures and odd EXIF data
             with Image.open(path) as image:
                 orientation = read_orientation(image, path)
                 size = Size(*_stored_size(image))
-                file_format = image.format
-        _check_is_whole(path, file_format or "")
     except UnidentifiedImageError:
         raise DatasetError(f"{path} {_describe_content(path)}") from None
     except Image.DecompressionBombError:
@@ -79,7 +77,7 @@ def read_orientation(image: PillowImage, path: Path) -> int:
     from PIL import Image
 
     try:
-        if image.format == "PNG" and "exif" not in image.info and b"eXIf" in _tail(path):
+        if image.format == "PNG" and "exif" not in image.info and b"eXIf" in _tail(path, 1 << 16):
             value = image.getexif().get(_ORIENTATION)  # after the pixels, so that they are decoded to get there
         else:
             value = Image.Image.getexif(image).get(_ORIENTATION)  # PNG's own getexif would decode the pixels
@@ -96,23 +94,23 @@ def _stored_size(image: PillowImage) -> tuple[int, int]:
     return image.size
 
 
-def _tail(path: Path) -> bytes:
+def _tail(path: Path, length: int) -> bytes:
     with path.open("rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_LENGTH))
+        file.seek(max(0, file.seek(0, os.SEEK_END) - length))
         return file.read()
 
 
-def _check_is_whole(path: Path, file_format: str) -> None:
-    """Look for the end mark of the commonest formats; what follows it (some cameras add data) does not matter."""
-    if file_format in ("JPEG", "MPO"):
-        is_whole = _tail(path)[-2:] == b"\xff\xd9" or _has_jpeg_end(path.read_bytes())
-    elif file_format == "PNG":
-        is_whole = b"IEND" in _tail(path) or b"IEND" in path.read_bytes()
-    elif file_format == "WEBP":
-        with path.open("rb") as file:
-            is_whole = int.from_bytes(file.read(8)[4:], "little") + 8 <= path.stat().st_size
-    else:
-        return
+def _check_is_whole(path: Path) -> None:
+    """Look for the end of the commonest formats. What follows it (some cameras add data) does not matter."""
+    with path.open("rb") as file:
+        start = file.read(12)
+    is_whole = True
+    if start.startswith(b"\xff\xd8"):
+        is_whole = _tail(path, 2) == b"\xff\xd9" or _has_jpeg_end(path.read_bytes())
+    elif start.startswith(b"\x89PNG"):
+        is_whole = b"IEND" in _tail(path, 12) or b"IEND" in path.read_bytes()
+    elif start.startswith(b"RIFF"):
+        is_whole = int.from_bytes(start[4:8], "little") + 8 <= path.stat().st_size
     if not is_whole:
         raise DatasetError(f"{path} is cut off (its end is missing)")
 

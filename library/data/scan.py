@@ -56,7 +56,7 @@ def scan_datasets(specs: Sequence[DatasetSpec], source: str) -> tuple[ImageRecor
                     )
                 )
     if scan.problems:
-        raise dataset_error(source, scan.problems)
+        raise dataset_error(source, tuple(scan.problems))
     scan.log_warnings()
     return tuple(records)
 
@@ -97,7 +97,6 @@ class _Listing:
 
     images: tuple[Path, ...]
     other_files: frozenset[str]
-    folders: tuple[str, ...]
 
 
 class _Scan:
@@ -105,11 +104,11 @@ class _Scan:
 
     def __init__(self, source: str) -> None:
         self.source = source
-        self.problems: list[str] = []
-        self.headers: dict[Path, PictureHeader | str] = {}
+        self.problems: dict[str, None] = {}  # in order, each once
+        self.headers: dict[Path, PictureHeader | None] = {}
         self.folder_names: set[str] = set()
-        self.without_caption: list[str] = []
-        self.with_more_lines: list[str] = []
+        self.without_caption: dict[Path, None] = {}
+        self.with_more_lines: dict[Path, None] = {}
 
     def key_prefix(self, folder: Path, dataset: int, subset: int) -> str:
         """The folder's own name; for a second folder of this name preceded by its place in the file."""
@@ -122,9 +121,8 @@ class _Scan:
     def read_subset(self, subset: SubsetSpec) -> list[tuple[Path, PictureHeader, str]]:
         try:
             listing = _list_folder(subset.image_dir, self.source)
-            self._check_captions(subset, listing)
         except DatasetError as error:
-            self.problems.append(str(error))
+            self._add(error)
             return []
         captions = self._read_captions(subset, listing)
         found = []
@@ -135,74 +133,79 @@ class _Scan:
         return found
 
     def log_warnings(self) -> None:
-        turned = sum(isinstance(header, PictureHeader) and header.orientation > 1 for header in self.headers.values())
+        turned = sum(header is not None and header.orientation > 1 for header in self.headers.values())
         if turned:
-            logger.info("%d pictures are turned or mirrored as their EXIF orientation says", turned)
+            logger.info("pictures turned or mirrored as their EXIF orientation says: %d", turned)
         if self.without_caption:
             logger.warning(
-                "%d pictures have neither a caption file nor class_tokens, and are trained with an empty caption: %s",
+                "pictures without caption file and class_tokens, trained with an empty caption: %d (%s)",
                 len(self.without_caption),
-                first_names(self.without_caption),
+                first_names([path.name for path in self.without_caption]),
             )
         if self.with_more_lines:
             logger.warning(
-                "%d caption files have several lines, and only the first is used (enable_wildcard uses all): %s",
+                "caption files with several lines, of which only the first is used (enable_wildcard uses all): %d (%s)",
                 len(self.with_more_lines),
-                first_names(self.with_more_lines),
+                first_names([path.name for path in self.with_more_lines]),
             )
+
+    def _add(self, problem: DatasetError | str) -> None:
+        self.problems[str(problem)] = None
 
     def _header(self, path: Path) -> PictureHeader | None:
         if path not in self.headers:
             try:
                 self.headers[path] = read_header(path)
             except DatasetError as error:
-                self.headers[path] = str(error)
-                self.problems.append(str(error))
-        header = self.headers[path]
-        return header if isinstance(header, PictureHeader) else None
+                self.headers[path] = None
+                self._add(error)
+        return self.headers[path]
 
-    def _check_captions(self, subset: SubsetSpec, listing: _Listing) -> None:
-        """Captions under another extension than the one that is asked for are a mistake, not a wish for none."""
+    def _has_captions_elsewhere(self, subset: SubsetSpec, listing: _Listing) -> bool:
+        """Captions under another extension than the one asked for are a mistake, unless class_tokens are given."""
         stems = {path.stem for path in listing.images}
         if any(stem + subset.caption_extension in listing.other_files for stem in stems):
-            return
+            return False
         suffixes = Counter(
             Path(name).suffix
             for name in listing.other_files
             if Path(name).stem in stems and Path(name).suffix.lower() in CAPTION_SUFFIXES
         )
         if not suffixes:
-            return
+            return False
         suffix, count = suffixes.most_common(1)[0]
-        hint = (
-            f"{subset.image_dir} has no {subset.caption_extension} files but {count} {suffix} files beside its pictures"
-        )
+        wanted = subset.caption_extension
+        hint = f"{subset.image_dir} has no {wanted} files but {suffix} files beside its pictures ({count})"
         if subset.class_tokens is None:
-            raise DatasetError(f'{hint}; set caption_extension = "{suffix}"')
+            self._add(f'{hint}; set caption_extension = "{suffix}"')
+            return True
         logger.warning('%s; class_tokens are used instead, unless caption_extension = "%s" is set', hint, suffix)
+        return False
 
     def _read_captions(self, subset: SubsetSpec, listing: _Listing) -> dict[Path, str]:
         """Captions by image; images whose caption is unusable are left out and reported."""
+        if self._has_captions_elsewhere(subset, listing):
+            return {}
         captions: dict[Path, str] = {}
         owners: dict[str, Path] = {}
         for path in listing.images:
             name = path.stem + subset.caption_extension
             if name not in listing.other_files:
                 if subset.class_tokens is None:
-                    self.without_caption.append(path.name)
+                    self.without_caption[path] = None
                 captions[path] = subset.class_tokens or ""
                 continue
             if name in owners:
-                self.problems.append(f"{path} and {owners[name].name} share the caption file {name}; rename one")
+                self._add(f"{path} and {owners[name].name} share the caption file {name}; rename one")
                 continue
             owners[name] = path
             try:
                 captions[path], num_lines = read_caption(path.with_name(name), subset.captions)
             except DatasetError as error:
-                self.problems.append(str(error))
+                self._add(error)
                 continue
             if num_lines > 1 and not subset.captions.enable_wildcard:
-                self.with_more_lines.append(name)
+                self.with_more_lines[path.with_name(name)] = None
         return captions
 
 
@@ -229,13 +232,13 @@ def _list_folder(folder: Path, source: str) -> _Listing:
         raise DatasetError(f"image_dir {folder} has no images{_content_hint(files, folders)}")
     if unreadable:
         logger.warning(
-            "%s: %d files of types that cannot be read are skipped: %s",
+            "%s: files of types that cannot be read are skipped: %d (%s)",
             folder,
             len(unreadable),
             first_names(unreadable),
         )
     ordered = tuple(folder / name for name in sorted(images, key=natural_order))
-    return _Listing(images=ordered, other_files=frozenset(files - images), folders=folders)
+    return _Listing(images=ordered, other_files=frozenset(files - images))
 
 
 def _place_hint(folder: Path, source: str) -> str:
@@ -253,7 +256,7 @@ def _place_hint(folder: Path, source: str) -> str:
 def _content_hint(files: set[str], folders: tuple[str, ...]) -> str:
     """What a folder without images holds instead."""
     if folders:
-        return f", only {len(folders)} folders ({first_names(folders, 3)}): name each in a subset of its own"
+        return f", only folders ({first_names(folders)}): name each in a subset of its own"
     if files:
         suffixes = Counter(Path(name).suffix.lower() or "no extension" for name in files)
         listed = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common(4))

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from library.records import Size
+
 
 @dataclass(frozen=True)
 class Conditioning:
@@ -43,6 +45,13 @@ class ModelFamily(Protocol):
     bucket_multiple: int  # bucket sides must be multiples of this many pixels
     encoder_names: tuple[str, ...]
 
+    sample_size: int  # side of a sample picture where its prompt says nothing, in pixels
+    sample_steps: int
+    sample_guidance: float
+
+    def for_buckets(self, resolutions: Sequence[Size], buckets: Sequence[Size]) -> ModelFamily:
+        """The same family, told which resolutions and sizes the data has."""
+
     def inspect(self) -> Any:
         """Look at headers only: find every part, detect the variant, refuse what does not fit. Fast, no weights."""
 
@@ -62,8 +71,11 @@ class ModelFamily(Protocol):
     def vae_identity(self, files: Any) -> str:
         """Hash of the VAE's weights, for cache headers."""
 
-    def text_identity(self, files: Any) -> str:
-        """Hash of the text encoders' weights, tokenizers and every setting that changes their output."""
+    def has_encoder(self, files: Any, name: str) -> bool:
+        """Whether a text encoder is in one of the files."""
+
+    def text_identity(self, files: Any, names: Sequence[str]) -> dict[str, str]:
+        """What the outputs of these encoders depend on, as fields of a cache header: hashes and settings."""
 
     def tokenize(self, tokenizers: Any, captions: Sequence[str]) -> dict[str, Tensor]:
         """{encoder name: ids [B, L], encoder name + "_mask": [B, L]}"""
@@ -103,6 +115,9 @@ class ModelFamily(Protocol):
 
     def architecture(self, files: Any) -> str:
         """Name for modelspec.architecture, for instance "stable-diffusion-3-medium"."""
+
+    def network_to_diffusers(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A trained network's tensors under the names that diffusers loads."""
 
     def part_files(self, files: Any) -> dict[str, Path]:
         """{"model": path, "vae": path if given separately}: files named in the metadata."""

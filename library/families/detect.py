@@ -70,10 +70,13 @@ def file_kind(shapes: Shapes) -> FileKind:
         return CONTROLNET
     if any(name.endswith(_UNET_ENDINGS) for name in shapes):
         return _unet_kind(shapes)
-    for ending, kind in _ENDINGS:
-        if any(name.endswith(ending) for name in shapes):
-            return kind
-    return UNKNOWN
+    endings = [(ending, kind) for ending, kind in _ENDINGS if any(name.endswith(ending) for name in shapes)]
+    if not endings:
+        return UNKNOWN
+    kind = endings[0][1]
+    if kind == SD3_DIFFUSERS and not any(name.endswith("pos_embed.proj.weight") for name in shapes):
+        return UNKNOWN  # other models of diffusers have such blocks too
+    return kind
 
 
 def _unet_kind(shapes: Shapes) -> FileKind:

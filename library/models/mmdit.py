@@ -307,6 +307,8 @@ class MMDiT(nn.Module):
     Build it under `torch.device("meta")` where weights follow.
     """
 
+    pos_embed: Tensor
+
     def __init__(self, config: MMDiTConfig) -> None:
         super().__init__()
         self.config = config
@@ -317,8 +319,10 @@ class MMDiT(nn.Module):
         self.context_embedder = nn.Linear(config.context_dim, config.hidden)
         self.joint_blocks = nn.ModuleList(JointBlock(config, index) for index in range(config.depth))
         self.final_layer = OutputLayer(config)
-        native = min(config.position_side, _NATIVE_SIDE)
-        self.register_buffer("pos_embed", sincos_table(config.hidden, config.position_side, native))
+        self.register_buffer("pos_embed", torch.empty(1, config.position_side**2, config.hidden))
+        if not self.pos_embed.is_meta:  # where it is, arithmetic would import half of torch for nothing
+            native = min(config.position_side, _NATIVE_SIDE)
+            self.pos_embed.copy_(sincos_table(config.hidden, config.position_side, native))
 
     def forward(
         self, latents: Tensor, timesteps: Tensor, context: Tensor, pooled: Tensor, *, positions: Tensor | None = None

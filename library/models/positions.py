@@ -11,6 +11,7 @@ SD3.5-medium are described in its model card.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -108,7 +109,7 @@ class ScaledPositionTables:
         if not sizes or min(sizes) < 2:
             raise ValueError(f"latent sizes must be at least 2, got {sizes}")
         natives = sorted({size // 2 for size in sizes})
-        limits = [(small**2 + large**2) // 2 for small, large in zip(natives, natives[1:], strict=False)]
+        limits = [(small**2 + large**2) // 2 for small, large in pairwise(natives)]
         limits.append(_grid(natives[-1]) ** 2)
         self._natives = dict(zip(limits, natives, strict=True))  # {largest area in patches: native side}
 

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from library.errors import CheckpointError
 from library.log import get_logger
@@ -161,8 +162,8 @@ class _Places:
             raise CheckpointError(f"--tokenizer_dir: {folder} is not a folder that exists. Check the path.")
         if not any(self.open(place, _kind(name)) for name in names for place in self._in_tokenizer_dir(name)):
             raise CheckpointError(
-                f"--tokenizer_dir: {folder} has no tokenizer of CLIP or T5 (vocab.json with merges.txt, tokenizer.json, "
-                "spiece.model), nor do its folders tokenizer, tokenizer_2, tokenizer_3 or comfy. Check the path."
+                f"--tokenizer_dir: neither {folder} nor tokenizer, tokenizer_2, tokenizer_3 or comfy inside has a "
+                "tokenizer of CLIP or T5 (vocab.json with merges.txt, tokenizer.json or spiece.model). Check the path."
             )
 
     def find(self, name: str) -> Vocabulary | None:
@@ -217,11 +218,11 @@ def _download(name: str, cache_dir: Path | None) -> Path | None:
     if constants.HF_HUB_OFFLINE:
         return None
     # The client passes some errors of its HTTP library through; their base is the "HTTPError" below its own.
-    unreachable = (OSError, *(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError"))
+    bases: list[Any] = [base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError"]
     logger.info("%s: getting the tokenizer of %s from the hub", name, HUB_IDS[name])
     try:
         files = [Path(hf_hub_download(HUB_IDS[name], file)) for file in _HUB_FILES[_kind(name)]]
-    except unreachable as error:
+    except (OSError, *bases) as error:
         logger.debug("the hub cannot be reached: %s", error)
         return None
     if cache_dir is not None:
@@ -252,13 +253,13 @@ def _missing_message(names: Sequence[str], model_path: Path | None) -> str:
     advice = []
     if any(_kind(name) == "clip" for name in names):
         advice.append(
-            "CLIP's can be made without a model hub by `python tools/make_clip_tokenizer.py`, or be in a ComfyUI or "
+            "CLIP's can be made without a model hub by `python -m tools.make_clip_tokenizer`, or be in a ComfyUI or "
             "diffusers folder given with --tokenizer_dir."
         )
     if "t5xxl" in names:
         advice.append(
-            f"T5's is {' or '.join(('tokenizer.json', 'spiece.model'))} of {HUB_IDS['t5xxl']}: give a folder that has it "
-            "with --tokenizer_dir, for instance a ComfyUI install or tokenizer_3 of a diffusers SD3 model."
+            f"T5's is tokenizer.json or spiece.model of {HUB_IDS['t5xxl']}: give a folder that has it with "
+            "--tokenizer_dir, for instance a ComfyUI install or tokenizer_3 of a diffusers SD3 model."
         )
     beside = f" beside {model_path}," if model_path else ""
     return (

@@ -40,9 +40,7 @@ def vae_to_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     table = _tensor_names(_num_levels(tensors, r"encoder\.down\.(\d+)\."))
     _refuse_unknown(set(tensors) - set(table))
-    return {
-        table[name]: tensor.flatten(1) if _PROJECTION.search(name) else tensor for name, tensor in tensors.items()
-    }
+    return {table[name]: tensor.flatten(1) if _PROJECTION.search(name) else tensor for name, tensor in tensors.items()}
 
 
 def vae_from_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -71,15 +71,14 @@ def open_vocabulary(folder: Path, kind: str) -> Vocabulary | None:
         tokenizer = _clip_from_files(folder)
     elif (folder / "tokenizer.json").is_file():
         tokenizer = _read_tokenizer_json(folder / "tokenizer.json")
-    if tokenizer is not None and _kind(tokenizer.get_vocab(with_added_tokens=True)) == kind:
-        return _from_tokenizer(tokenizer, kind, folder)
+    if tokenizer is not None and _kind(ids := tokenizer.get_vocab(with_added_tokens=True)) == kind:
+        return _from_tokenizer(tokenizer, kind, ids, folder)
     if kind == "t5" and (folder / "spiece.model").is_file():
         return _from_sentencepiece(folder / "spiece.model")
     return None
 
 
-def _from_tokenizer(tokenizer: Tokenizer, kind: str, folder: Path) -> Vocabulary:
-    ids = tokenizer.get_vocab(with_added_tokens=True)
+def _from_tokenizer(tokenizer: Tokenizer, kind: str, ids: Mapping[str, int], folder: Path) -> Vocabulary:
     _check(kind, ids, folder)
 
     def encode(caption: str) -> list[int]:
@@ -101,8 +100,8 @@ def _check(kind: str, ids: Mapping[str, int], source: Path) -> None:
         raise CheckpointError(f"{source}: the tokenizer has only {num_words} words. Copy its files again.")
     if kind == "t5" and (ids[T5_PAD], ids[T5_END]) != (0, 1):
         raise CheckpointError(
-            f"{source}: the tokenizer has {T5_PAD} at {ids[T5_PAD]} and {T5_END} at {ids[T5_END]}, T5 has them at 0 and 1. "
-            "Use the tokenizer of google/t5-v1_1-xxl."
+            f"{source}: the tokenizer has {T5_PAD} at {ids[T5_PAD]} and {T5_END} at {ids[T5_END]}, T5 has them at 0 "
+            "and 1. Use the tokenizer of google/t5-v1_1-xxl."
         )
 
 
@@ -113,7 +112,9 @@ def _clip_from_files(folder: Path) -> Tokenizer | None:
     from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
     from tokenizers.models import BPE
 
-    model = BPE(vocab=ids, merges=_read_merges(folder / "merges.txt", ids), end_of_word_suffix="</w>", unk_token=CLIP_END)
+    model = BPE(
+        vocab=ids, merges=_read_merges(folder / "merges.txt", ids), end_of_word_suffix="</w>", unk_token=CLIP_END
+    )
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
@@ -152,7 +153,8 @@ def _from_sentencepiece(path: Path) -> Vocabulary | None:
         from sentencepiece import SentencePieceProcessor
     except ImportError:
         raise EnvironmentFault(
-            f"{path} needs the sentencepiece package. Run `pip install sentencepiece`, or give a folder with tokenizer.json."
+            f"{path} needs the sentencepiece package. Run `pip install sentencepiece`, or give a folder with "
+            "tokenizer.json."
         ) from None
     try:
         processor: Any = SentencePieceProcessor(model_file=str(path))

@@ -12,6 +12,7 @@ import typing
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, TypedDict, TypeVar
 
@@ -234,6 +235,11 @@ def options_of(options_class: type[ScriptOptions]) -> Mapping[str, Option]:
 
 def group_options(group: type[OptionGroup]) -> Mapping[str, Option]:
     """The options of a group by name."""
+    return _read_group(typing.cast(Any, group))
+
+
+@cache
+def _read_group(group: Any) -> Mapping[str, Option]:
     hints = typing.get_type_hints(group)
     options = {}
     for item in fields(group):

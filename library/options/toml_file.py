@@ -34,10 +34,10 @@ def read_toml(path: Path, what: str, error: type[UserError]) -> tuple[dict[str, 
 
 def parse_toml(text: str, source: str, error: type[UserError]) -> dict[str, Any]:
     """Parse TOML; `source` begins an error message."""
-    loads, decode_error = _library()
+    loads, decode_errors = _library()
     try:
         return loads(text.replace("\r\n", "\n"))
-    except decode_error as fault:
+    except decode_errors as fault:
         line = _error_line(fault)
         place = f"line {line}: " if line else ""
         reason = re.sub(r"\s*\((at )?(line|end).*?\)$", "", str(fault)).strip().rstrip(".")
@@ -51,12 +51,13 @@ def line_of(text: str, key: str, occurrence: int = 0) -> int | None:
     return lines[occurrence] if occurrence < len(lines) else None
 
 
-def _library() -> tuple[Any, type[Exception]]:
+def _library() -> tuple[Any, tuple[type[Exception], ...]]:
+    """The function that parses, and what it raises."""
     if importlib.util.find_spec("tomllib"):  # Python 3.11 and later
         tomllib = importlib.import_module("tomllib")
-        return tomllib.loads, tomllib.TOMLDecodeError
+        return tomllib.loads, (tomllib.TOMLDecodeError,)
     toml = importlib.import_module("toml")
-    return toml.loads, toml.TomlDecodeError
+    return toml.loads, (toml.TomlDecodeError, IndexError)  # IndexError: for some unfinished texts
 
 
 def _error_line(fault: Exception) -> int | None:

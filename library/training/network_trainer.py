@@ -38,10 +38,30 @@ class NetworkTrainer(Trainer):
 
     def check_trainables(self) -> None:
         """The network module can be imported, and understands its arguments for a model of this depth."""
-        self.module = _import_module(self.options.network.network_module)
+        options = self.options.network
+        self.module = _import_module(options.network_module)
         check = getattr(self.module, "check_network_args", None)
         if check is not None:
-            check(self.network_args, depth=self.family.depth(self.files))
+            check(
+                self.network_args,
+                depth=self.family.depth(self.files),
+                network_dim=options.network_dim,
+                trains_text_encoders=not options.network_train_unet_only,
+                trains_denoiser=not options.network_train_text_encoder_only,
+            )
+        self._refuse_cached_encoder_changes()
+
+    def _refuse_cached_encoder_changes(self) -> None:
+        """Merging into a text encoder would not reach outputs that are already cached."""
+        from library.tensorfile import read_header
+
+        for path in self.options.network.base_weights or []:
+            has_encoder = any(name.startswith("lora_te") for name in read_header(path, "--base_weights").tensors)
+            if has_encoder and self.options.cache.caches_text:
+                raise OptionError(
+                    f"--base_weights {path} changes text encoders, which --cache_text_encoder_outputs cannot show. "
+                    "Leave --cache_text_encoder_outputs out."
+                )
 
     def _trains_t5(self) -> bool:
         return self.network_args.get("train_t5xxl", "").lower() == "true"
@@ -68,7 +88,7 @@ class NetworkTrainer(Trainer):
             encoders, self.denoiser, bool(self.trained_encoders()), not options.network_train_text_encoder_only
         )
         if options.network_weights:
-            logger.info("--network_weights: %s", self.network.load_weights(options.network_weights))
+            logger.info("%s", self.network.load_weights(str(options.network_weights)))
         self.network.to(self.device, dtype=self._network_dtype())
         if self.options.training.gradient_checkpointing:
             for name in self.trained_encoders():
@@ -78,7 +98,7 @@ class NetworkTrainer(Trainer):
         options = self.options.network
         if options.dim_from_weights:
             made = self.module.create_network_from_weights(
-                1.0, options.network_weights, None, encoders, self.denoiser, **self.network_args
+                1.0, str(options.network_weights), None, encoders, self.denoiser, **self.network_args
             )
             network: nn.Module = made[0] if isinstance(made, tuple) else made
             return network
@@ -101,7 +121,7 @@ class NetworkTrainer(Trainer):
         for index, path in enumerate(options.base_weights or []):
             multiplier = multipliers[index] if index < len(multipliers) else 1.0
             made = self.module.create_network_from_weights(
-                multiplier, path, None, encoders, self.denoiser, for_inference=True
+                multiplier, str(path), None, encoders, self.denoiser, for_inference=True
             )
             network, weights = made if isinstance(made, tuple) else (made, None)
             network.merge_to(encoders, self.denoiser, weights, self.weight_dtype, str(self.device))

@@ -98,7 +98,7 @@ def split_key_values(items: Sequence[str] | None, flag: str) -> dict[str, str]:
         else:
             result[key] = value.strip()
     if problems:
-        raise OptionError(f'{flag}: {"; ".join(problems)}. Write each argument as name=value.')
+        raise OptionError(f"{flag}: {'; '.join(problems)}. Write each argument as name=value.")
     return result
 
 

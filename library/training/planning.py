@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from library.data.batches import StepCount, count_steps, epoch_plan, for_process
-from library.data.buckets import plan_crop
-from library.data.captions import cache_conflicts, fixed_caption
+from library.data.buckets import plan_crops
+from library.data.captions import CaptionRules, cache_conflicts, fixed_caption
 from library.data.scan import scan_datasets
 from library.data.schema import load_dataset_config
 from library.errors import OptionError
@@ -32,7 +32,6 @@ class DataPlan:
         records: Every picture, in a stable order.
         crops: One per record.
         steps: The step arithmetic.
-        seed: Keys the order of batches.
     """
 
     source: str
@@ -40,7 +39,6 @@ class DataPlan:
     records: tuple[ImageRecord, ...]
     crops: tuple[CropPlan, ...]
     steps: StepCount
-    seed: int
     num_processes: int
     accumulation: int
 
@@ -57,20 +55,28 @@ class DataPlan:
                 "cannot change. Remove one of them."
             )
 
-    def epoch(self, epoch: int, rank: int) -> tuple[BatchPlan, ...]:
+    def refuse_crop_conflicts(self) -> None:
+        """Raise OptionError where cached latents would silence random crops."""
+        if any(subset.random_crop for spec in self.specs for subset in spec.subsets):
+            raise OptionError(
+                f"--cache_latents cannot be used with random_crop in {self.source}: a cached picture is always cut at the "
+                "same place. Remove one of them."
+            )
+
+    def epoch(self, epoch: int, *, seed: int, rank: int) -> tuple[BatchPlan, ...]:
         """The batches of one process in an epoch (counted from 1)."""
         plans = epoch_plan(
             self.records,
             self.crops,
             [spec.batch_size for spec in self.specs],
-            self.seed,
+            seed,
             epoch,
             num_processes=self.num_processes,
             accumulation=self.accumulation,
         )
         return for_process(plans, rank, self.num_processes)
 
-    def _rules(self, record: ImageRecord):  # type: ignore[no-untyped-def]
+    def _rules(self, record: ImageRecord) -> CaptionRules:
         return self.specs[record.dataset].subsets[record.subset].captions
 
 
@@ -78,7 +84,6 @@ def plan_data(
     config: Path,
     defaults: Mapping[str, object],
     *,
-    seed: int,
     bucket_multiple: int,
     num_processes: int,
     accumulation: int,
@@ -92,7 +97,7 @@ def plan_data(
     """
     specs = load_dataset_config(config, defaults, bucket_multiple=bucket_multiple)
     records = scan_datasets(specs, str(config))
-    crops = tuple(plan_crop(record.size, specs[record.dataset], path=record.path) for record in records)
+    crops = plan_crops(records, specs, str(config))
     steps = count_steps(
         records,
         crops,
@@ -102,4 +107,4 @@ def plan_data(
         max_steps=max_steps,
         max_epochs=max_epochs,
     )
-    return DataPlan(str(config), specs, records, crops, steps, seed, num_processes, accumulation)
+    return DataPlan(str(config), specs, records, crops, steps, num_processes, accumulation)

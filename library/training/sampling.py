@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,12 +44,12 @@ def draw_latents(
         prompt.width // family.pixels_per_latent,
     )
     noise = normal_per_sample([seed], shape).to(device)
-    conditioning = text.for_prompts([prompt.prompt], denoiser)
-    negative = text.for_prompts([prompt.negative_prompt], denoiser) if prompt.scale != 1.0 else None
+    is_guided = prompt.scale != 1.0
+    texts = [prompt.prompt, prompt.negative_prompt] if is_guided else [prompt.prompt]
+    conditioning = text.for_prompts(texts, denoiser)
 
-    def predict(latents: Tensor, timesteps: Tensor, is_negative: bool) -> Tensor:
-        chosen = negative if is_negative and negative is not None else conditioning
-        return family.predict(denoiser, latents, timesteps, chosen)
+    def predict(latents: Tensor, timesteps: Tensor) -> Tensor:
+        return family.predict(denoiser, latents, timesteps, conditioning)
 
     return euler_flow(predict, noise, family.inference_sigmas(prompt.sample_steps), guidance_scale=prompt.scale)
 
@@ -78,7 +78,7 @@ def save_samples(
     vae: nn.Module,
     text: TextStage,
     device: torch.device,
-    autocast: AbstractContextManager[None],
+    autocast: Callable[[], AbstractContextManager[None]],
     folder: Path,
     output_name: str | None,
     step: int,
@@ -88,7 +88,7 @@ def save_samples(
     paths = []
     vae_dtype = next(vae.parameters()).dtype
     for index, prompt in enumerate(prompts):
-        with autocast:
+        with autocast():
             latents = draw_latents(prompt, family, denoiser, text, device)
         with torch.no_grad():
             picture = to_picture(family.decode_latents(vae, latents.to(vae_dtype)))

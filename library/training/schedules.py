@@ -32,6 +32,8 @@ class ScheduleOptions(Protocol):
     """The options of `--lr_scheduler` beyond its name and its warm-up."""
 
     @property
+    def learning_rate(self) -> float: ...
+    @property
     def lr_decay_steps(self) -> int | float: ...
     @property
     def lr_scheduler_num_cycles(self) -> int: ...
@@ -153,6 +155,14 @@ _FACTORS: dict[str, Callable[[Schedule, int], float]] = {
     "piecewise_constant": _piecewise_constant,
 }
 _WITHOUT_WARMUP = ("constant", "piecewise_constant")
+# Option, the value that means "not given", and the schedules that read it.
+_READ_BY: tuple[tuple[str, int | float | None, tuple[str, ...]], ...] = (
+    ("lr_decay_steps", 0, ("warmup_stable_decay",)),
+    ("lr_scheduler_num_cycles", 1, ("cosine_with_restarts", "cosine_with_min_lr", "warmup_stable_decay")),
+    ("lr_scheduler_power", 1, ("polynomial",)),
+    ("lr_scheduler_timescale", None, ("inverse_sqrt",)),
+    ("lr_scheduler_min_lr_ratio", None, ("cosine_with_min_lr", "warmup_stable_decay")),
+)
 
 
 def whole_steps(amount: int | float, num_steps: int, flag: str) -> int:
@@ -184,7 +194,7 @@ def check_schedule(
     _check_warmup(name, warmup)
     _read_rules(name, scheduler_args)
     if options is not None:
-        read_schedule(name, num_steps=1, warmup=warmup, options=options)
+        read_schedule(name, num_steps=1, warmup=warmup, options=options, base_rate=options.learning_rate)
 
 
 def read_schedule(
@@ -249,7 +259,9 @@ def make_schedule(
         logger.warning(
             "--lr_warmup_steps %s: the run has only %d steps, so the full rate is never reached.", warmup, num_steps
         )
-    return LambdaLR(optimizer, schedule.factor)
+    if options is not None:
+        _warn_without_effect(name, options)
+    return LambdaLR(optimizer, lambda step: schedule.factor(step))
 
 
 def is_adafactor_schedule(name: str) -> bool:
@@ -268,6 +280,12 @@ def _reported_rate(optimizer: Optimizer, name: str, warmup: int | float) -> Lamb
     initial = name.partition(":")[2]
     schedule: LambdaLR = AdafactorSchedule(optimizer, float(initial or 0))
     return schedule
+
+
+def _warn_without_effect(name: str, options: ScheduleOptions) -> None:
+    idle = [f"--{key}" for key, unset, names in _READ_BY if getattr(options, key) != unset and name not in names]
+    if idle:
+        logger.warning("--lr_scheduler %s does not use %s.", name, ", ".join(idle))
 
 
 def _check_name(name: str) -> None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
 
+    from library.diffusion.loss import LossSettings
     from library.families.base import ModelFamily
     from library.training.text_stage import TextStage
 
@@ -112,13 +113,12 @@ class Trainer:
 
     def check_options(self) -> None:
         """Everything that can be told from the options alone."""
-        from library.training.optimizers import check_optimizer
         from library.training.schedules import check_schedule
 
         check_launch()
         self.family = self.make_family()
         optimizer, sampling = self.options.optimizer, self.options.sampling
-        check_schedule(optimizer.lr_scheduler, optimizer.lr_warmup_steps, optimizer.lr_scheduler_args)
+        check_schedule(optimizer.lr_scheduler, optimizer.lr_warmup_steps, optimizer.lr_scheduler_args, options=optimizer)
         if sampling.sample_prompts:
             self.prompts = load_prompts(
                 Path(sampling.sample_prompts),
@@ -127,7 +127,6 @@ class Trainer:
                 scale=self.family.sample_guidance,
             )
         self._probe_output_dir()
-        check_optimizer(optimizer.optimizer_name, optimizer.optimizer_args, optimizer.learning_rate)
 
     def plan_run(self) -> None:
         """Data and steps, from headers only."""
@@ -141,6 +140,9 @@ class Trainer:
             max_steps=training.max_train_steps,
             max_epochs=training.max_train_epochs,
         )
+        self.family = self.family.for_buckets(
+            [spec.resolution for spec in self.plan.specs], sorted({crop.bucket for crop in self.plan.crops})
+        )
         if self.options.cache.caches_text:
             self.plan.refuse_caption_conflicts()
         if self.options.cache.caches_latents:
@@ -148,9 +150,13 @@ class Trainer:
 
     def inspect_files(self) -> None:
         """Headers of the model files, and what they say about the options."""
+        from library.training.optimizers import check_optimizer
+
         self.files = self.family.inspect()
         self._check_block_swap()
         self.check_trainables()
+        optimizer = self.options.optimizer
+        check_optimizer(optimizer.optimizer_name, optimizer.optimizer_args, optimizer.learning_rate)
 
     def start(self) -> None:
         """Processes, device, precision and seed."""
@@ -254,7 +260,7 @@ class Trainer:
             yield plans[start : start + size]
 
     def _epoch_plans(self, epoch: int) -> tuple[BatchPlan, ...]:
-        return self.plan.epoch(epoch, self.accelerator.process_index, self.seed)
+        return self.plan.epoch(epoch, seed=self.seed, rank=self.accelerator.process_index)
 
     def _batches(self) -> Iterator[Batch]:
         """Batches of the whole run, in the order of the plans; the loader's workers never restart."""
@@ -328,15 +334,20 @@ class Trainer:
                 )
 
         losses = compute_loss(
-            latents,
-            noise,
-            draw,
-            predict,
-            objective,
-            loss=self.options.loss.settings(),
-            loss_weights=batch.loss_weights,
+            latents, noise, draw, predict, objective, loss=self._loss_settings(), loss_weights=batch.loss_weights
         )
         return losses.mean()
+
+    def _loss_settings(self) -> LossSettings:
+        from library.diffusion.loss import LossSettings
+
+        loss = self.options.loss
+        return LossSettings(
+            loss_type=loss.loss_type,
+            huber_schedule=loss.huber_schedule,
+            huber_c=loss.huber_c,
+            huber_scale=loss.huber_scale,
+        )
 
     def _seed_forward(self, plan: BatchPlan) -> None:
         """Key the draws inside modules (adapter dropout) to the batch; recomputation then draws the same."""
@@ -461,7 +472,7 @@ class Trainer:
     def _check_block_swap(self) -> None:
         from library.device import has_accelerator
 
-        asked, depth = self.options.sd3_blocks_to_swap(), self.family.depth(self.files)
+        asked, depth = self.options.precision.blocks_to_swap, self.family.depth(self.files)
         if not asked:
             return
         if asked > depth:

@@ -7,17 +7,15 @@ their own, or in a diffusers folder. A part that the user names wins over one th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from library.checkpoint.weights import Part, WeightFiles, open_weights, part_identity, read_weights, select_part
+from library.checkpoint.weights import Part, WeightFiles, open_weights, part_identity, read_weights
 from library.errors import CheckpointError
-from library.families.detect import SD3, SD3_DIFFUSERS, file_kind
-from library.families.sd3.encoder_files import find_clip, find_t5, find_vae
 from library.families.sd3.key_map import mmdit_from_diffusers
-from library.log import get_logger
+from library.families.sd3.parts import DENOISER, TITLES, clip_width, find_denoiser, find_part, report_ignored
 from library.models.vae_key_map import vae_from_diffusers
 
 if TYPE_CHECKING:
@@ -28,16 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Part", "Sd3Files", "inspect_files", "inspect_weights", "load_mmdit", "part_identity", "read_part"]
 
-_PREFIX = "model.diffusion_model."
-_MODULES = ("pos_embed", "x_embedder", "t_embedder", "y_embedder", "context_embedder", "joint_blocks", "final_layer")
-_MARK = "joint_blocks.0.context_block.attn.qkv.weight"
-_DIFFUSERS_MARK = "transformer_blocks.0.attn.add_q_proj.weight"
-_POSITION_TABLES = ("pos_embed", "pos_embed.pos_embed")
-_OTHER_PREFIXES = ("first_stage_model.", "vae.", "text_encoders.")
 _FOLDERS = {"vae": "vae", "clip_l": "text_encoder", "clip_g": "text_encoder_2", "t5xxl": "text_encoder_3"}
-_TITLES = {"vae": "VAE", "clip_l": "CLIP-L text encoder", "clip_g": "CLIP-G text encoder", "t5xxl": "T5 text encoder"}
-
-_logger = get_logger(__name__)
+_POSITION_TABLES = ("pos_embed", "pos_embed.pos_embed")
 
 
 @dataclass(frozen=True)
@@ -64,7 +54,7 @@ class Sd3Files:
         """
         part: Part | None = getattr(self, kind)
         if part is None:
-            raise CheckpointError(f"{self.denoiser.path} has no {_TITLES[kind]}. Give one with --{kind}.")
+            raise CheckpointError(f"{self.denoiser.path} has no {TITLES[kind]}. Give one with --{kind}.")
         return part
 
 
@@ -85,44 +75,94 @@ def inspect_files(
     Raises:
         CheckpointError: A file cannot be used, is of another kind, or does not fit the model; all such files are named.
     """
-    paths = {"vae": vae, "clip_l": clip_l, "clip_g": clip_g, "t5xxl": t5xxl}
     problems: list[str] = []
-    model = _collect(problems, lambda: _open_model(Path(pretrained), "--pretrained_model_name_or_path"))
-    given = {
-        kind: opened
-        for kind, path in paths.items()
-        if path is not None and (opened := _collect(problems, lambda k=kind, p=path: open_weights(Path(p), f"--{k}")))  # type: ignore[misc]
-    }
-    if problems or model is None:
+    opened: dict[str, WeightFiles] = {}
+    pretrained = Path(pretrained)
+    is_folder = (pretrained / "transformer").is_dir()
+    wanted = {DENOISER: pretrained / "transformer" if is_folder else pretrained}
+    wanted |= {kind: pretrained / name for kind, name in _FOLDERS.items() if (pretrained / name).is_dir()}
+    given = {"vae": vae, "clip_l": clip_l, "clip_g": clip_g, "t5xxl": t5xxl}
+    wanted |= {kind: Path(path) for kind, path in given.items() if path is not None}
+    for kind, path in wanted.items():
+        try:
+            opened[kind] = open_weights(path, "--pretrained_model_name_or_path" if kind == DENOISER else f"--{kind}")
+        except CheckpointError as error:
+            problems.append(str(error))
+    if problems:
         raise CheckpointError("\n".join(problems))
-    return inspect_weights(model[0], given, model[1])
+    return inspect_weights(opened.pop(DENOISER), opened)
 
 
-def inspect_weights(
-    model: WeightFiles, given: Mapping[str, WeightFiles], beside: Mapping[str, WeightFiles] | None = None
-) -> Sd3Files:
+def inspect_weights(model: WeightFiles, separate: Mapping[str, WeightFiles]) -> Sd3Files:
     """`inspect_files` on headers that are already read.
 
     Args:
         model: Holds the denoiser, and perhaps other parts.
-        given: {"vae", "clip_l", "clip_g" or "t5xxl": file that the user named}.
-        beside: The same from the model's own folder.
+        separate: {"vae", "clip_l", "clip_g" or "t5xxl": file that holds this part}.
 
     Raises:
         CheckpointError: See `inspect_files`.
     """
-    denoiser, config = _find_denoiser(model)
+    denoiser, config = find_denoiser(model)
     problems: list[str] = []
-    found: dict[str, Part | None] = {}
+    parts: dict[str, Part | None] = {}
     for kind in _FOLDERS:
-        source, is_own = (given[kind], True) if kind in given else ((beside or {}).get(kind, model), False)
-        found[kind] = _collect(
-            problems, lambda k=kind, s=source, own=is_own: _find(k, s, config, own, s is model)  # type: ignore[misc]
-        )
-    if not problems:
-        _collect(problems, lambda: _check_widths(found["clip_l"], found["clip_g"], config))
+        try:
+            parts[kind] = find_part(kind, separate.get(kind, model), config, is_bundled=kind not in separate)
+        except CheckpointError as error:
+            problems.append(str(error))
     if problems:
         raise CheckpointError("\n".join(problems))
-    _report_ignored(model, [denoiser, *(part for part in found.values() if part and part.source is model)])
+    _check_pooled(parts["clip_l"], parts["clip_g"], config)
+    report_ignored(model, [denoiser, *(part for part in parts.values() if part and part.source is model)])
     variant = ("5-medium" if config.dual_attention else "5-large") if config.qk_norm else "medium"
-    return Sd3Files(denoiser=denoiser, config=config, variant=variant, **found)
+    return Sd3Files(denoiser=denoiser, config=config, variant=variant, **parts)
+
+
+def _check_pooled(clip_l: Part | None, clip_g: Part | None, config: MMDiTConfig) -> None:
+    if clip_l is None or clip_g is None:
+        return
+    small, large = clip_width(clip_l), clip_width(clip_g)
+    if small + large != config.pooled_dim:
+        raise CheckpointError(
+            f"the CLIPs in {clip_l.path} and {clip_g.path} have widths {small} and {large}, "
+            f"which must add up to {config.pooled_dim}. Give the files that belong to the model."
+        )
+
+
+def read_part(
+    part: Part,
+    *,
+    dtype: torch.dtype | None = None,
+    as_stored: Collection[str] = (),
+    device: torch.device | str = "cpu",
+    mmap: bool = True,
+) -> dict[str, Tensor]:
+    """Read a part under its published names, whatever the layout of the file. See `read_weights`."""
+    tensors = read_weights(part, dtype=dtype, as_stored=as_stored, device=device, mmap=mmap)
+    if not part.is_diffusers:
+        return tensors
+    return vae_from_diffusers(tensors) if part.kind == "vae" else mmdit_from_diffusers(tensors)
+
+
+def load_mmdit(files: Sd3Files, dtype: torch.dtype, device: torch.device | str, mmap: bool = True) -> MMDiT:
+    """Build the denoiser with its weights, frozen.
+
+    Args:
+        files: From `inspect_files`.
+        dtype: Of the weights. The table of positions keeps its stored precision, so that it can be saved unchanged.
+        device: Where they go.
+        mmap: See `read_weights`.
+
+    Raises:
+        CheckpointError: See `read_weights`.
+    """
+    import torch
+
+    from library.models.mmdit import MMDiT
+
+    with torch.device("meta"):
+        model = MMDiT(files.config)
+    tensors = read_part(files.denoiser, dtype=dtype, as_stored=_POSITION_TABLES, device=device, mmap=mmap)
+    model.load_state_dict(tensors, assign=True)
+    return model.requires_grad_(False).eval()

@@ -6,12 +6,15 @@ Sources: Esser et al. 2024, arXiv:2403.03206; the published checkpoints and thei
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from library.errors import CheckpointError
 from library.families.base import Conditioning
+from library.log import get_logger
+from library.records import Size
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +23,10 @@ if TYPE_CHECKING:
     from library.diffusion.objective import FlowObjective
     from library.families.sd3.checkpoint import Part, Sd3Files
     from library.families.sd3.options import Sd3NetworkOptions
+    from library.models.positions import ScaledPositionTables
     from library.models.tokenizers import TokenizerSet
+
+logger = get_logger(__name__)
 
 ENCODER_NAMES = ("clip_l", "clip_g", "t5xxl")
 
@@ -52,7 +58,9 @@ class Sd3Family:
     apply_t5_attn_mask: bool = False
     dropout_rates: Mapping[str, float]
     pos_emb_random_crop_rate: float = 0.0
-    scaled_position_sizes: tuple[tuple[int, int], ...] = ()
+    enable_scaled_pos_embed: bool = False
+    resolutions: tuple[Size, ...] = ()
+    buckets: tuple[Size, ...] = ()
     flow: FlowObjective
 
     @classmethod
@@ -79,6 +87,7 @@ class Sd3Family:
                 "t5xxl": sd3.t5_dropout_rate,
             },
             pos_emb_random_crop_rate=sd3.pos_emb_random_crop_rate,
+            enable_scaled_pos_embed=sd3.enable_scaled_pos_embed,
             flow=FlowObjective(
                 weighting_scheme=sd3.weighting_scheme,
                 training_shift=sd3.training_shift,
@@ -89,6 +98,10 @@ class Sd3Family:
                 max_timestep=options.loss.max_timestep,
             ),
         )
+
+    def for_buckets(self, resolutions: Sequence[Size], buckets: Sequence[Size]) -> Sd3Family:
+        """The same settings, told what position tables have to cover."""
+        return replace(self, resolutions=tuple(resolutions), buckets=tuple(buckets))
 
     # Files
 
@@ -116,6 +129,15 @@ class Sd3Family:
         """The files that metadata names."""
         return {"model": self.pretrained, **({"vae": self.vae} if self.vae else {})}
 
+    def network_to_diffusers(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The PEFT names and factors that diffusers loads; it has no place for adapters of T5."""
+        from library.families.sd3.lora_format import kohya_to_diffusers
+
+        conversion = kohya_to_diffusers(state)
+        if conversion.dropped:
+            logger.warning("%d modules of T5 are left out: diffusers cannot load them.", len(conversion.dropped))
+        return conversion.tensors
+
     def metadata(self, files: Sd3Files) -> dict[str, Any]:
         """The keys that only SD3 files have; `ss_base_model_version` is the variant, as other tools write it."""
         return {
@@ -132,7 +154,7 @@ class Sd3Family:
             "ss_clip_g_dropout_rate": self.dropout_rates["clip_g"],
             "ss_t5_dropout_rate": self.dropout_rates["t5xxl"],
             "ss_pos_emb_random_crop_rate": self.pos_emb_random_crop_rate,
-            "ss_enable_scaled_pos_embed": bool(self.scaled_position_sizes),
+            "ss_enable_scaled_pos_embed": self.enable_scaled_pos_embed,
         }
 
     # Loading
@@ -286,20 +308,32 @@ class Sd3Family:
         self, denoiser: nn.Module, latents: Tensor, draw: tuple[float, float, float] | None
     ) -> Tensor | None:
         """None for the usual centred window of the stored table; otherwise the rows to use instead."""
-        from library.models.positions import ScaledPositionTables, centred_window, window_at
+        from library.models.positions import centred_window, window_at
 
         patch = denoiser.config.patch_size
         height, width = latents.shape[-2] // patch, latents.shape[-1] // patch
         is_random = draw is not None and draw[0] < self.pos_emb_random_crop_rate
-        if not self.scaled_position_sizes and not is_random:
+        if not self.enable_scaled_pos_embed and not is_random:
             return None
         table = denoiser.pos_embed
-        if self.scaled_position_sizes:
-            tables = ScaledPositionTables(self.scaled_position_sizes, table.shape[-1])
-            table = tables.table_for(height, width).to(latents.device)
+        if self.enable_scaled_pos_embed:
+            table = _scaled_tables(self.resolutions, self.buckets, table.shape[-1], patch).table(height, width)
         if draw is not None and is_random:
-            return window_at(table, height, width, draw[1], draw[2])
-        return centred_window(table, height, width)
+            return window_at(table, height, width, draw[1], draw[2]).to(latents.device)
+        return centred_window(table, height, width).to(latents.device)
+
+
+@lru_cache(maxsize=2)
+def _scaled_tables(
+    resolutions: tuple[Size, ...], buckets: tuple[Size, ...], channels: int, patch: int
+) -> ScaledPositionTables:
+    """The tables for these resolutions. Every bucket asks once, so that the order of batches changes nothing."""
+    from library.models.positions import ScaledPositionTables
+
+    tables = ScaledPositionTables([int((size.width * size.height) ** 0.5) // 8 for size in resolutions], channels)
+    for bucket in buckets:
+        tables.table(bucket.height // (8 * patch), bucket.width // (8 * patch))
+    return tables
 
 
 def _path(value: str | Path | None) -> Path | None:

@@ -32,7 +32,7 @@ class PrecisionOptions(OptionGroup):
     )
     sdpa: bool = opt(False, "Attention of torch. It is always used; the option is there for older commands.")
     mem_eff_attn: bool = opt(False, "Means --sdpa.")
-    xformers: bool = opt(False, "Attention of the xformers package.", later="xformers; --sdpa is about as fast")
+    xformers: bool = opt(False, "Attention of the xformers package.", later="xformers; use --sdpa")
     torch_compile: bool = opt(False, "Compile the denoiser.", later=_COMPILE)
     dynamo_backend: str = opt(
         "inductor",

@@ -49,13 +49,13 @@ def test_batches_keep_datasets_apart_and_use_their_batch_size():
     assert all(len({records[item.record].dataset for item in p.items}) == 1 for p in plan)
 
 
-def test_short_processes_get_an_empty_batch():
+def test_short_processes_get_the_last_batch_with_weight_0():
     records, crops = make([(WIDE, 7, 1, 0)])
     plans = epoch_plan(records, crops, [1], 0, 2, num_processes=4, accumulation=2)
     shares = [for_process(plans, rank, 4) for rank in range(4)]
     assert [[p.index for p in share] for share in shares] == [[0, 4], [1, 5], [2, 6], [3, 7]]
-    assert [len(share[-1].items) for share in shares] == [1, 1, 1, 0]
-    assert shares[3][-1].size == WIDE
+    assert [share[-1].weight for share in shares] == [1, 1, 1, 0]
+    assert (shares[3][-1].size, shares[3][-1].items) == (WIDE, plans[-1].items)
     assert {p.step for share in shares for p in share} == {1}
     assert [share[-1].epoch for share in shares] == [2] * 4
 
@@ -64,6 +64,7 @@ def test_fewer_batches_than_processes():
     records, crops = make([(WIDE, 1, 1, 0)])
     plans = epoch_plan(records, crops, [1], 0, 1, num_processes=3)
     assert [[p.index for p in for_process(plans, rank, 3)] for rank in range(3)] == [[0], [1], [2]]
+    assert [for_process(plans, rank, 3)[0].weight for rank in range(3)] == [1, 0, 0]
 
 
 @pytest.mark.parametrize(

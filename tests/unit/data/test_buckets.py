@@ -46,15 +46,15 @@ def test_pictures_that_fit_no_bucket_are_all_listed():
     assert message.startswith("data.toml: 2 pictures cannot be used:")
     assert "thin.png at 40x400 pixels" in message
     assert "flat.png at 30000x40 pixels" in message
-    with pytest.raises(DatasetError, match="^data.toml: .*thin.png at 40x400 .*turn bucket_no_upscale off.$"):
+    with pytest.raises(DatasetError, match=r"^data.toml: .*thin.png at 40x400 .*turn bucket_no_upscale off.$"):
         plan_crops(records[:1], [NO_UPSCALE], "data.toml")
 
 
 def test_strong_enlargement_and_crop_are_said(caplog):
     crops = plan_crops([record(16, 16, "tiny.png"), record(4000, 20, "flat.png"), record(512, 512)], [BUCKETED], "d")
     assert [crop.bucket for crop in crops] == [Size(512, 512), Size(1024, 256), Size(512, 512)]
-    assert "2 pictures are enlarged more than 1.5 times: tiny.png, flat.png" in caplog.text
-    assert "1 pictures lose more than half of their area to the crop: flat.png" in caplog.text
+    assert "pictures enlarged more than 1.5 times: 2 (tiny.png, flat.png)" in caplog.text
+    assert "pictures that lose more than half of their area to the crop: 1 (flat.png)" in caplog.text
 
 
 def test_each_record_uses_its_own_dataset():

@@ -39,7 +39,10 @@ def test_rules_that_cannot_be_cached(options, name):
 
 def test_fixed_rules_can_be_cached():
     rules = CaptionRules(
-        caption_prefix="a photo of", caption_suffix=";;; film", secondary_separator=";;;", keep_tokens=1,
+        caption_prefix="a photo of",
+        caption_suffix=";;; film",
+        secondary_separator=";;;",
+        keep_tokens=1,
         keep_tokens_separator="|||",
     )
     assert cache_conflicts(rules) == ()

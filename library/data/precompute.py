@@ -1,0 +1,151 @@
+"""Filling caches: the only writer of cache entries.
+
+Decoding, encoding and writing overlap; several processes share the batches and never make the same entry.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from library.data.cache import TensorCache
+from library.log import get_logger
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+logger = get_logger(__name__)
+
+NUM_LOADERS = 2  # threads that decode ahead
+NUM_AHEAD = 4  # batches that may be decoded and wait
+NUM_UNWRITTEN = 4  # encoded batches that may wait to be written
+
+Ids = Sequence[str]
+
+
+@dataclass(frozen=True)
+class FillReport:
+    """What filling a cache came to.
+
+    Attributes:
+        num_made: Entries that this process made.
+        num_kept: Entries that were valid before.
+        reasons: Why entries had to be made, over all processes: {reason: how many}.
+    """
+
+    num_made: int
+    num_kept: int
+    reasons: Mapping[str, int]
+
+
+def fill_cache(
+    cache: TensorCache,
+    batches: Sequence[Ids],
+    load: Callable[[Ids], Any],
+    encode: Callable[[Ids, Any], Sequence[Mapping[str, Tensor]]],
+    *,
+    rank: int = 0,
+    num_processes: int = 1,
+    progress: bool = True,
+    what: str = "latents",
+    reasons: Mapping[str, str] | None = None,
+) -> FillReport:
+    """Make entries and write them.
+
+    Of entries with the same content the first is encoded and written for all. Entries in memory are made by every
+    process, files by one. All processes must pass the same batches: they call `cache.check()` first and wait for each
+    other before anyone fills, and again before anyone reads.
+
+    Args:
+        cache: Gets the entries.
+        batches: Ids that can be encoded together.
+        load: Gets the inputs of a batch, in a thread of its own, ahead of their use.
+        encode: Turns them into the tensors of every entry, without batch axis. Runs in this thread.
+        rank: Of this process.
+        num_processes: That share the batches.
+        progress: Show a bar, on the first process.
+        what: Is made, for the log.
+        reasons: What `cache.check()` gave; by default it is asked again.
+
+    Raises:
+        DatasetError, CheckpointError: From `load` and `encode`, or a tensor is not finite.
+        OutputError: A folder cannot be written; found before anything is encoded.
+    """
+    wanted = {entry_id for batch in batches for entry_id in batch}
+    found = cache.check() if reasons is None else reasons
+    counts = Counter(found.get(entry_id, "new") for entry_id in wanted)
+    num_kept = len(cache) - len(wanted)
+    cache.probe(wanted)
+    distinct, same_content = _without_twins(cache, batches)
+    mine = distinct if cache.in_memory else distinct[rank::num_processes]
+    if wanted:
+        listed = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+        logger.info("%s: making %d of %d (%s)", what, len(wanted), len(cache), listed)
+
+    def write(ids: Ids, tensors: Sequence[Mapping[str, Tensor]]) -> None:
+        for entry_id, own in zip(ids, tensors, strict=True):
+            for twin in same_content[entry_id]:
+                cache.write(twin, own)
+
+    total = sum(len(same_content[entry_id]) for batch in mine for entry_id in batch)
+    with _bar(what, total, is_shown=progress and rank == 0) as bar, _pool(1) as writer:
+        unwritten: deque[Future[None]] = deque()
+        for ids, inputs in _loaded_ahead(mine, load):
+            unwritten.append(writer.submit(write, ids, encode(ids, inputs)))
+            if len(unwritten) > NUM_UNWRITTEN:
+                unwritten.popleft().result()
+            bar.update(sum(len(same_content[entry_id]) for entry_id in ids))
+        for writing in unwritten:
+            writing.result()
+    return FillReport(total, num_kept, dict(counts))
+
+
+def _without_twins(cache: TensorCache, batches: Sequence[Ids]) -> tuple[list[list[str]], dict[str, list[str]]]:
+    """The batches with one entry of each content, and {that entry: all entries of its content}."""
+    first: dict[str, str] = {}
+    same_content: dict[str, dict[str, None]] = {}  # used as ordered sets
+    distinct = []
+    for batch in batches:
+        own = []
+        for entry_id in batch:
+            leader = first.setdefault(cache[entry_id].content, entry_id)
+            if leader not in same_content:
+                own.append(leader)
+                same_content[leader] = {}
+            same_content[leader][entry_id] = None
+        if own:
+            distinct.append(own)
+    return distinct, {leader: list(twins) for leader, twins in same_content.items()}
+
+
+def _loaded_ahead(batches: Sequence[Ids], load: Callable[[Ids], Any]) -> Iterator[tuple[Ids, Any]]:
+    """Every batch with its inputs, in order; a few are loaded ahead in threads."""
+    remaining = iter(batches)
+    with _pool(NUM_LOADERS) as loaders:
+        ahead = deque((batch, loaders.submit(load, batch)) for batch in islice(remaining, NUM_AHEAD))
+        while ahead:
+            batch, loading = ahead.popleft()
+            inputs = loading.result()
+            ahead.extend((following, loaders.submit(load, following)) for following in islice(remaining, 1))
+            yield batch, inputs
+
+
+@contextmanager
+def _pool(num_threads: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads; after an error what has not begun is dropped."""
+    pool = ThreadPoolExecutor(num_threads)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _bar(what: str, total: int, *, is_shown: bool) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(total=total, desc=what, disable=not is_shown, dynamic_ncols=True)

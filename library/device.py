@@ -1,0 +1,72 @@
+"""Which device there is, which number format a precision means, and memory in words.
+
+torch is imported inside the functions, so that importing this file costs nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+_GIB = 1024**3
+
+
+def has_accelerator() -> bool:
+    """Whether there is anything but the CPU to compute on: CUDA, Apple's MPS or Intel's XPU."""
+    return choose_device().type != "cpu"
+
+
+def choose_device() -> torch.device:
+    """The first device of the best kind there is. Under several processes accelerate chooses the one to use."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    if hasattr(torch, "xpu") and torch.xpu.is_available():
+        return torch.device("xpu")
+    return torch.device("cpu")
+
+
+def precision_dtype(precision: str) -> torch.dtype:
+    """What `--mixed_precision` ("no", "fp16", "bf16") or `--save_precision` ("float", ...) means.
+
+    Raises:
+        KeyError: Another name; the options admit none.
+    """
+    import torch
+
+    return {
+        "no": torch.float32,
+        "float": torch.float32,
+        "fp16": torch.float16,
+        "bf16": torch.bfloat16,
+    }[precision]
+
+
+def device_words(device: torch.device) -> str:
+    """The device by name, "cuda (NVIDIA L4)"."""
+    import torch
+
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return "CPU" if device.type == "cpu" else str(device)
+
+
+def memory_words(device: torch.device) -> str:
+    """How much memory was in use at most, "9.1 of 23.7 GiB"; empty where the system does not say."""
+    import torch
+
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        return f"{torch.cuda.max_memory_allocated(device) / _GIB:.1f} of {total / _GIB:.1f} GiB"
+    if device.type == "cpu" and sys.platform != "win32":
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024  # kibibytes everywhere but on macOS
+        return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / _GIB:.1f} GiB"
+    return ""

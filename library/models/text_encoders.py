@@ -1,0 +1,189 @@
+"""CLIP and T5 text encoders of transformers, with sizes read from tensor shapes.
+
+No configuration file and no network is needed. Encoders are in evaluation mode and T5's dropout is 0, so it never
+fires, not even where gradient checkpointing puts them in training mode.
+
+Sources: Radford et al. 2021, arXiv:2103.00020 (CLIP); Raffel et al. 2020, arXiv:1910.10683 (T5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+
+from library.log import get_logger
+from library.models.assign import assign_tensors, count_levels, shape_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
+
+T = TypeVar("T")
+Shapes = Mapping[str, tuple[int, ...]]
+
+CLIP_TOKENS = "text_model.embeddings.token_embedding.weight"
+T5_TOKENS = "shared.weight"
+_T5_TOKENS_TWIN = "encoder.embed_tokens.weight"
+_PROJECTION = "text_projection.weight"
+_ACTIVATIONS = {"clip_l": "quick_gelu", "clip_g": "gelu"}
+_NOT_TEXT = ("vision_model.", "visual_projection.", "logit_scale", "text_model.embeddings.position_ids")
+_NOT_ENCODER = ("decoder.", "lm_head.", "spiece_model")
+
+logger = get_logger(__name__)
+
+
+def clip_heads(width: int) -> int:
+    """Number of attention heads, which no tensor shape tells.
+
+    Heads are 64 wide where that divides the width, as in every published CLIP; in narrower test models 16 or 8 wide.
+    """
+    return next((width // size for size in (64, 16, 8) if width % size == 0), 1)
+
+
+def clip_config(shapes: Shapes, *, kind: str, num_heads: int | None = None) -> CLIPTextConfig:
+    """Sizes of a CLIP text encoder.
+
+    Args:
+        shapes: {name: shape}, with or without the prefix "text_model.".
+        kind: "clip_l" or "clip_g"; they differ in their activation.
+        num_heads: Instead of `clip_heads`.
+
+    Raises:
+        CheckpointError: A tensor that tells a size is missing.
+    """
+    from transformers import CLIPTextConfig
+
+    shapes = _with_prefix(shapes)
+    num_tokens, width = shape_of(shapes, CLIP_TOKENS, kind)
+    projected = width if kind == "clip_l" else shape_of(shapes, _PROJECTION, kind)[0]
+    return CLIPTextConfig(
+        vocab_size=num_tokens,
+        hidden_size=width,
+        intermediate_size=shape_of(shapes, "text_model.encoder.layers.0.mlp.fc1.weight", kind)[0],
+        projection_dim=projected,
+        num_hidden_layers=count_levels(shapes.keys(), "text_model.encoder.layers."),
+        num_attention_heads=num_heads or clip_heads(width),
+        max_position_embeddings=shape_of(shapes, "text_model.embeddings.position_embedding.weight", kind)[0],
+        hidden_act=_ACTIVATIONS[kind],
+        layer_norm_eps=1e-5,
+        attention_dropout=0.0,
+        bos_token_id=0,
+        pad_token_id=1,
+        eos_token_id=2,  # means: pool at the first position of the highest id, which holds for any vocabulary
+    )
+
+
+def load_clip(tensors: Mapping[str, Tensor], *, kind: str, num_heads: int | None = None) -> CLIPTextModelWithProjection:
+    """Build a CLIP text encoder around its tensors.
+
+    The projection of CLIP-L is the identity: published single files have none, and consumers ignore one.
+
+    Args:
+        tensors: {name as in transformers, without prefix: tensor}.
+        kind: "clip_l" or "clip_g".
+        num_heads: Instead of `clip_heads`.
+
+    Raises:
+        CheckpointError: A tensor is missing, unknown or of a wrong shape.
+    """
+    from transformers import CLIPTextModelWithProjection
+
+    weights = {name: tensor for name, tensor in _with_prefix(tensors).items() if not name.startswith(_NOT_TEXT)}
+    config = clip_config(
+        {name: tuple(tensor.shape) for name, tensor in weights.items()}, kind=kind, num_heads=num_heads
+    )
+    if kind == "clip_l":
+        if _PROJECTION in weights:
+            logger.info("clip_l: its text projection is not used, as in other tools for SD3")
+        tokens = weights[CLIP_TOKENS]
+        weights[_PROJECTION] = torch.eye(config.hidden_size, dtype=tokens.dtype, device=tokens.device)
+    with torch.device("meta"):
+        model = CLIPTextModelWithProjection(config)
+    assign_tensors(model, weights, kind)
+    # The only buffer that files do not have.
+    model.text_model.embeddings.position_ids = torch.arange(
+        config.max_position_embeddings, device=weights[CLIP_TOKENS].device
+    ).expand(1, -1)
+    return model.eval()
+
+
+def t5_config(shapes: Shapes) -> T5Config:
+    """Sizes of a T5 v1.1 encoder.
+
+    Args:
+        shapes: {name: shape}.
+
+    Raises:
+        CheckpointError: A tensor that tells a size is missing.
+    """
+    from transformers import T5Config
+
+    what = "t5xxl"
+    first = "encoder.block.0.layer."
+    num_buckets, num_heads = shape_of(shapes, f"{first}0.SelfAttention.relative_attention_bias.weight", what)
+    num_tokens, width = shape_of(shapes, T5_TOKENS if T5_TOKENS in shapes else _T5_TOKENS_TWIN, what)
+    return T5Config(
+        vocab_size=num_tokens,
+        d_model=width,
+        d_kv=shape_of(shapes, f"{first}0.SelfAttention.q.weight", what)[0] // num_heads,
+        d_ff=shape_of(shapes, f"{first}1.DenseReluDense.wi_0.weight", what)[0],
+        num_layers=count_levels(shapes.keys(), "encoder.block."),
+        num_heads=num_heads,
+        relative_attention_num_buckets=num_buckets,
+        relative_attention_max_distance=128,
+        feed_forward_proj="gated-gelu",
+        layer_norm_epsilon=1e-6,
+        dropout_rate=0.0,
+        is_encoder_decoder=False,
+        use_cache=False,
+    )
+
+
+def load_t5(tensors: Mapping[str, Tensor]) -> T5EncoderModel:
+    """Build a T5 encoder around its tensors.
+
+    In float16 the second matrix of each feed-forward layer is kept in float32, as transformers does: its
+    outputs exceed the range of float16.
+
+    Args:
+        tensors: {name as in transformers: tensor}. Of `shared.weight` and `encoder.embed_tokens.weight` one is enough.
+
+    Raises:
+        CheckpointError: A tensor is missing, unknown or of a wrong shape.
+    """
+    from transformers import T5EncoderModel
+
+    weights = {name: _widened(name, tensor) for name, tensor in tensors.items() if not name.startswith(_NOT_ENCODER)}
+    config = t5_config({name: tuple(tensor.shape) for name, tensor in weights.items()})
+    tokens = weights[T5_TOKENS] if T5_TOKENS in weights else weights[_T5_TOKENS_TWIN]
+    with torch.device("meta"):
+        model = T5EncoderModel(config)
+    assign_tensors(model, {**weights, T5_TOKENS: tokens, _T5_TOKENS_TWIN: tokens}, "t5xxl")
+    model.encoder.embed_tokens.weight = model.shared.weight
+    return model.eval()
+
+
+def token_rows(shapes: Shapes, name: str) -> int:
+    """Number of tokens that an encoder ("clip_l", "clip_g" or "t5xxl") knows.
+
+    Raises:
+        CheckpointError: Its token embedding is missing.
+    """
+    if name != "t5xxl":
+        return shape_of(_with_prefix(shapes), CLIP_TOKENS, name)[0]
+    return shape_of(shapes, T5_TOKENS if T5_TOKENS in shapes else _T5_TOKENS_TWIN, name)[0]
+
+
+def _widened(name: str, tensor: Tensor) -> Tensor:
+    is_wide = name.endswith(".DenseReluDense.wo.weight") and tensor.dtype == torch.float16
+    return tensor.float() if is_wide else tensor
+
+
+def _with_prefix(named: Mapping[str, T]) -> dict[str, T]:
+    """Names with "text_model.", which folders saved by newer transformers leave out."""
+    if CLIP_TOKENS.removeprefix("text_model.") not in named:
+        return dict(named)
+    inside = ("embeddings.", "encoder.", "final_layer_norm.")
+    return {f"text_model.{name}" if name.startswith(inside) else name: item for name, item in named.items()}

@@ -1,0 +1,159 @@
+"""Checks of values and of what does not go together; warnings about what changes nothing."""
+
+import re
+from dataclasses import FrozenInstanceError
+
+import pytest
+
+from library.errors import OptionError
+from library.families.sd3.options import IGNORED, NETWORK_SCRIPT, Sd3NetworkOptions
+from library.options.groups import CacheOptions, DatasetOptions, NetworkOptions, OptimizerOptions, SavingOptions
+from library.options.spec import options_of, parse_options
+
+NEEDED = ["--pretrained_model_name_or_path=sd3.safetensors", "--dataset_config=d.toml", "--output_dir=out"]
+NEEDED += ["--network_module=networks.lora"]
+
+
+def parse(*argv: str) -> Sd3NetworkOptions:
+    return parse_options(Sd3NetworkOptions, [*NEEDED, *argv], **NETWORK_SCRIPT)
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        ("--learning_rate=0", "--learning_rate must be above 0, got 0."),
+        ("--gradient_accumulation_steps=0", "--gradient_accumulation_steps must be at least 1, got 0."),
+        ("--train_batch_size=-1", "--train_batch_size must be at least 1, got -1."),
+        ("--dataset_repeats=0", "--dataset_repeats must be at least 1"),
+        ("--network_dim=0", "--network_dim must be at least 1"),
+        ("--caption_dropout_rate=1.5", "--caption_dropout_rate must be between 0 and 1, got 1.5."),
+        ("--t5_dropout_rate=-0.1", "--t5_dropout_rate must be between 0 and 1"),
+        ("--save_every_n_epochs=-1", "--save_every_n_epochs must be at least 1"),
+        ("--blocks_to_swap=-1", "--blocks_to_swap must be at least 0"),
+        ("--max_timestep=1001", "--max_timestep must be between 1 and 1000"),
+        ("--min_timestep=500 --max_timestep=500", "--min_timestep 500 must be below --max_timestep 500."),
+        ("--mode_scale=3 --weighting_scheme=mode", "--mode_scale must be between -1 and 1.75"),
+        ("--text_encoder_lr 1e-4 -1", "--text_encoder_lr must be at least 0, got -1."),
+        ("--text_encoder_lr 1 1 1 1", "--text_encoder_lr takes at most 3 rates, got 4."),
+        ("--network_train_unet_only --network_train_text_encoder_only", "leave nothing to train"),
+        ("--dim_from_weights", "--dim_from_weights needs --network_weights."),
+        ("--base_weights a --base_weights_multiplier 1 2", "--base_weights_multiplier has 2 numbers for 1 files"),
+        ("--network_args rank_dropout", "--network_args takes items of the form key=value, got 'rank_dropout'."),
+        ("--network_args a=1 a=2", "--network_args has a twice."),
+        ("--optimizer_args =1", "--optimizer_args takes items of the form key=value"),
+        ("--full_fp16", "--full_fp16 needs --mixed_precision fp16, got no."),
+        ("--full_bf16 --mixed_precision=fp16", "--full_bf16 needs --mixed_precision bf16, got fp16."),
+        ("--persistent_data_loader_workers --max_data_loader_n_workers=0", "--persistent_data_loader_workers needs"),
+        ("--use_8bit_adam --optimizer_type=Lion", "--use_8bit_adam and --optimizer_type Lion"),
+        ("--lr_warmup_steps=10", "--lr_scheduler constant has no warm-up"),
+        ("--sample_every_n_epochs=1", "need --sample_prompts"),
+        ("--min_bucket_reso=2048", "--min_bucket_reso 2048 is above --max_bucket_reso 1024."),
+        ("--output_name=sub/name", "The folder goes to --output_dir."),
+        ("--loss_type=huber", "--loss_type huber cannot be used with --huber_schedule snr"),
+        ("--loss_type=smooth_l1", "Give --huber_schedule exponential or constant."),
+    ],
+)
+def test_values_that_cannot_work_are_refused_by_name(argv, expected):
+    with pytest.raises(OptionError, match=re.escape(expected)):
+        parse(*argv.split())
+
+
+def test_what_is_needed_is_listed_at_once():
+    with pytest.raises(OptionError) as caught:
+        parse_options(Sd3NetworkOptions, ["--output_dir="], **NETWORK_SCRIPT)
+    assert str(caught.value) == (
+        "--pretrained_model_name_or_path, --dataset_config, --output_dir, --network_module are needed."
+    )
+
+
+def test_problems_of_several_groups_are_listed_at_once():
+    with pytest.raises(OptionError) as caught:
+        parse("--learning_rate=-1", "--network_dim=0", "--save_state", "--resume=x")
+    message = str(caught.value)
+    assert "--learning_rate must" in message and "--network_dim must" in message
+    assert "--save_state, --resume: not available yet (saving and continuing runs)." in message
+
+
+def test_groups_check_themselves_without_a_parser():
+    with pytest.raises(OptionError, match="--network_dim"):
+        NetworkOptions(network_dim=0)
+    with pytest.raises(OptionError, match="--save_model_as needs one of"):
+        SavingOptions(save_model_as="zip")
+    with pytest.raises(OptionError, match="--train_data_dir: not available yet"):
+        DatasetOptions(train_data_dir="x")  # type: ignore[arg-type]
+
+
+def example_value(name: str) -> list[str]:
+    """Arguments that set an option to something else than its default."""
+    option = options_of(Sd3NetworkOptions)[name]
+    if option.kind == "flag":
+        return [f"--{name}"]
+    choices = [choice for choice in option.declared.choices if choice != option.default]
+    value = choices[0] if choices else {"int": 3, "float": 0.5, "int_or_float": 3}.get(option.kind, "some")
+    return [f"--{name}", str(value)]
+
+
+LATER = [name for name, option in options_of(Sd3NetworkOptions).items() if option.declared.later]
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_what_is_not_there_yet_is_refused_by_name(name):
+    with pytest.raises(OptionError, match=rf"--{name}: not available yet \("):
+        parse(*example_value(name))
+
+
+@pytest.mark.parametrize("name", sorted(IGNORED))
+def test_what_has_no_meaning_for_sd3_is_one_warning(name):
+    (line,) = parse(*example_value(name)).warnings
+    assert line.startswith(f"Options without effect here: --{name} (")
+
+
+def test_everything_without_effect_shares_one_line():
+    options = parse(
+        "--v2", "--clip_skip=2", "--lowram", "--debiased_estimation_loss", "--min_snr_gamma=5", "--logit_std=2"
+    )
+    (line,) = options.warnings
+    assert all(flag in line for flag in ("--v2", "--clip_skip", "--lowram", "--logit_std"))
+    assert "--min_snr_gamma, --debiased_estimation_loss (" in line
+
+
+def test_defaults_and_used_options_warn_of_nothing():
+    options = parse("--sample_sampler=ddim", "--weighting_scheme=logit_normal", "--logit_std=2", "--sdpa")
+    assert options.warnings == ()
+
+
+def test_mem_eff_attn_is_one_line_of_its_own():
+    assert parse("--mem_eff_attn").warnings == ("--mem_eff_attn means --sdpa.",)
+
+
+def test_options_do_not_change():
+    options = parse()
+    with pytest.raises(FrozenInstanceError):
+        options.network.network_dim = 3  # type: ignore[misc]
+
+
+def test_secrets_are_not_shown():
+    names = [name for name, option in options_of(Sd3NetworkOptions).items() if option.declared.is_secret]
+    assert sorted(names) == ["huggingface_token", "wandb_api_key"]
+    assert not any(name in repr(parse()) for name in names)
+
+
+def test_disk_caches_imply_caches():
+    assert CacheOptions(cache_latents_to_disk=True).caches_latents
+    assert CacheOptions(cache_text_encoder_outputs_to_disk=True).caches_text
+    assert not CacheOptions().caches_latents and not CacheOptions().caches_text
+
+
+def test_use_8bit_adam_is_another_name_of_adamw8bit():
+    assert OptimizerOptions(use_8bit_adam=True).optimizer_name == "AdamW8bit"
+    assert OptimizerOptions().optimizer_name == "AdamW"
+    assert OptimizerOptions(optimizer_type="adafactor").optimizer_name == "adafactor"
+
+
+def test_dataset_defaults_use_the_keys_of_the_dataset_file():
+    defaults = parse("--resolution=512,768", "--train_batch_size=3", "--dataset_repeats=4").dataset_defaults()
+    assert defaults["resolution"] == (512, 768)
+    assert defaults["batch_size"] == 3 and defaults["num_repeats"] == 4
+    assert defaults["caption_extension"] == ".caption" and defaults["caption_separator"] == ","
+    assert "caption_prefix" not in defaults and "train_batch_size" not in defaults
+    assert parse("--caption_extention=.txt").dataset_defaults()["caption_extension"] == ".txt"

@@ -1,0 +1,65 @@
+"""Help and documentation follow from the declarations."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import pytest
+
+from library.families.sd3.options import NETWORK_SCRIPT, Sd3NetworkOptions
+from library.options.document import help_text, options_page
+from library.options.spec import OptionGroup, ScriptOptions, ScriptText, opt, options_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pictures(OptionGroup):
+    title: ClassVar[str] = "Pictures"
+
+    width: int = opt(512, "Width.", unit="pixels", aliases=("wide",))
+    ratio: tuple[float, ...] | None = opt(None, "Ratios.", metavar="R")
+    mode: str = opt("a|b", "Way.", choices=("a|b", "c"))
+    soon: bool = opt(False, "Comes.", later="the rest")
+    old: bool = opt(False, "Was.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Script(ScriptOptions):
+    pictures: Pictures = field(default_factory=Pictures)
+
+
+TEXT: ScriptText = {"prog": "s.py", "description": "Does it.", "example": "s.py --width 3", "ignored": {"old": "gone"}}
+
+
+def test_help_names_groups_units_defaults_and_the_example_at_the_end():
+    lines = help_text(Script, **TEXT).splitlines()
+    assert lines[0] == "usage: s.py [options]"
+    assert "  --width, --wide N               Width. (pixels; default 512)" in lines
+    assert "  --ratio R ...                   Ratios." in lines
+    assert "  --soon                          Comes. [not available yet]" in lines
+    assert "  --old                           Was. [no effect here]" in lines
+    assert lines.index("Pictures:") < lines.index("Options from a file:")
+    assert lines[-2:] == ["example:", "  s.py --width 3"]
+
+
+def test_the_page_has_a_row_for_each_option():
+    page = options_page([(Script, TEXT)])
+    assert "| `--width`, `--wide` | whole number (pixels) | `512` | Width. |" in page
+    assert "| `--mode` | `a\\|b`, `c` | `a\\|b` | Way. |" in page
+    assert "| `--soon` | switch |  | *Not available yet (the rest).* Comes. |" in page
+    assert "| `--old` | switch |  | *No effect (gone).* Was. |" in page
+
+
+def test_every_option_of_sd3_is_in_the_help_and_explained():
+    text = help_text(Sd3NetworkOptions, **NETWORK_SCRIPT)
+    assert text.isascii()
+    for name, option in options_of(Sd3NetworkOptions).items():
+        assert f"\n  --{name}" in text
+        assert option.declared.help.endswith(".") and len(option.declared.help) > 3
+
+
+def test_a_name_in_two_groups_is_a_mistake():
+    @dataclass(frozen=True, kw_only=True)
+    class Twice(Script):
+        again: Pictures = field(default_factory=Pictures)
+
+    with pytest.raises(TypeError, match="width"):
+        options_of(Twice)

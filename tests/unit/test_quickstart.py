@@ -1,0 +1,94 @@
+"""The parts of quickstart.py that decide something; the whole of it is what CI runs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import quickstart
+
+ROOT = Path(quickstart.__file__).parent
+
+
+@pytest.mark.parametrize(
+    ("version", "is_suitable"),
+    [("2.6.0", True), ("2.13.0+cpu", True), ("3.0", True), ("2.5.1+cu121", False), ("1.13.1", False), (None, False)],
+)
+def test_a_torch_of_2_6_or_newer_is_reused(version: str | None, is_suitable: bool):
+    assert quickstart.suitable_torch(version) == (version if is_suitable else None)
+
+
+def test_the_oldest_torch_is_that_of_the_requirements():
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    assert quickstart.TORCH_RANGE in lines
+    assert "torch>=" + ".".join(map(str, quickstart.OLDEST_TORCH)) == quickstart.TORCH_RANGE
+
+
+def test_without_a_gpu_the_cpu_build_is_asked_for_first():
+    assert quickstart.torch_candidates(None, has_gpu=False, platform="linux")[0] == quickstart.TORCH_PIN + "+cpu"
+    assert quickstart.torch_candidates(None, has_gpu=False, platform="win32")[0] == quickstart.TORCH_PIN + "+cpu"
+    assert quickstart.torch_candidates(None, has_gpu=False, platform="darwin")[0] == quickstart.TORCH_PIN
+
+
+def test_with_a_gpu_the_usual_build_is_taken_and_the_user_has_the_last_word():
+    assert quickstart.torch_candidates(None, has_gpu=True, platform="linux") == [quickstart.TORCH_RANGE]
+    assert quickstart.torch_candidates("torch==2.7.1", has_gpu=False, platform="linux") == ["torch==2.7.1"]
+
+
+NO_SUCH_VERSION = (
+    "ERROR: Could not find a version that satisfies the requirement torch==9 (from versions: 2.6)\n"
+    "ERROR: No matching distribution found for torch==9\n"
+)
+NO_NETWORK = "WARNING: Retrying after connection broken by 'NewConnectionError(...)'\n" + NO_SUCH_VERSION
+
+
+def test_a_missing_version_is_told_from_a_missing_network():
+    assert quickstart.is_version_missing(NO_SUCH_VERSION)
+    assert not quickstart.is_version_missing(NO_NETWORK)
+    assert "does not reach its package index" in quickstart.explain_pip(NO_NETWORK, "torch")
+    assert quickstart.explain_pip(NO_SUCH_VERSION, "torch==9").endswith("No matching distribution found for torch==9")
+    assert "disk is full" in quickstart.explain_pip("OSError: [Errno 28] No space left on device", "torch")
+
+
+def test_the_stamp_remembers_extras_until_the_requirements_change(tmp_path: Path):
+    stamp = tmp_path / "stamp.json"
+    base = quickstart.requirements_hash(None, None)
+    assert quickstart.read_stamp(stamp, base) is None
+    quickstart.write_stamp(stamp, base, {"peft": quickstart.EXTRAS["peft"]})
+    assert quickstart.read_stamp(stamp, base) == {"peft": quickstart.EXTRAS["peft"]}
+    assert quickstart.read_stamp(stamp, quickstart.requirements_hash("torch==2.7.1", None)) is None
+    stamp.write_text(json.dumps([1]))
+    assert quickstart.read_stamp(stamp, base) is None
+
+
+def test_every_run_gets_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(quickstart, "OUTPUT", tmp_path / "quickstart")
+    (tmp_path / "quickstart" / "run-9").mkdir(parents=True)
+    (tmp_path / "quickstart" / "run-old").mkdir()
+    assert [quickstart._new_run_folder().name for _ in range(2)] == ["run-10", "run-11"]
+
+
+def test_the_example_command_names_files_that_exist(tmp_path: Path):
+    command = quickstart.train_command(tmp_path / "m.safetensors", tmp_path)
+    values = dict(part[2:].split("=", 1) for part in command if part.startswith("--") and "=" in part)
+    assert (ROOT / values["dataset_config"]).is_file() and (ROOT / values["sample_prompts"]).is_file()
+    assert "sd3_train_network.py" in command
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["--extras", "xformer"], "There are: xformers, peft"),
+        (["run", "--", "-k", "x"], "quickstart.py test -- ..."),
+        (["--venv", "x", "--no-venv"], "not allowed with"),
+        (["train"], "invalid choice"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments: list[str], part: str):
+    done = subprocess.run([sys.executable, "quickstart.py", *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert part in done.stderr and "Traceback" not in done.stderr
