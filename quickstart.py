@@ -76,8 +76,10 @@ def main(argv: list[str] | None = None) -> int:
     os.chdir(ROOT)
     args = _parse(argv)
     try:
+        started = time.monotonic()
         environment = choose_environment(args)
-        set_up(environment, args)
+        if set_up(environment, args):
+            _print_duration("Set-up", started)
         if args.job == "run":
             train_example(environment)
         if args.job == "test":
@@ -178,9 +180,8 @@ def open_venv(folder: Path, *, reuse_packages: bool) -> Environment:
 # ---------------------------------------------------------------- set-up
 
 
-def set_up(environment: Environment, args: argparse.Namespace) -> None:
-    """Install what is missing. A second call with the same requirements does nothing."""
-    started = time.monotonic()
+def set_up(environment: Environment, args: argparse.Namespace) -> bool:
+    """Install what is missing. Returns False if nothing was: a second call takes no time."""
     stamp = environment.folder / ".easel-setup.json"
     base = requirements_hash(args.torch, args.index_url)
     done = read_stamp(stamp, base)
@@ -190,12 +191,10 @@ def set_up(environment: Environment, args: argparse.Namespace) -> None:
         install_torch(environment, args)
         install_packages(environment, args.extras)
         report_torch(environment)
-        extras = {**(done or {}), **{name: EXTRAS[name] for name in args.extras}}
-        write_stamp(stamp, base, extras)
+        write_stamp(stamp, base, {**(done or {}), **{name: EXTRAS[name] for name in args.extras}})
     if args.clip_tokenizer:
         _job(environment, ["-m", "tools.make_clip_tokenizer"], "CLIP's tokenizer could not be made")
-    if args.clip_tokenizer or not is_complete:
-        _print_duration("Set-up", started)
+    return not is_complete or args.clip_tokenizer
 
 
 def requirements_hash(torch: str | None, index_url: str | None) -> str:
@@ -238,7 +237,7 @@ def install_torch(environment: Environment, args: argparse.Namespace) -> None:
     candidates = torch_candidates(args.torch, has_gpu=has_nvidia_gpu(), platform=sys.platform)
     for candidate in candidates:
         print(f"Installing {candidate}", flush=True)
-        output = _pip(environment, ["install", *index, candidate])
+        output = _pip(environment, ["install", "--progress-bar=off", *index, candidate])
         if output is None:
             return
         if candidate == candidates[-1] or not is_version_missing(output):
@@ -269,11 +268,12 @@ def has_nvidia_gpu() -> bool:
 def install_packages(environment: Environment, extras: list[str]) -> None:
     """Install requirements.txt and extras, torch staying as it is."""
     packages = [package for name in extras for package in EXTRAS[name]]
-    print("Installing requirements.txt" + (f" and {', '.join(extras)}" if extras else ""), flush=True)
+    print("Installing requirements.txt" + (f" and the extras {', '.join(extras)}" if extras else ""), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         constraint = Path(folder) / "constraints.txt"
         constraint.write_text(f"torch=={_version_in(environment, 'torch')}\n", encoding="utf-8")
-        output = _pip(environment, ["install", "-r", str(REQUIREMENTS), *packages, "-c", str(constraint)])
+        wanted = ["-r", str(REQUIREMENTS), *packages, "-c", str(constraint)]
+        output = _pip(environment, ["install", "--progress-bar=off", *wanted])
     if output is not None:
         raise QuickstartError(explain_pip(output, "requirements.txt"))
 
@@ -390,6 +390,9 @@ def run_tests(environment: Environment, pytest_args: list[str]) -> int:
 # ---------------------------------------------------------------- child processes
 
 
+_PIP_CHATTER = ("Requirement already satisfied", "Collecting", "Using cached", "Looking in")
+
+
 def _pip(environment: Environment, arguments: list[str]) -> str | None:
     """Run pip with its output shown. Returns None, or the end of the output if it failed."""
     command = [environment.python, "-m", "pip", "--disable-pip-version-check", "--no-input", *arguments]
@@ -400,7 +403,7 @@ def _pip(environment: Environment, arguments: list[str]) -> str | None:
     assert child.stdout is not None
     try:
         for line in child.stdout:
-            if not line.startswith("Requirement already satisfied"):
+            if not line.lstrip().startswith(_PIP_CHATTER):
                 print(line.encode("ascii", "replace").decode(), end="", flush=True)
             lines.append(line)
     except KeyboardInterrupt:

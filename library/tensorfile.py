@@ -7,16 +7,18 @@ Source: the safetensors format description, version 0.4 and later.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import math
 import os
+import secrets
 import shutil
-import struct
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from library.errors import CheckpointError, OutputError
 
@@ -26,6 +28,13 @@ if TYPE_CHECKING:
 
 _MAX_HEADER = 100_000_000
 _CHUNK = 1 << 22
+_MAX_REMEMBERED = 1000  # hashes
+_BITS = {
+    **dict.fromkeys(("F64", "I64", "U64"), 64),
+    **dict.fromkeys(("F32", "I32", "U32"), 32),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16),
+    **dict.fromkeys(("F8_E4M3", "F8_E5M2", "F8_E8M0", "I8", "U8", "BOOL"), 8),
+}
 
 
 @dataclass(frozen=True)
@@ -62,36 +71,57 @@ def read_header(path: str | os.PathLike[str], what: str = "weights file") -> Ten
         CheckpointError: The file is missing, a folder, an HTML page, a pickle, truncated or malformed.
     """
     path = Path(path)
-    if not path.exists():
-        raise CheckpointError(f"{what}: {path} does not exist. {_nearest_parent(path)}")
     if path.is_dir():
         raise CheckpointError(f"{what}: {path} is a folder. Give the .safetensors file itself.")
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        prefix = file.read(256)
-        _refuse_other_content(path, what, prefix, size)
-        (length,) = struct.unpack("<Q", prefix[:8])
-        if length > _MAX_HEADER:
-            raise CheckpointError(f"{what}: {path} is not a safetensors file. Check the download or the path.")
-        if 8 + length > size:
-            raise CheckpointError(_truncated(path, what, size, None))
-        file.seek(8)
-        raw = file.read(length)
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            raw = _read_raw_header(file, path, what, size)
+    except FileNotFoundError:
+        raise CheckpointError(f"{what}: {path} does not exist. {_nearest_parent(path)}") from None
+    except OSError as error:
+        raise CheckpointError(f"{what}: {path} cannot be read ({error.strerror or error}).") from None
+    data_start = 8 + len(raw)
     try:
         table = json.loads(raw)
         metadata = {str(k): str(v) for k, v in (table.pop("__metadata__", None) or {}).items()}
-        tensors = {name: _tensor_info(entry, 8 + length) for name, entry in table.items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
+        tensors = {name: _tensor_info(entry, data_start) for name, entry in table.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise CheckpointError(f"{what}: the header of {path} is damaged. Download or copy the file again.") from None
-    end = max((info.end for info in tensors.values()), default=8 + length)
+    end = max((info.end for info in tensors.values()), default=data_start)
     if end > size:
         raise CheckpointError(_truncated(path, what, size, end))
+    if end < size:
+        raise CheckpointError(
+            f"{what}: {path} has {size - end:,} bytes more than its header says. Download or copy the file again."
+        )
     return TensorHeader(path, tensors, metadata)
 
 
-def _tensor_info(entry: Mapping[str, object], data_start: int) -> TensorInfo:
-    start, end = entry["data_offsets"]  # type: ignore[misc]
-    return TensorInfo(str(entry["dtype"]), tuple(entry["shape"]), data_start + start, data_start + end)  # type: ignore[arg-type]
+def _read_raw_header(file: BinaryIO, path: Path, what: str, size: int) -> bytes:
+    """The JSON of the header; refuses what is not safetensors."""
+    prefix = file.read(256)
+    if size < 9:
+        raise CheckpointError(f"{what}: {path} is empty ({size} bytes). Download the file again.")
+    length = int.from_bytes(prefix[:8], "little")
+    if prefix[8:9] != b"{" or length > _MAX_HEADER:
+        raise CheckpointError(_other_content(path, what, prefix))
+    if 8 + length > size:
+        raise CheckpointError(_truncated(path, what, size, None))
+    file.seek(8)
+    return file.read(length)
+
+
+def _tensor_info(entry: Mapping[str, Any], data_start: int) -> TensorInfo:
+    """Raises ValueError, KeyError or TypeError where the entry makes no sense."""
+    start, end = (int(offset) for offset in entry["data_offsets"])
+    dtype, shape = str(entry["dtype"]), tuple(int(length) for length in entry["shape"])
+    bits = _BITS.get(dtype)
+    if not 0 <= start <= end or min(shape, default=0) < 0:
+        raise ValueError("offsets or shape below zero")
+    if bits is not None and (end - start) * 8 != math.prod(shape) * bits:
+        raise ValueError("offsets do not fit the shape")
+    return TensorInfo(dtype, shape, data_start + start, data_start + end)
 
 
 def _nearest_parent(path: Path) -> str:
@@ -110,21 +140,19 @@ def _listing(folder: Path) -> str:
     return ", ".join(names[:4]) + (" ..." if len(names) > 4 else "") if names else "no .safetensors file"
 
 
-def _refuse_other_content(path: Path, what: str, prefix: bytes, size: int) -> None:
+def _other_content(path: Path, what: str, prefix: bytes) -> str:
+    """What a file holds that is not safetensors, from its first bytes."""
     start = prefix.lstrip().lower()
-    if size < 9:
-        raise CheckpointError(f"{what}: {path} is empty ({size} bytes). Download the file again.")
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise CheckpointError(
+        return (
             f"{what}: {path} is a web page, not weights. The download needs a login or an accepted licence; "
             "download it again in a browser or with a token."
         )
     if start.startswith(b"version https://git-lfs"):
-        raise CheckpointError(f"{what}: {path} is a git-lfs pointer, not weights. Run `git lfs pull` in its folder.")
+        return f"{what}: {path} is a git-lfs pointer, not weights. Run `git lfs pull` in its folder."
     if prefix.startswith((b"PK\x03\x04", b"\x80\x02")):
-        raise CheckpointError(
-            f"{what}: {path} is a pickle (.ckpt/.pt), which can run code when loaded. Convert it to .safetensors."
-        )
+        return f"{what}: {path} is a pickle (.ckpt/.pt), which can run code when loaded. Convert it to .safetensors."
+    return f"{what}: {path} is not a safetensors file. Check the download or the path."
 
 
 def _truncated(path: Path, what: str, size: int, expected: int | None) -> str:
@@ -146,17 +174,23 @@ def read_tensors(
         names: Which tensors; None reads all.
         device: Where they go.
         mmap: False reads with ordinary file access, for drives on which memory mapping is slow.
+
+    Raises:
+        CheckpointError: The file has changed since its header was read, or has a type that torch lacks.
     """
+    from safetensors import SafetensorError, safe_open
+
     wanted = list(header.tensors) if names is None else list(names)
-    if mmap:
-        from safetensors import safe_open
-
-        with safe_open(header.path, framework="pt", device=device) as file:
-            return {name: file.get_tensor(name) for name in wanted}
-    import torch
-
-    with open(header.path, "rb") as file:
-        return {name: _read_one(file, header.tensors[name]).to(torch.device(device)) for name in wanted}
+    for name in wanted:
+        torch_dtype(header.tensors[name].dtype)
+    try:
+        if mmap:
+            with safe_open(header.path, framework="pt", device=device) as file:
+                return {name: file.get_tensor(name) for name in wanted}
+        with open(header.path, "rb") as file:
+            return {name: _read_one(file, header.tensors[name]).to(device) for name in wanted}
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{header.path} cannot be read ({error}). Download or copy the file again.") from None
 
 
 def _read_one(file: BinaryIO, info: TensorInfo) -> Tensor:
@@ -166,7 +200,8 @@ def _read_one(file: BinaryIO, info: TensorInfo) -> Tensor:
         return torch.empty(info.shape, dtype=torch_dtype(info.dtype))
     data = bytearray(info.end - info.start)
     file.seek(info.start)
-    file.readinto(data)  # type: ignore[attr-defined]
+    if file.readinto(data) < len(data):  # type: ignore[attr-defined]
+        raise OSError("it ends too early")
     return torch.frombuffer(data, dtype=torch_dtype(info.dtype)).reshape(info.shape)
 
 
@@ -197,17 +232,38 @@ def torch_dtype(name: str) -> torch.dtype:
     return table[name]
 
 
-def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+def write_tensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
     """Write a safetensors file so that `path` is either the old file or the complete new one.
 
     Raises:
         OutputError: The folder cannot be written or the disk is full; `path` is as it was.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    needed = sum(tensor.numel() * tensor.element_size() for tensor in contiguous.values())
-    write_atomically(path, lambda place: save_file(contiguous, place, dict(metadata) if metadata else None), needed)
+    separate = _without_shared_memory(tensors)
+
+    def write(place: Path) -> None:
+        try:
+            save_file(separate, place, dict(metadata) if metadata else None)
+        except SafetensorError as error:  # how a full disk arrives
+            raise OSError(str(error)) from error
+
+    write_atomically(path, write, sum(tensor.numel() * tensor.element_size() for tensor in separate.values()))
+
+
+def _without_shared_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors; those that lie in the memory of an earlier one are copied, as safetensors wants it."""
+    seen: set[int] = set()
+    result = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        result[name] = tensor.clone() if storage in seen else tensor
+        seen.add(storage)
+    return result
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None], num_bytes: int = 0) -> None:
@@ -215,38 +271,30 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]
 
     Args:
         path: Final name.
-        write: Gets the temporary path.
+        write: Gets the temporary path, at which an empty file lies.
         num_bytes: What it will take; checked against the free space first.
 
     Raises:
         OutputError: With the reason; `path` is as it was.
     """
     path = Path(path)
-    temporary: Path | None = None
+    temporary = path.with_name(f".{os.getpid()}-{secrets.token_hex(6)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if (free := shutil.disk_usage(path.parent).free) < num_bytes:
             raise OutputError(f"{path}: needs {num_bytes:,} bytes, the disk has {free:,} free. Free some space.")
-        handle, name = tempfile.mkstemp(prefix=f".{path.name[:80]}.", suffix=".tmp", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
+        temporary.touch(exist_ok=False)
         write(temporary)
-        temporary.chmod(0o666 & ~_umask())
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        temporary = None
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror or error}). Check the folder and the disk.") from error
+        raise OutputError(
+            f"{path}: cannot be written ({error.strerror or error}). Check the folder and the disk."
+        ) from error
     finally:
-        if temporary is not None:
+        with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
 
 
 def hash_tensors(header: TensorHeader, names: Mapping[str, str] | None = None) -> str:
@@ -290,7 +338,7 @@ def remembered_hash(path: str | os.PathLike[str], label: str, compute: Callable[
     if key in known:
         return known[key]
     value = compute()
-    known = {**_read_json(store), key: value}
+    known = dict([*_read_json(store).items(), (key, value)][-_MAX_REMEMBERED:])
     try:
         write_atomically(store, lambda place: _dump_json(place, known))
     except OutputError:
@@ -302,9 +350,11 @@ def user_cache_dir() -> Path:
     """Where small things are remembered between runs: $EASEL_CACHE_DIR, else the platform's cache folder."""
     if given := os.environ.get("EASEL_CACHE_DIR"):
         return Path(given)
-    if os.name == "nt":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home())) / "easel"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "easel"
+    variable, usual = ("LOCALAPPDATA", "~/AppData/Local") if os.name == "nt" else ("XDG_CACHE_HOME", "~/.cache")
+    folder = os.environ.get(variable) or os.path.expanduser(usual)
+    if folder.startswith("~"):  # a user without a home folder, as in some containers
+        folder = tempfile.gettempdir()
+    return Path(folder) / "easel"
 
 
 def _read_json(path: Path) -> dict[str, str]:
@@ -312,7 +362,9 @@ def _read_json(path: Path) -> dict[str, str]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return content if isinstance(content, dict) else {}
+    if not isinstance(content, dict):
+        return {}
+    return {key: value for key, value in content.items() if isinstance(value, str)}
 
 
 def _dump_json(path: Path, content: Mapping[str, str]) -> None:

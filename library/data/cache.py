@@ -125,7 +125,9 @@ class TensorCache:
         for name, tensor in tensors.items():
             _check_finite(entry, name, tensor)
         if entry.path is None:
-            self._memory[entry.content] = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+            self._memory[entry.content] = {
+                name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()
+            }
         else:
             write_tensors(entry.path, tensors, entry.header)
 
@@ -184,7 +186,7 @@ def latent_entries(
         crops: One for each record.
         specs: The datasets that the records' `dataset` counts.
         family: Name of the model family.
-        identity: Hash of the VAE's weights and of the settings that change its output.
+        identity: Hash of the VAE's weights, with its precision and the settings that change its output.
         to_disk: False keeps the latents in memory.
 
     Raises:
@@ -233,7 +235,7 @@ def text_entries(
         records: The pictures.
         captions: What is encoded for each of them.
         family: Name of the model family.
-        identity: Hash of the encoders' weights, the tokenizers and the settings that change their output.
+        identity: Hash of the encoders' weights and tokenizers, with precision and settings that change their output.
         to_disk: False keeps the states in memory.
     """
     places = _Places()
@@ -245,9 +247,7 @@ def text_entries(
     return entries
 
 
-def prompt_entries(
-    prompts: Sequence[str], *, folder: Path | None, family: str, identity: str
-) -> list[CacheEntry]:
+def prompt_entries(prompts: Sequence[str], *, folder: Path | None, family: str, identity: str) -> list[CacheEntry]:
     """One entry for each prompt, named by a hash of its text. Equal prompts share an entry.
 
     Args:
@@ -284,7 +284,7 @@ def _beside(image: Path, ending: str) -> Path:
     name = image.name
     if len(os.fsencode(name)) > _MAX_NAME:
         digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
-        name = f"{os.fsencode(name)[:_MAX_NAME - 20].decode('utf-8', 'ignore')}~{digest}"
+        name = f"{os.fsencode(name)[: _MAX_NAME - 20].decode('utf-8', 'ignore')}~{digest}"
     return image.with_name(f"{name}{ending}.safetensors")
 
 

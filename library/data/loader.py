@@ -87,8 +87,7 @@ class BatchDataset(Dataset[Batch]):
             latents=self._latents(plan, flips) if is_cached else None,
             text=self._text(plan) if self.text is not None else None,
             posterior_seeds=tuple(
-                posterior_seed(record, plan.size, is_flipped)
-                for record, is_flipped in zip(records, flips, strict=True)
+                posterior_seed(record, plan.size, is_flipped) for record, is_flipped in zip(records, flips, strict=True)
             ),
         )
 
@@ -207,7 +206,8 @@ def _num_processors() -> int:
 def _start_worker(_: int) -> None:
     """One thread in each worker: there are as many workers as the user wants threads."""
     torch.set_num_threads(1)
-    if get_worker_info() is not None:
+    worker = get_worker_info()
+    if worker is not None and worker.dataset.dataset.latents is None:
         import cv2
 
         cv2.setNumThreads(1)

@@ -210,9 +210,7 @@ def _read_toml(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     prompt = table.get("prompt")
     subsets = prompt.get("subset") if isinstance(prompt, dict) else None
     if not isinstance(prompt, dict) or not isinstance(subsets, list):
-        raise OptionError(
-            f"{FLAG}: {path} has no [[prompt.subset]]. Write each prompt under a [[prompt.subset]]."
-        )
+        raise OptionError(f"{FLAG}: {path} has no [[prompt.subset]]. Write each prompt under a [[prompt.subset]].")
     defaults = {key: value for key, value in prompt.items() if key != "subset"}
     entries = [({**defaults, **entry} if isinstance(entry, dict) else entry) for entry in subsets]
     yield from _read_entries(path, entries, "[[prompt.subset]]")

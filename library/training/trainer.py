@@ -8,13 +8,11 @@ reported before torch is loaded.
 from __future__ import annotations
 
 import random
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from library.errors import CheckpointError, OptionError, OutputError
+from library.errors import OptionError, OutputError
 from library.log import get_logger
 from library.records import Batch, BatchPlan
 from library.rng import stream_seed
@@ -29,8 +27,10 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
 
+    from library.data.cache import TensorCache
     from library.diffusion.loss import LossSettings
     from library.families.base import ModelFamily
+    from library.training.caching import EncodingSetup
     from library.training.text_stage import TextStage
 
 logger = get_logger(__name__)
@@ -51,6 +51,8 @@ class Trainer:
     accelerator: Accelerator
     denoiser: nn.Module
     text: TextStage
+    latent_cache: TensorCache | None = None
+    text_cache: TensorCache | None = None
     optimizer: Optimizer
     schedule: LRScheduler
 
@@ -180,13 +182,55 @@ class Trainer:
 
     def load(self) -> None:
         """Fill the caches, then load what the steps need."""
-        from library.training.caching import prepare_latents, prepare_text
+        from library.training.caching import fill_latents
 
-        self.latent_cache = prepare_latents(self)
-        self.text_cache, self.text = prepare_text(self)
+        cache = self.options.cache
+        if cache.caches_latents:
+            setup = self._encoding(cache.vae_batch_size, cache.cache_latents_to_disk, is_vae=True)
+            self.latent_cache = fill_latents(setup)
+        self._load_text()
         self.denoiser = self.family.load_denoiser(self.files, self.weight_dtype, self.device)
         if self.options.training.gradient_checkpointing:
             self.denoiser.gradient_checkpointing = True
+
+    def _load_text(self) -> None:
+        """Fill the text cache, and load the encoders that have to run in every step."""
+        from library.training.caching import fill_text
+        from library.training.text_stage import TextStage
+
+        cache, family = self.options.cache, self.family
+        present = [name for name in family.encoder_names if family.has_encoder(self.files, name)]
+        live = [name for name in present if name in self.trained_encoders() or not cache.caches_text]
+        cached = [name for name in present if name not in live]
+        prompt_states: Mapping[str, Mapping[str, Tensor]] = {}
+        if cached:
+            size = cache.text_encoder_batch_size or max(spec.batch_size for spec in self.plan.specs)
+            setup = self._encoding(size, cache.cache_text_encoder_outputs_to_disk)
+            self.text_cache, prompt_states = fill_text(setup, cached, self._prompt_texts(), self._prompt_folder())
+        encoders = family.load_text_encoders(self.files, self.encoder_dtype(), self.device, live) if live else {}
+        self.text = TextStage(
+            family,
+            self.device,
+            encoders,
+            family.load_tokenizers(self.files) if live else None,
+            prompt_states,
+            bool(self.trained_encoders()),
+        )
+
+    def _encoding(self, batch_size: int, to_disk: bool, *, is_vae: bool = False) -> EncodingSetup:
+        from library.training.caching import EncodingSetup
+
+        dtype = self.encoder_dtype(is_vae=is_vae)
+        return EncodingSetup(self.family, self.files, self.plan, self.accelerator, dtype, batch_size, to_disk)
+
+    def _prompt_texts(self) -> list[str]:
+        return sorted({text for prompt in self.prompts for text in (prompt.prompt, prompt.negative_prompt)})
+
+    def _prompt_folder(self) -> Path | None:
+        """Sample prompts are cached beside their file."""
+        sampling = self.options.sampling
+        to_disk = self.options.cache.cache_text_encoder_outputs_to_disk and sampling.sample_prompts
+        return Path(sampling.sample_prompts).parent if to_disk else None
 
     def build_optimizer(self) -> None:
         """Optimizer and schedule over what trains."""
@@ -323,7 +367,7 @@ class Trainer:
         objective = self.family.objective()
         time_seeds = [stream_seed(seed, "timestep") for seed in seeds]
         draw = objective.draw(uniform_per_sample(time_seeds), normal_per_sample(time_seeds, ())).to(self.device)
-        position_draw = tuple(uniform_per_sample([stream_seed(seeds[0], "position")], (3,))[0].tolist())
+        position_draw = uniform_per_sample([stream_seed(seeds[0], "position")], (3,))[0].tolist()
         with self.accelerator.autocast():
             conditioning = self.family.join_text(self.text.for_batch(batch, self.seed), self.denoiser)
 
@@ -360,7 +404,6 @@ class Trainer:
             return batch.latents.float()
         from library.training.caching import encode_pictures
 
-        assert batch.images is not None
         return encode_pictures(self.family, self.vae(), batch.images, batch.posterior_seeds).float()
 
     def _read_pending_loss(self) -> None:

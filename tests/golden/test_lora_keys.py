@@ -29,7 +29,10 @@ def encoders():
         clip_l, clip_g = (
             CLIPTextModelWithProjection(
                 CLIPTextConfig(
-                    hidden_size=64 * heads, intermediate_size=256 * heads, num_hidden_layers=depth, num_attention_heads=heads
+                    hidden_size=64 * heads,
+                    intermediate_size=256 * heads,
+                    num_hidden_layers=depth,
+                    num_attention_heads=heads,
                 )
             )
             for heads, depth in ((12, 12), (20, 32))

@@ -1,4 +1,4 @@
-"""SD3's text encoders and their layout equal the reference values. Source: tests/golden/data/SOURCES.d/text_and_vae.md."""
+"""SD3's text encoders and their layout equal reference values. Source: tests/golden/data/SOURCES.d/text_and_vae.md."""
 
 import gzip
 import json
@@ -57,7 +57,9 @@ def test_states_equal_the_reference_where_there_is_no_padding(encoders, golden, 
     states = _encode(encoders, golden, is_masked)
     rows = golden["in.l_attn_mask"].bool() if is_masked else torch.ones(2, 77, dtype=torch.bool)
     expected = golden[f"lg_mask_{int(is_masked)}.lg_out"]
-    torch.testing.assert_close(torch.cat([states["clip_l"], states["clip_g"]], -1)[rows], expected[rows], atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        torch.cat([states["clip_l"], states["clip_g"]], -1)[rows], expected[rows], atol=1e-4, rtol=0
+    )
     rows = golden["in.t5_attn_mask"].bool() if is_masked else torch.ones(2, 12, dtype=torch.bool)
     expected = golden[f"t5_mask_{int(is_masked)}.t5_out"]
     torch.testing.assert_close(states["t5xxl"][..., :512][rows], expected[rows], atol=1e-4, rtol=0)

@@ -43,4 +43,6 @@ def test_decoded_images_equal_the_reference_within_the_range_of_images(vae, gold
 @torch.no_grad()
 def test_decoder_equals_the_reference_outside_it_as_well(vae, golden):
     assert golden["sd3_vae.decode"].abs().max() > 2
-    torch.testing.assert_close(vae.decode(golden["sd3_vae.encode_mean"]).sample, golden["sd3_vae.decode"], atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        vae.decode(golden["sd3_vae.encode_mean"]).sample, golden["sd3_vae.decode"], atol=1e-3, rtol=0
+    )

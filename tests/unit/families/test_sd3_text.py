@@ -135,7 +135,9 @@ def tiny_clip_tensors():
 def tiny_t5_tensors():
     from transformers import T5Config, T5EncoderModel
 
-    config = T5Config(vocab_size=24, d_model=48, d_kv=8, d_ff=64, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu")
+    config = T5Config(
+        vocab_size=24, d_model=48, d_kv=8, d_ff=64, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu"
+    )
     return _randomised(T5EncoderModel(config))
 
 

@@ -1,0 +1,132 @@
+"""Schedules: what is refused, shares of steps, and rates that optimizers set themselves."""
+
+import logging
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from library.errors import OptionError
+from library.training.optimizers import make_optimizer
+from library.training.schedules import check_schedule, make_schedule, read_schedule, whole_steps
+
+
+@pytest.fixture(autouse=True)
+def _log_lines_reach_caplog(monkeypatch):
+    """Also where an earlier test in this process has set up logging as the scripts do."""
+    monkeypatch.setattr(logging.getLogger("easel"), "propagate", True)
+
+
+@dataclass(frozen=True)
+class Options:
+    learning_rate: float = 1e-3
+    lr_decay_steps: int | float = 0
+    lr_scheduler_num_cycles: int = 1
+    lr_scheduler_power: float = 1
+    lr_scheduler_timescale: int | None = None
+    lr_scheduler_min_lr_ratio: float | None = None
+    lr_scheduler_args: tuple[str, ...] | None = None
+
+
+def sgd(*rates):
+    return torch.optim.SGD([{"params": [torch.nn.Parameter(torch.zeros(2))], "lr": rate} for rate in rates], lr=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "warmup", "message"),
+    [
+        ("constant", 10, "constant_with_warmup"),
+        ("piecewise_constant", 10, "--lr_warmup_steps"),
+        ("cosin", 0, "Did you mean cosine?"),
+        ("reduce_lr_on_plateau", 0, "not available yet"),
+        ("linear", 1.5, "--lr_warmup_steps 1.5"),
+        ("linear", -1, "--lr_warmup_steps -1"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_its_fix(name, warmup, message):
+    with pytest.raises(OptionError, match=message):
+        check_schedule(name, warmup, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("cosine_with_min_lr", Options(), "--lr_scheduler_min_lr_ratio"),
+        ("polynomial", Options(learning_rate=1e-8), "--learning_rate must be above"),
+        ("piecewise_constant", Options(), "step_rules"),
+        ("piecewise_constant", Options(lr_scheduler_args=("step_rules=1:a,2",)), "1:a,2"),
+        ("cosine", Options(lr_scheduler_args=("T_max=3",)), "no argument T_max"),
+        ("warmup_stable_decay", Options(lr_decay_steps=2.5), "--lr_decay_steps 2.5"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(name, options, message):
+    with pytest.raises(OptionError, match=message):
+        check_schedule(name, 0, options.lr_scheduler_args, options=options)
+
+
+def test_steps_and_shares():
+    assert whole_steps(0, 100, "--x") == 0
+    assert whole_steps(30, 100, "--x") == 30
+    assert whole_steps(0.25, 101, "--x") == 25
+
+
+def test_groups_keep_the_ratio_of_their_rates():
+    optimizer = sgd(1e-3, 5e-4)
+    schedule = make_schedule(optimizer, "linear", num_steps=10, warmup=2)
+    for _ in range(6):
+        optimizer.step()
+        schedule.step()
+    assert schedule.get_last_lr() == pytest.approx([5e-4, 2.5e-4])
+
+
+def test_a_schedule_continues_from_its_state():
+    optimizer = sgd(1e-3)
+    schedule = make_schedule(optimizer, "cosine", num_steps=20, warmup=0.1)
+    for _ in range(7):
+        optimizer.step()
+        schedule.step()
+    other = sgd(1e-3)
+    resumed = make_schedule(other, "cosine", num_steps=20, warmup=0.1)
+    resumed.load_state_dict(schedule.state_dict())
+    other.step()
+    resumed.step()
+    optimizer.step()
+    schedule.step()
+    assert resumed.get_last_lr() == schedule.get_last_lr()
+
+
+def test_too_long_warmup_and_idle_options_are_said(caplog):
+    make_schedule(sgd(1e-3), "cosine", num_steps=5, warmup=9, options=Options(lr_scheduler_power=2))
+    assert "only 5 steps" in caplog.text
+    assert "does not use --lr_scheduler_power" in caplog.text
+
+
+def test_factors_stay_finite_after_the_last_step():
+    for name in ("linear", "cosine", "polynomial", "cosine_with_restarts"):
+        schedule = read_schedule(name, num_steps=3, warmup=3)
+        assert [schedule.factor(step) for step in range(4)][:3] == pytest.approx([0, 1 / 3, 2 / 3])
+        assert 0 <= schedule.factor(50) <= 1
+
+
+def test_adafactor_reports_its_own_rate(caplog):
+    weights = torch.nn.Parameter(torch.full((4, 4), 2.0))
+    optimizer = make_optimizer("Adafactor", [{"params": [weights], "lr": 1e-4}], learning_rate=1e-4)
+    schedule = make_schedule(optimizer, "cosine", num_steps=10, warmup=3)
+    assert "--lr_scheduler cosine has no effect" in caplog.text
+    assert "--lr_warmup_steps has no effect" in caplog.text
+    for _ in range(2):
+        weights.grad = torch.ones(4, 4)
+        optimizer.step()
+        schedule.step()
+    # 1 / sqrt(step) is above 1e-2 for the first 10,000 steps, so the rate is 1e-2 of the weights' size
+    assert float(schedule.get_last_lr()[0]) == pytest.approx(0.02, rel=0.02)
+
+
+def test_adafactor_schedule_reports_the_initial_rate_before_the_first_step():
+    optimizer = make_optimizer("Adafactor", [{"params": [torch.nn.Parameter(torch.ones(2, 2))]}], learning_rate=1e-4)
+    assert make_schedule(optimizer, "adafactor:0.0001", num_steps=10).get_last_lr() == [1e-4]
+
+
+def test_adafactor_schedule_needs_the_optimizer():
+    with pytest.raises(OptionError, match="--optimizer_type Adafactor"):
+        make_schedule(sgd(1e-3), "adafactor", num_steps=10)
