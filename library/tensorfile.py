@@ -71,9 +71,9 @@ def read_header(path: str | os.PathLike[str], what: str = "weights file") -> Ten
         CheckpointError: The file is missing, a folder, an HTML page, a pickle, truncated or malformed.
     """
     path = Path(path)
-    if path.is_dir():
-        raise CheckpointError(f"{what}: {path} is a folder. Give the .safetensors file itself.")
     try:
+        if path.is_dir():
+            raise CheckpointError(f"{what}: {path} is a folder. Give the .safetensors file itself.")
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             raw = _read_raw_header(file, path, what, size)
@@ -255,14 +255,13 @@ def write_tensors(
 
 
 def _without_shared_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous tensors; those that lie in the memory of an earlier one are copied, as safetensors wants it."""
-    seen: set[int] = set()
-    result = {}
-    for name, tensor in tensors.items():
-        tensor = tensor.detach().contiguous()
-        storage = tensor.untyped_storage().data_ptr()
-        result[name] = tensor.clone() if storage in seen else tensor
-        seen.add(storage)
+    """Contiguous tensors; those that overlap another one in memory are copied, as safetensors wants it."""
+    result = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    last_end = 0
+    for name, tensor in sorted(result.items(), key=lambda item: item[1].data_ptr()):
+        if tensor.data_ptr() < last_end:
+            result[name] = tensor.clone()
+        last_end = max(last_end, tensor.data_ptr() + tensor.numel() * tensor.element_size())
     return result
 
 

@@ -96,6 +96,7 @@ def create_network(
 
     Raises:
         OptionError: A wrong argument, or nothing to train.
+        ValueError: A text encoder is in the place of another.
     """
     from networks.network import AdapterNetwork, LoraPlus, make_part
 
@@ -104,11 +105,11 @@ def create_network(
     rank = default_rank(network_dim)
     shared = {"multiplier": multiplier, "dropouts": _dropouts(args, neuron_dropout)}
     parts: list[Part] = []
-    for slot, encoder in zip(_ENCODERS, _encoder_list(text_encoder), strict=False):
-        if encoder is None or (slot.title == "T5" and not args.train_t5xxl):
-            continue
+    for slot, encoder in _trained_encoders(text_encoder, args.train_t5xxl):
         modules = _encoder_layers(encoder)
-        planned = plan_modules(modules, encoder_rules(rank, network_alpha))
+        planned = plan_modules(modules, encoder_rules(slot.title, rank, network_alpha))
+        if not planned:
+            raise ValueError(f"the text encoder in the place of {slot.title} is a {type(encoder).__name__}")
         parts.append(make_part(slot.part_name, slot.prefix, modules, planned, is_denoiser=False, **shared))
     planned = plan_modules(layers, denoiser_rules(args, rank, network_alpha))
     parts.append(make_part(_DENOISER.part_name, _DENOISER.prefix, layers, planned, is_denoiser=True, **shared))
@@ -228,6 +229,17 @@ def _encoder_list(text_encoder: nn.Module | Sequence[nn.Module | None] | None) -
     if text_encoder is None:
         return []
     return list(text_encoder) if isinstance(text_encoder, (list, tuple)) else [text_encoder]  # type: ignore[list-item]
+
+
+def _trained_encoders(
+    text_encoder: nn.Module | Sequence[nn.Module | None] | None, trains_t5: bool
+) -> list[tuple[_Slot, nn.Module]]:
+    """The encoders that get adapters. None at all is a run without them, in which train_t5xxl has no effect."""
+    slots = zip(_ENCODERS, _encoder_list(text_encoder), strict=False)
+    given = {slot: encoder for slot, encoder in slots if encoder is not None}
+    if given and trains_t5 and _ENCODERS[2] not in given:
+        raise OptionError("--network_args train_t5xxl=True needs T5, which is not loaded. Give --t5xxl, or leave it out.")
+    return [(slot, encoder) for slot, encoder in given.items() if slot.title != "T5" or trains_t5]
 
 
 def _depth(layers: Mapping[str, nn.Module]) -> int:

@@ -26,7 +26,8 @@ class Sd3NetworkArgs:
         emb_dims: Ranks of context_embedder, t_embedder, x_embedder, y_embedder, and of the final layer's modulation
             and linear layer; 0 makes no adapter there. None makes none at all.
         train_block_indices: The joint blocks that get adapters; None is all of them.
-        conv_dim, conv_alpha: Rank and alpha of x_embedder in place of the third of emb_dims.
+        conv_dim, conv_alpha: Rank and alpha (unset: 1) of x_embedder in place of the third of emb_dims, even where that
+            is 0. Without emb_dims they have no effect.
         split_qkv: Query, key and value have their own factors.
         train_t5xxl: T5 gets adapters too.
         dropout, rank_dropout, module_dropout: Chances in [0, 1).

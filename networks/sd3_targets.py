@@ -53,9 +53,9 @@ def denoiser_rules(args: Sd3NetworkArgs, rank: int, alpha: float | None) -> tupl
     return tuple(rules)
 
 
-def encoder_rules(rank: int, alpha: float | None) -> tuple[TargetRule, ...]:
-    """The table for CLIP and T5, for names as `_encoder_layers` gives them."""
-    return TargetRule(_CLIP_LAYERS, rank, alpha), TargetRule(_T5_LAYERS, rank, alpha)
+def encoder_rules(title: str, rank: int, alpha: float | None) -> tuple[TargetRule, ...]:
+    """The table for "CLIP-L", "CLIP-G" or "T5", for names as files have them."""
+    return (TargetRule(_T5_LAYERS if title == "T5" else _CLIP_LAYERS, rank, alpha),)
 
 
 def default_rank(network_dim: int | None) -> int:

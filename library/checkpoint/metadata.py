@@ -11,25 +11,22 @@ import base64
 import hashlib
 import json
 import mimetypes
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from library.log import get_logger
-from library.records import CropPlan, ImageRecord, Size
+from library.records import Size
 from library.tensorfile import remembered_hash
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 logger = get_logger(__name__)
-
-MAX_TAG_BYTES = 1 << 18  # of the tag counts of a file; readers of headers get slow or give up beyond a few of these
 
 RECORDED_OPTIONS = (  # recorded as ss_<name>
     *("output_name", "training_comment", "learning_rate", "text_encoder_lr", "unet_lr", "max_train_steps", "seed"),
@@ -60,8 +57,8 @@ def build_metadata(options: Mapping[str, object], facts: Mapping[str, object]) -
         options: {name: value} of all options, flat; those of `RECORDED_OPTIONS` are taken.
         facts: {key without ss_: value} of everything that is not an option: session_id, training_started_at,
             num_train_images, num_reg_images, num_batches_per_epoch, num_epochs, epoch, steps, optimizer,
-            base_model_version, what `describe_datasets` and `describe_file` give, the family's own keys. A fact wins
-            over an option of its name.
+            base_model_version; what `describe_datasets` (dataset_summary.py) and `describe_file` give; network_args as
+            a mapping; the family's own keys. A fact wins over an option of its name.
 
     Returns:
         Strings. None is "None", truth values are "True" and "False"; nested values are JSON.
@@ -72,10 +69,7 @@ def build_metadata(options: Mapping[str, object], facts: Mapping[str, object]) -
     values = {**recorded, **facts}
     if not values.get("network_args"):
         values.pop("network_args", None)
-    return {
-        f"ss_{name}": json.dumps(value) if name in _AS_JSON and not isinstance(value, str) else str(value)
-        for name, value in values.items()
-    }
+    return {f"ss_{name}": json.dumps(value) if name in _AS_JSON else _text(value) for name, value in values.items()}
 
 
 def modelspec(
@@ -114,7 +108,7 @@ def modelspec(
         "timestep_range": _timestep_range(options.get("min_timestep"), options.get("max_timestep")),
         "encoder_layer": options.get("clip_skip"),
     }
-    return {f"modelspec.{name}": str(value) for name, value in values.items() if value is not None and value != ""}
+    return {f"modelspec.{name}": _text(value) for name, value in values.items() if value is not None and value != ""}
 
 
 def file_metadata(
@@ -146,6 +140,31 @@ def tensor_hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) ->
     data = memoryview(save({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, recorded))
     header_length = int.from_bytes(data[:8], "little")
     return hashlib.sha256(data[8 + header_length :]).hexdigest(), _legacy(data[0x100000:0x110000])
+
+
+def _text(value: object) -> str:
+    """As Python prints it; a tuple as a list. Parts of file names that are no text are replaced."""
+    text = str(list(value) if isinstance(value, tuple) else value)
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _timestep_range(low: object, high: object) -> str | None:
+    if low is None and high is None:
+        return None
+    return f"{0 if low is None else low},{1000 if high is None else high}"
+
+
+def _thumbnail(source: object) -> str | None:
+    """A picture file as a data URL; a URL as it is."""
+    if not source or str(source).startswith("data:"):
+        return str(source) if source else None
+    try:
+        data = Path(str(source)).read_bytes()
+    except OSError as error:
+        logger.warning("--metadata_thumbnail %s cannot be read (%s) and is left out", source, error.strerror or error)
+        return None
+    kind = mimetypes.guess_type(str(source))[0] or "image/png"
+    return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
 # Files that a training started from
@@ -216,143 +235,3 @@ def _sha256(path: Path) -> str:
         while chunk := file.read(1 << 22):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-# Datasets
-
-
-def describe_datasets(
-    records: Sequence[ImageRecord],
-    crops: Sequence[CropPlan],
-    datasets: Sequence[Mapping[str, Any]],
-    *,
-    max_tag_bytes: int = MAX_TAG_BYTES,
-) -> dict[str, object]:
-    """Facts about the training data for `build_metadata`: datasets, tag_frequency and dataset_dirs.
-
-    Args:
-        records: All pictures.
-        crops: One for each record.
-        datasets: The configured datasets as nested mappings (`dataclasses.asdict`).
-        max_tag_bytes: Limit on the tag counts; beyond it the rarest tags are left out.
-    """
-    by_subset = defaultdict(list)
-    for index, record in enumerate(records):
-        by_subset[record.dataset, record.subset].append(index)
-    budget = max_tag_bytes // (len(datasets) + 1)
-    described, all_tags, folders = [], {}, {}
-    for number, dataset in enumerate(datasets):
-        counts = [(subset, by_subset[number, place]) for place, subset in enumerate(dataset["subsets"])]
-        tags = _count_tags([(_folder(subset), [records[i].caption for i in own]) for subset, own in counts])
-        own = [index for _, indices in counts for index in indices]
-        described.append(
-            {
-                **_describe_dataset(dataset, [records[i] for i in own], [crops[i] for i in own]),
-                "tag_frequency": _cut_tags(tags, budget),
-                "subsets": [_describe_subset(subset, len(indices)) for subset, indices in counts],
-            }
-        )
-        all_tags = {**tags, **all_tags}
-        for subset, indices in counts:
-            entry = {"n_repeats": subset["num_repeats"], "img_count": len(indices)}
-            folders[_free_name(_folder(subset), folders)] = entry
-    return {"datasets": described, "tag_frequency": _cut_tags(all_tags, budget), "dataset_dirs": folders}
-
-
-def _describe_dataset(
-    dataset: Mapping[str, Any], records: Sequence[ImageRecord], crops: Sequence[CropPlan]
-) -> dict[str, object]:
-    names = ("enable_bucket", "min_bucket_reso", "max_bucket_reso", "resize_interpolation")
-    return {
-        "is_dreambooth": True,
-        "batch_size_per_device": dataset["batch_size"],
-        "num_train_images": sum(record.repeats for record in records),
-        "num_reg_images": 0,
-        "resolution": list(dataset["resolution"]),
-        **{name: dataset[name] for name in names},
-        "bucket_info": _describe_buckets(records, crops) if dataset["enable_bucket"] else None,
-    }
-
-
-def _describe_buckets(records: Sequence[ImageRecord], crops: Sequence[CropPlan]) -> dict[str, object]:
-    counts: Counter[Size] = Counter()
-    error = 0.0
-    for record, crop in zip(records, crops, strict=True):
-        counts[crop.bucket] += record.repeats
-        error += abs(crop.bucket.width / crop.bucket.height - record.size.width / record.size.height)
-    buckets = {
-        str(index): {"resolution": list(size), "count": count}
-        for index, (size, count) in enumerate(sorted(counts.items()))
-    }
-    return {"buckets": buckets, "mean_img_ar_error": error / max(1, len(records))}
-
-
-def _describe_subset(subset: Mapping[str, Any], num_images: int) -> dict[str, object]:
-    values = {**subset, **subset["captions"]}
-    names = (
-        *("num_repeats", "color_aug", "flip_aug", "random_crop", "shuffle_caption", "keep_tokens"),
-        *("keep_tokens_separator", "secondary_separator", "enable_wildcard", "caption_prefix", "caption_suffix"),
-        *("resize_interpolation", "class_tokens", "is_reg"),
-    )
-    not_yet = {"color_aug": False, "is_reg": False}
-    chosen = {name: values.get(name, not_yet.get(name)) for name in names}
-    return {"img_count": num_images, **chosen, "image_dir": _folder(subset)}
-
-
-def _folder(subset: Mapping[str, Any]) -> str:
-    return Path(subset["image_dir"]).name
-
-
-def _free_name(name: str, taken: Mapping[str, object]) -> str:
-    """The name, or with a number behind it if it is taken."""
-    number, free = 1, name
-    while free in taken:
-        number += 1
-        free = f"{name} ({number})"
-    return free
-
-
-def _count_tags(folders: Sequence[tuple[str, Sequence[str]]]) -> dict[str, dict[str, int]]:
-    """{folder: {tag: number of captions}}; folders of the same name are counted together."""
-    counts: dict[str, Counter[str]] = {}
-    for folder, captions in folders:
-        own = counts.setdefault(folder, Counter())
-        for caption in captions:
-            own.update(tag for tag in (part.strip().lower() for part in caption.split(",")) if tag)
-    return {folder: dict(own) for folder, own in counts.items()}
-
-
-def _cut_tags(counts: Mapping[str, Mapping[str, int]], budget: int) -> dict[str, dict[str, int]]:
-    """The most frequent tags that fit into `budget` bytes of JSON."""
-    if len(json.dumps(counts)) <= budget:
-        return {folder: dict(tags) for folder, tags in counts.items()}
-    ranked = sorted((-count, folder, tag) for folder, tags in counts.items() for tag, count in tags.items())
-    kept: dict[str, dict[str, int]] = {folder: {} for folder in counts}
-    left = budget - len(json.dumps(kept))
-    for count, folder, tag in ranked:
-        left -= len(json.dumps({tag: -count}))
-        if left < 0:
-            break
-        kept[folder][tag] = -count
-    num_kept = sum(len(tags) for tags in kept.values())
-    logger.info("metadata: the %d most frequent of %d tags are recorded", num_kept, len(ranked))
-    return kept
-
-
-def _timestep_range(low: object, high: object) -> str | None:
-    if low is None and high is None:
-        return None
-    return f"{0 if low is None else low},{1000 if high is None else high}"
-
-
-def _thumbnail(source: object) -> str | None:
-    """A picture file as a data URL; a URL as it is."""
-    if not source or str(source).startswith("data:"):
-        return str(source) if source else None
-    try:
-        data = Path(str(source)).read_bytes()
-    except OSError as error:
-        logger.warning("--metadata_thumbnail %s cannot be read (%s) and is left out", source, error.strerror or error)
-        return None
-    kind = mimetypes.guess_type(str(source))[0] or "image/png"
-    return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"

@@ -221,7 +221,7 @@ def _convert(stored: Tensor, scale: Tensor | None, dtype: torch.dtype | None) ->
 def _refuse_non_finite(part: Part, name: str, tensor: Tensor) -> None:
     import torch
 
-    if not tensor.numel():
+    if not tensor.numel() or tensor.itemsize == 1:
         return
     if not bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all()):  # NaN wins both
         raise CheckpointError(

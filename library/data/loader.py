@@ -8,10 +8,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset
 
 from library.data.batches import sample_id
 from library.data.cache import TensorCache
@@ -171,7 +172,7 @@ def make_loader(
         batch_size=None,
         sampler=plans,
         num_workers=num_workers,
-        worker_init_fn=_start_worker if num_workers else None,
+        worker_init_fn=partial(_start_worker, decodes=dataset.latents is None),
         pin_memory=pin_memory,
     )
 
@@ -203,11 +204,10 @@ def _num_processors() -> int:
     return os.cpu_count() or 1
 
 
-def _start_worker(_: int) -> None:
+def _start_worker(_: int, decodes: bool) -> None:
     """One thread in each worker: there are as many workers as the user wants threads."""
     torch.set_num_threads(1)
-    worker = get_worker_info()
-    if worker is not None and worker.dataset.dataset.latents is None:
+    if decodes:
         import cv2
 
         cv2.setNumThreads(1)

@@ -13,10 +13,10 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from library.errors import CheckpointError
 from library.log import get_logger
+from library.models.tokenizer_hub import cached_folders, download_files, hub_answers
 from library.models.vocabulary import CLIP_END, CLIP_START, T5_END, T5_PAD, Vocabulary, open_vocabulary
 from library.tensorfile import user_cache_dir
 
@@ -114,7 +114,7 @@ def load_tokenizers(
     places.check_tokenizer_dir(names)
     found = {name: places.find(name) for name in names}
     if missing := [name for name, vocabulary in found.items() if vocabulary is None]:
-        raise CheckpointError(_missing_message(missing, model_path))
+        raise CheckpointError(_missing_message(missing, places))
     tokenizers = TokenizerSet({name: _tokenizer(name, item) for name, item in found.items() if item is not None})
     for name, tokenizer in tokenizers.items():
         logger.info("tokenizer of %s: %s", name, tokenizer.vocabulary.source)
@@ -152,6 +152,7 @@ class _Places:
         self.cache_dir = cache_dir
         self.model_path = model_path
         self.open = functools.cache(open_vocabulary)
+        self.is_hub_reachable: bool | None = None
 
     def check_tokenizer_dir(self, names: Sequence[str]) -> None:
         """Refuse a `--tokenizer_dir` that is of no use at all."""
@@ -171,8 +172,21 @@ class _Places:
         for folder in self._folders(name):
             if (vocabulary := self.open(folder, _kind(name))) is not None:
                 return vocabulary
-        downloaded = _download(name, self.cache_dir)
-        return None if downloaded is None else self.open(downloaded, _kind(name))
+        files = self._download(name)
+        if not files:
+            return None
+        if self.cache_dir is not None:
+            _copy(files, self.cache_dir / hub_folder_name(name))
+        return self.open(files[0].parent, _kind(name))
+
+    def _download(self, name: str) -> list[Path]:
+        """The files of an encoder's tokenizer from the hub; empty when offline or unreachable."""
+        if self.is_hub_reachable is None:
+            self.is_hub_reachable = hub_answers()
+        if not self.is_hub_reachable:
+            return []
+        logger.info("tokenizer of %s: getting %s from the hub", name, HUB_IDS[name])
+        return download_files(HUB_IDS[name], _HUB_FILES[_kind(name)])
 
     def _folders(self, name: str) -> Iterator[Path]:
         yield from self._in_tokenizer_dir(name)
@@ -182,7 +196,7 @@ class _Places:
             beside = self.model_path if self.model_path.is_dir() else self.model_path.parent
             yield from (beside / part for part in _MODEL_FOLDERS[name] if part.startswith("tokenizer"))
         yield from (setup_tokenizer_dir() / part for part in _hub_names(name))
-        yield from _hub_cache_folders(name)
+        yield from (folder for sharer in _sharers(name) for folder in cached_folders(HUB_IDS[sharer]))
 
     def _in_tokenizer_dir(self, name: str) -> list[Path]:
         if self.tokenizer_dir is None:
@@ -197,37 +211,6 @@ def _sharers(name: str) -> tuple[str, ...]:
 
 def _hub_names(name: str) -> tuple[str, ...]:
     return tuple(part for sharer in _sharers(name) for part in (hub_folder_name(sharer), HUB_IDS[sharer]))
-
-
-def _hub_cache_folders(name: str) -> Iterator[Path]:
-    """Folders in the cache of the hub's client, which all programs of this user share."""
-    from huggingface_hub import try_to_load_from_cache
-
-    for sharer in _sharers(name):
-        for file in ("tokenizer.json", *_HUB_FILES[_kind(name)]):
-            path = try_to_load_from_cache(HUB_IDS[sharer], file)
-            if isinstance(path, str):
-                yield Path(path).parent
-
-
-def _download(name: str, cache_dir: Path | None) -> Path | None:
-    """Get an encoder's tokenizer from the hub; None when offline or unreachable."""
-    from huggingface_hub import constants, hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
-
-    if constants.HF_HUB_OFFLINE:
-        return None
-    # The client passes some errors of its HTTP library through; their base is the "HTTPError" below its own.
-    bases: list[Any] = [base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError"]
-    logger.info("%s: getting the tokenizer of %s from the hub", name, HUB_IDS[name])
-    try:
-        files = [Path(hf_hub_download(HUB_IDS[name], file)) for file in _HUB_FILES[_kind(name)]]
-    except (OSError, *bases) as error:
-        logger.debug("the hub cannot be reached: %s", error)
-        return None
-    if cache_dir is not None:
-        _copy(files, cache_dir / hub_folder_name(name))
-    return files[0].parent
 
 
 def _copy(files: Sequence[Path], folder: Path) -> None:
@@ -249,7 +232,14 @@ def _check_rows(tokenizer: TextTokenizer, rows: int) -> None:
         )
 
 
-def _missing_message(names: Sequence[str], model_path: Path | None) -> str:
+def _missing_message(names: Sequence[str], places: _Places) -> str:
+    looked = [
+        *([f"--tokenizer_dir {places.tokenizer_dir}"] if places.tokenizer_dir else []),
+        *([f"--tokenizer_cache_dir {places.cache_dir}"] if places.cache_dir else []),
+        *([f"folders beside {places.model_path}"] if places.model_path else []),
+        str(setup_tokenizer_dir()),
+        "the hub's cache" + (" or the hub" if places.is_hub_reachable else ", and the hub cannot be asked"),
+    ]
     advice = []
     if any(_kind(name) == "clip" for name in names):
         advice.append(
@@ -261,8 +251,4 @@ def _missing_message(names: Sequence[str], model_path: Path | None) -> str:
             f"T5's is tokenizer.json or spiece.model of {HUB_IDS['t5xxl']}: give a folder that has it with "
             "--tokenizer_dir, for instance a ComfyUI install or tokenizer_3 of a diffusers SD3 model."
         )
-    beside = f" beside {model_path}," if model_path else ""
-    return (
-        f"No tokenizer for {', '.join(names)} in --tokenizer_dir, --tokenizer_cache_dir,{beside} "
-        f"{setup_tokenizer_dir()} or the hub's cache, and the hub cannot be reached. {' '.join(advice)}"
-    )
+    return f"No tokenizer for {', '.join(names)} in {', '.join(looked)}. {' '.join(advice)}"

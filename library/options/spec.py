@@ -150,6 +150,10 @@ class ScriptOptions:
         """The groups, in the order of declaration."""
         return (getattr(self, name) for name in group_classes(type(self)))
 
+    def values(self) -> dict[str, Any]:
+        """Every option by its name."""
+        return {item.name: getattr(group, item.name) for group in self.groups() for item in fields(group)}
+
     def check(self) -> Iterator[str]:
         """Sentences about options of different groups that do not go together."""
         return iter(())

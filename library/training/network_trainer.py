@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -11,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from library.errors import OptionError
 from library.log import get_logger
+from library.training.optimizers import split_key_values
 from library.training.trainer import Trainer
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+
+    from library.training.run_metadata import RunMetadata
 
 logger = get_logger(__name__)
 
@@ -82,6 +84,7 @@ class NetworkTrainer(Trainer):
         options = self.options.network
         encoders = [self.text.encoders[name] for name in self.family.encoder_names if name in self.text.encoders]
         self._merge_base_weights(encoders)
+        self.run_metadata = self._describe_run()
         torch.manual_seed(self.seed)
         self.network = self._create_network(encoders)
         self.network.apply_to(
@@ -93,6 +96,19 @@ class NetworkTrainer(Trainer):
         if self.options.training.gradient_checkpointing:
             for name in self.trained_encoders():
                 _checkpoint_encoder(self.text.encoders[name])
+
+    def _describe_run(self) -> RunMetadata:
+        from library.training.run_metadata import RunMetadata
+
+        options = {**self.options.values(), "optimizer_type": self.options.optimizer.optimizer_name}
+        return RunMetadata(
+            options,
+            family=self.family,
+            files=self.files,
+            plan=self.plan,
+            seed=self.seed,
+            network_args=self.network_args,
+        )
 
     def _create_network(self, encoders: list[nn.Module]) -> nn.Module:
         options = self.options.network
@@ -178,10 +194,11 @@ class NetworkTrainer(Trainer):
         from library.training.run_metadata import write_network
 
         state = network_state(self.network, self._save_dtype())
-        form = self.options.saving.save_model_as
-        if form == "diffusers":
+        if self.options.saving.save_model_as == "diffusers":
             state = self.family.network_to_diffusers(state)
-        write_network(self, path, state, step=step, epoch=epoch, finished_at=time.time())
+        architecture = f"{self.family.architecture(self.files)}/lora"
+        metadata = self.run_metadata.for_file(state, step=step, epoch=epoch, architecture=architecture)
+        write_network(path, state, metadata)
 
     def _save_dtype(self) -> torch.dtype | None:
         import torch
@@ -196,17 +213,8 @@ def network_args(items: Sequence[str] | None, dropout: float | None) -> dict[str
     Raises:
         OptionError: An item without `=`, or a key given twice.
     """
-    result: dict[str, str] = {}
-    for item in items or []:
-        key, equals, value = item.partition("=")
-        if not equals or not key.strip():
-            raise OptionError(f'--network_args {item}: an argument has the form "name=value".')
-        if key.strip() in result:
-            raise OptionError(f"--network_args: {key.strip()} is given twice.")
-        result[key.strip()] = value
-    if dropout is not None:
-        result.setdefault("dropout", str(dropout))
-    return result
+    given = split_key_values(items, "--network_args")
+    return given if dropout is None else {"dropout": str(dropout), **given}
 
 
 def network_state(network: nn.Module, dtype: torch.dtype | None) -> dict[str, Tensor]:
@@ -228,4 +236,8 @@ def _import_module(name: str) -> ModuleType:
 
 
 def _checkpoint_encoder(encoder: nn.Module) -> None:
-    encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    """Recompute an encoder's layers in the backward pass. Newer transformers call the method by another name."""
+    if hasattr(encoder, "activation_checkpointing_enable"):
+        encoder.activation_checkpointing_enable({"use_reentrant": False})
+    else:
+        encoder.gradient_checkpointing_enable({"use_reentrant": False})

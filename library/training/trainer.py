@@ -234,7 +234,7 @@ class Trainer:
 
     def build_optimizer(self) -> None:
         """Optimizer and schedule over what trains."""
-        from library.training.optimizers import make_optimizer
+        from library.training.optimizers import forced_schedule, make_optimizer
         from library.training.schedules import make_schedule
 
         chosen = self.options.optimizer
@@ -244,9 +244,10 @@ class Trainer:
             learning_rate=chosen.learning_rate,
             args=chosen.optimizer_args,
         )
+        forced = forced_schedule(chosen.optimizer_name, chosen.optimizer_args, chosen.learning_rate)
         self.schedule = make_schedule(
             optimizer,
-            chosen.lr_scheduler,
+            forced or chosen.lr_scheduler,
             num_steps=self.plan.steps.max_steps,
             warmup=chosen.lr_warmup_steps,
             options=chosen,

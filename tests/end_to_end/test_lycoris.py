@@ -67,7 +67,7 @@ def test_trains_and_saves(algo, mmdit, tmp_path):
         optimizer.zero_grad()
         loss(mmdit).backward()
         optimizer.step()
-    assert loss(mmdit).item() < 0.97 * start
+    assert loss(mmdit).item() < 0.99 * start
     assert all(torch.equal(before[name], tensor) for name, tensor in mmdit.state_dict().items())
 
     network.save_weights(str(tmp_path / "lycoris.safetensors"), torch.float16, {"ss_network_module": "lycoris.kohya"})

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from library.checkpoint.weights import Part, WeightFiles, open_weights, part_identity, read_weights
 from library.errors import CheckpointError
 from library.families.sd3.key_map import mmdit_from_diffusers
-from library.families.sd3.parts import DENOISER, TITLES, clip_width, find_denoiser, find_part, report_ignored
+from library.families.sd3.parts import DENOISER, clip_width, find_denoiser, find_part, report_ignored
 from library.models.vae_key_map import vae_from_diffusers
 
 if TYPE_CHECKING:
@@ -45,17 +45,6 @@ class Sd3Files:
     t5xxl: Part | None
     config: MMDiTConfig
     variant: str
-
-    def require(self, kind: str) -> Part:
-        """The part "vae", "clip_l", "clip_g" or "t5xxl".
-
-        Raises:
-            CheckpointError: Neither the model has it nor was a file given.
-        """
-        part: Part | None = getattr(self, kind)
-        if part is None:
-            raise CheckpointError(f"{self.denoiser.path} has no {TITLES[kind]}. Give one with --{kind}.")
-        return part
 
 
 def inspect_files(

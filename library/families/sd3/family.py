@@ -139,22 +139,22 @@ class Sd3Family:
         return conversion.tensors
 
     def metadata(self, files: Sd3Files) -> dict[str, Any]:
-        """The keys that only SD3 files have; `ss_base_model_version` is the variant, as other tools write it."""
+        """What only SD3 files say, without ss_. The base model version is the variant, as other tools write it."""
         return {
-            "ss_base_model_version": files.variant,
-            "ss_apply_lg_attn_mask": self.apply_lg_attn_mask,
-            "ss_apply_t5_attn_mask": self.apply_t5_attn_mask,
-            "ss_weighting_scheme": self.flow.weighting_scheme,
-            "ss_logit_mean": self.flow.logit_mean,
-            "ss_logit_std": self.flow.logit_std,
-            "ss_mode_scale": self.flow.mode_scale,
-            "ss_training_shift": self.flow.training_shift,
-            "ss_t5xxl_max_token_length": self.t5_length,
-            "ss_clip_l_dropout_rate": self.dropout_rates["clip_l"],
-            "ss_clip_g_dropout_rate": self.dropout_rates["clip_g"],
-            "ss_t5_dropout_rate": self.dropout_rates["t5xxl"],
-            "ss_pos_emb_random_crop_rate": self.pos_emb_random_crop_rate,
-            "ss_enable_scaled_pos_embed": self.enable_scaled_pos_embed,
+            "base_model_version": files.variant,
+            "apply_lg_attn_mask": self.apply_lg_attn_mask,
+            "apply_t5_attn_mask": self.apply_t5_attn_mask,
+            "weighting_scheme": self.flow.weighting_scheme,
+            "logit_mean": self.flow.logit_mean,
+            "logit_std": self.flow.logit_std,
+            "mode_scale": self.flow.mode_scale,
+            "training_shift": self.flow.training_shift,
+            "t5xxl_max_token_length": self.t5_length,
+            "clip_l_dropout_rate": self.dropout_rates["clip_l"],
+            "clip_g_dropout_rate": self.dropout_rates["clip_g"],
+            "t5_dropout_rate": self.dropout_rates["t5xxl"],
+            "pos_emb_random_crop_rate": self.pos_emb_random_crop_rate,
+            "enable_scaled_pos_embed": self.enable_scaled_pos_embed,
         }
 
     # Loading

@@ -8,7 +8,6 @@ from typing import ClassVar
 
 from library.options.spec import OptionGroup, opt
 
-_SCHEDULES = "the schedules that use it"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,21 +27,23 @@ class OptimizerOptions(OptionGroup):
     learning_rate: float = opt(2e-6, "Learning rate.", above=0)
     max_grad_norm: float = opt(1.0, "Gradients are scaled down to this norm; 0 means never.", minimum=0)
     lr_scheduler: str = opt(
-        "constant", "Course of the learning rate: constant, constant_with_warmup, linear or cosine."
+        "constant",
+        "Course of the learning rate: constant, constant_with_warmup, linear, cosine, cosine_with_restarts, polynomial, "
+        "inverse_sqrt, cosine_with_min_lr, warmup_stable_decay or piecewise_constant.",
     )
     lr_warmup_steps: int | float = opt(
         0, "The learning rate rises from 0 over this many steps, or this share of all steps.", unit="steps, 0.1 or 10%"
     )
-    lr_decay_steps: int | float = opt(0, "Length of the final decay.", unit="steps, 0.1 or 10%", later=_SCHEDULES)
-    lr_scheduler_num_cycles: int = opt(1, "Number of restarts.", minimum=1, later=_SCHEDULES)
-    lr_scheduler_power: float = opt(1, "Power of the polynomial.", later=_SCHEDULES)
-    lr_scheduler_timescale: int | None = opt(None, "Time scale of inverse_sqrt.", unit="steps", later=_SCHEDULES)
+    lr_decay_steps: int | float = opt(0, "Length of the final decay.", unit="steps, 0.1 or 10%")
+    lr_scheduler_num_cycles: int = opt(1, "Number of restarts.", minimum=1)
+    lr_scheduler_power: float = opt(1, "Power of the polynomial.")
+    lr_scheduler_timescale: int | None = opt(None, "Time scale of inverse_sqrt.", unit="steps")
     lr_scheduler_min_lr_ratio: float | None = opt(
-        None, "Lowest learning rate, as a share of the highest.", unit="0-1", later=_SCHEDULES
+        None, "Lowest learning rate, as a share of the highest.", unit="0-1"
     )
     lr_scheduler_type: str = opt("", "Schedule of your own as module.Class.", later="schedules of your own class")
     lr_scheduler_args: tuple[str, ...] | None = opt(
-        None, "Further arguments of the schedule.", metavar="KEY=VALUE", later=_SCHEDULES
+        None, "Further arguments of the schedule.", metavar="KEY=VALUE"
     )
     fused_backward_pass: bool = opt(
         False, "Let the optimizer step inside the backward pass.", later="fused backward passes"

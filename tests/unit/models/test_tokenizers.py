@@ -3,12 +3,15 @@
 import gzip
 import io
 import json
+import threading
 import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice, product
 
 import pytest
 
 from library.errors import CheckpointError
+from library.models.tokenizer_hub import hub_answers
 from library.models.tokenizers import hub_folder_name, load_tokenizers, setup_tokenizer_dir
 from library.models.vocabulary import open_vocabulary
 from tools import make_clip_tokenizer as tool
@@ -204,6 +207,71 @@ def test_missing_tokenizers_are_one_error_that_says_where_to_get_them(tmp_path, 
     ):
         assert part in message
     assert "\n" not in message
+
+
+def test_a_hub_that_cannot_be_reached_is_the_same_error_at_once(monkeypatch):
+    """Tests run behind a proxy that refuses every connection."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    assert not hub_answers()
+    with pytest.raises(CheckpointError, match="No tokenizer for t5xxl"):
+        load_tokenizers(["t5xxl"])
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch, spiece):
+    """A server on this machine that answers as the hub does; the list gets the paths it was asked for."""
+    from huggingface_hub import constants
+
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.answer(has_body=False)
+
+        def do_GET(self):
+            self.answer(has_body=True)
+
+        def answer(self, has_body):
+            asked.append(self.path)
+            content = (spiece / "spiece.model").read_bytes()
+            self.send_response(200 if self.path == "/google/t5-v1_1-xxl/resolve/main/spiece.model" else 404)
+            for header, value in (("ETag", '"1"'), ("X-Repo-Commit", "0" * 40), ("Content-Length", len(content))):
+                self.send_header(header, str(value))
+            self.end_headers()
+            if has_body:
+                self.wfile.write(content)
+
+        def log_message(self, *args):
+            """Nothing on the test's stderr."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", constants.ENDPOINT + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    yield asked
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_download_goes_to_the_tokenizer_cache_dir_and_is_used_from_there(hub, tmp_path, spiece):
+    first = load_tokenizers(["t5xxl"], cache_dir=tmp_path / "cache")
+    assert _ids(first["t5xxl"]) == _ids(load_tokenizers(["t5xxl"], tokenizer_dir=spiece)["t5xxl"])
+    hub.clear()
+    second = load_tokenizers(["t5xxl"], cache_dir=tmp_path / "cache")
+    assert _sources(second, tmp_path) == {"t5xxl": "cache/google_t5-v1_1-xxl"}
+    assert hub == []
+
+
+def test_what_the_hub_does_not_have_is_missing(hub):
+    with pytest.raises(CheckpointError, match="No tokenizer for clip_l in .*the hub's cache or the hub"):
+        load_tokenizers(["clip_l"])
+    assert "/openai/clip-vit-large-patch14/resolve/main/vocab.json" in hub
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,14 @@ def test_a_missing_encoder_keeps_the_place_of_the_others(mmdit):
     assert {name[:9] for name in found} == {"lora_te2_", "lora_unet"}
 
 
+def test_t5_has_to_be_there_and_in_its_place(mmdit):
+    with pytest.raises(OptionError, match="needs T5"):
+        create(mmdit, [clip(), clip(), None], train_t5xxl="True")
+    assert not any(name.startswith("lora_te") for name in names(create(mmdit, train_t5xxl="True")))
+    with pytest.raises(ValueError, match="in the place of CLIP-G is a T5EncoderModel"):
+        create(mmdit, [clip(), t5()])
+
+
 def test_parts_that_are_not_wanted_are_dropped(mmdit):
     encoder = clip()
     network = create(mmdit, [encoder])

@@ -1,0 +1,194 @@
+"""Pictures of every kind become upright 8-bit RGB, and crops are what the plan says."""
+
+import struct
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from library.data.headers import read_header
+from library.data.images import load_image, prepare_image, resize_pixels
+from library.data.keys import INTERPOLATIONS
+from library.errors import DatasetError
+from library.records import CropPlan, Size
+
+ORIENTATION = 0x0112
+
+
+def corner_picture(width=30, height=20):
+    """Black, with the top left quarter red and the top right quarter green."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[: height // 2, : width // 2, 0] = 255
+    pixels[: height // 2, width // 2 :, 1] = 255
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tiff", ".webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(tmp_path, orientation, suffix):
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    upright = corner_picture()
+    stored = upright.transpose(undo[orientation]) if orientation > 1 else upright
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    path = tmp_path / f"a{suffix}"
+    stored.save(path, exif=exif, **({"lossless": True} if suffix == ".webp" else {}))
+    loaded = load_image(path, read_header(path).size)
+    assert loaded.size == upright.size
+    assert np.array_equal(np.asarray(loaded), np.asarray(upright))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tiff"])
+def test_16_bit_grey_is_scaled(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    Image.fromarray(np.array([[0, 20000, 65535]], np.uint16)).save(path)
+    assert np.asarray(load_image(path)).tolist() == [[[0] * 3, [78] * 3, [255] * 3]]
+
+
+@pytest.mark.parametrize(("values", "expected"), [([0, 0.5, 1], [0, 128, 255]), ([0, 128, 255], [0, 128, 255])])
+def test_float_pictures_are_scaled_by_their_range(tmp_path, values, expected):
+    path = tmp_path / "a.tiff"
+    Image.fromarray(np.array([values], np.float32)).save(path)
+    assert np.asarray(load_image(path))[0, :, 0].tolist() == expected
+
+
+def test_float_picture_of_unknown_range_is_refused(tmp_path):
+    path = tmp_path / "a.tiff"
+    Image.fromarray(np.array([[-3.0, 4.0]], np.float32)).save(path)
+    with pytest.raises(DatasetError, match=r"a\.tiff cannot be decoded \(its grey values go from -3 to 4"):
+        load_image(path)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparent_becomes_white_and_half_transparent_is_mixed(tmp_path, mode):
+    path = tmp_path / "a.png"
+    alpha = Image.fromarray(np.array([[0, 255]], np.uint8))
+    image = Image.new("RGBA", (2, 1), (255, 0, 0, 0))
+    image.putalpha(alpha)
+    if mode == "P":
+        image = Image.fromarray(np.array([[0, 1]], np.uint8)).convert("P")
+        image.putpalette([255, 0, 0, 0, 0, 255])
+        image.save(path, transparency=0)
+    else:
+        image.convert(mode).save(path)
+    pixels = np.asarray(load_image(path))
+    assert pixels[0, 0].tolist() == [255, 255, 255]
+    assert pixels[0, 1].tolist() == {"RGBA": [255, 0, 0], "LA": [76, 76, 76], "P": [0, 0, 255]}[mode]
+
+
+def test_half_transparent_is_mixed_with_white(tmp_path):
+    path = tmp_path / "a.png"
+    Image.new("RGBA", (1, 1), (0, 0, 0, 51)).save(path)
+    assert np.asarray(load_image(path)).tolist() == [[[204, 204, 204]]]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK"])
+def test_other_modes_become_rgb(tmp_path, mode):
+    path = tmp_path / "a.tiff"
+    Image.new("RGB", (3, 2), (255, 255, 255)).convert(mode).save(path)
+    image = load_image(path)
+    assert (image.mode, image.size) == ("RGB", (3, 2))
+    assert np.asarray(image).min() == 255
+
+
+def test_cmyk_goes_through_its_profile(tmp_path):
+    path, plain = tmp_path / "a.tiff", tmp_path / "plain.tiff"
+    image = Image.new("CMYK", (1, 1), (128, 0, 0, 0))
+    image.save(plain)
+    image.save(path, icc_profile=grey_ink_profile())
+    assert np.asarray(load_image(plain)).tolist() == [[[127, 255, 255]]]
+    red, green, blue = np.asarray(load_image(path))[0, 0].tolist()
+    assert 155 <= red == green == blue <= 171  # half way to the profile's grey, its darkest taken for black
+
+
+def test_damaged_profile_is_no_fault(tmp_path):
+    path = tmp_path / "a.tiff"
+    Image.new("CMYK", (1, 1), (0, 0, 0, 0)).save(path, icc_profile=b"not a profile" * 20)
+    assert np.asarray(load_image(path)).tolist() == [[[255, 255, 255]]]
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp", ".png"])
+def test_first_frame_of_an_animation(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    lossless = {"lossless": True} if suffix == ".webp" else {}
+    frames[0].save(path, save_all=True, append_images=frames[1:], **lossless)
+    assert np.asarray(load_image(path))[0, 0].tolist() == [255, 0, 0]
+
+
+def test_cut_off_file_is_named(tmp_path):
+    path = tmp_path / "cut.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:-2000])
+    with pytest.raises(DatasetError, match=r"cut\.jpg cannot be decoded \(.*truncated.*\)\. Repair"):
+        load_image(path)
+
+
+def test_file_that_is_gone_is_named(tmp_path):
+    with pytest.raises(DatasetError, match=r"a\.png cannot be decoded"):
+        load_image(tmp_path / "a.png")
+
+
+def test_changed_size_is_an_error(tmp_path):
+    path = tmp_path / "a.png"
+    corner_picture().save(path)
+    with pytest.raises(DatasetError, match="is 30x20 pixels but was 20x30"):
+        load_image(path, Size(20, 30))
+
+
+def test_crop_flip_and_range():
+    plan = CropPlan(resized=Size(30, 20), left=10, top=5, bucket=Size(16, 8))
+    picture = corner_picture()
+    pixels = prepare_image(picture, plan, None, False)
+    expected = torch.from_numpy(np.asarray(picture)[5:13, 10:26].copy()).permute(2, 0, 1) / 127.5 - 1
+    assert (pixels.shape, pixels.dtype) == ((3, 8, 16), torch.float32)
+    torch.testing.assert_close(pixels, expected)
+    assert (pixels.min(), pixels.max()) == (-1, 1)
+    assert torch.equal(prepare_image(picture, plan, None, True), pixels.flip(-1))
+
+
+def test_default_filter_follows_the_direction():
+    noise = Image.fromarray(np.random.default_rng(1).integers(0, 255, (40, 60, 3), np.uint8))
+    smaller, larger, mixed = Size(31, 22), Size(90, 60), Size(61, 22)
+    assert np.array_equal(resize_pixels(noise, smaller, None), resize_pixels(noise, smaller, "area"))
+    assert np.array_equal(resize_pixels(noise, larger, None), resize_pixels(noise, larger, "lanczos"))
+    assert np.array_equal(resize_pixels(noise, mixed, None), resize_pixels(noise, mixed, "lanczos"))
+    assert not np.array_equal(resize_pixels(noise, larger, "area"), resize_pixels(noise, larger, "lanczos"))
+
+
+def test_every_filter_of_the_dataset_file_works():
+    noise = Image.fromarray(np.random.default_rng(1).integers(0, 255, (40, 60, 3), np.uint8))
+    results = {name: resize_pixels(noise, Size(31, 22), name) for name in INTERPOLATIONS}
+    assert {result.shape for result in results.values()} == {(22, 31, 3)}
+    same = {("bilinear", "linear"), ("bicubic", "cubic")}
+    for first in INTERPOLATIONS:
+        for second in INTERPOLATIONS:
+            is_same = first == second or (first, second) in same or (second, first) in same
+            assert np.array_equal(results[first], results[second]) == is_same, (first, second)
+
+
+def grey_ink_profile() -> bytes:
+    """A CMYK profile by which paper is white and every full ink the same grey, L* 50 (ICC.1:2001, table type lut8)."""
+    table = bytes(part for node in range(16) for part in ((255 if node == 0 else 128), 128, 128))  # 2 nodes a channel
+    ramp = bytes(range(256))
+    identity = struct.pack(">9i", *(65536 * (i % 4 == 0) for i in range(9)))
+    lut = b"mft1" + bytes(4) + bytes((4, 3, 2, 0)) + identity + ramp * 4 + table + ramp * 3
+    lut += bytes(-len(lut) % 4)
+    white = b"XYZ " + bytes(4) + struct.pack(">3i", 63190, 65536, 54061)
+    offset = 128 + 4 + 2 * 12
+    tags = struct.pack(">I", 2) + b"A2B0" + struct.pack(">II", offset, len(lut))
+    tags += b"wtpt" + struct.pack(">II", offset + len(lut), len(white))
+    body = tags + lut + white
+    size = struct.pack(">I", 128 + len(body))
+    header = size + bytes(4) + struct.pack(">I", 0x02100000) + b"prtrCMYKLab " + bytes(12) + b"acsp" + bytes(28)
+    header += struct.pack(">3i", 63190, 65536, 54061)
+    return header.ljust(128, b"\0") + body
