@@ -238,7 +238,7 @@ def _trained_encoders(
     slots = zip(_ENCODERS, _encoder_list(text_encoder), strict=False)
     given = {slot: encoder for slot, encoder in slots if encoder is not None}
     if given and trains_t5 and _ENCODERS[2] not in given:
-        raise OptionError("--network_args train_t5xxl=True needs T5, which is not loaded. Give --t5xxl, or leave it out.")
+        raise OptionError("--network_args train_t5xxl=True needs T5, which is not loaded. Give --t5xxl, or drop it.")
     return [(slot, encoder) for slot, encoder in given.items() if slot.title != "T5" or trains_t5]
 
 

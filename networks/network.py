@@ -273,15 +273,16 @@ class AdapterNetwork(nn.Module):
         Raises:
             CheckpointError: The file cannot be read, or has other modules, ranks, alphas or sizes.
         """
-        return self.load_saved_state(read_network(file), f"--network_weights {file}")
+        number = self.load_saved_state(read_network(file), f"--network_weights {file}")
+        return f"{number} modules loaded from {file}"
 
-    def load_saved_state(self, tensors: Mapping[str, Tensor], what: str = "the file") -> str:
-        """`load_weights` for tensors that have been read. `what` names them in messages."""
+    def load_saved_state(self, tensors: Mapping[str, Tensor], what: str = "the file") -> int:
+        """`load_weights` for tensors that have been read; `what` names them in messages. Returns how many modules."""
         found = factors_by_name(tensors, what)
         check_fit(list(self.adapters()), found, what, self.family)
         for adapter in self.adapters():
             adapter.load(found[adapter.name])
-        return f"{what}: {len(found)} modules loaded"
+        return len(found)
 
     def is_mergeable(self) -> bool:
         """LoRA can always be added to the weights."""

@@ -81,7 +81,7 @@ def factors_by_name(tensors: Mapping[str, Tensor], what: str) -> dict[str, Facto
 
     strange = sorted(key for key in tensors if not key.endswith(_SUFFIXES))
     names = sorted({key[: -len(suffix)] for key in tensors for suffix in _SUFFIXES if key.endswith(suffix)})
-    halves = [name for name in names if any(name + suffix not in tensors for suffix in _SUFFIXES[:2])]
+    halves = [name for name in names if not all(_is_matrix(tensors.get(name + suffix)) for suffix in _SUFFIXES[:2])]
     if strange or halves or not names:
         raise CheckpointError(
             f"{what} is {describe_file(tensors)}: {_first(strange or halves or ['no tensor'])} cannot be used here. "
@@ -93,6 +93,10 @@ def factors_by_name(tensors: Mapping[str, Tensor], what: str) -> dict[str, Facto
         assert down is not None and up is not None
         found[name] = Factors(down, up, float(down.shape[0] if alpha is None else alpha))
     return found
+
+
+def _is_matrix(tensor: Tensor | None) -> bool:
+    return tensor is not None and tensor.dim() >= 2
 
 
 def check_fit(adapters: Sequence[LoraAdapter], found: Mapping[str, Factors], what: str, family: str) -> None:

@@ -125,9 +125,7 @@ class TensorCache:
         for name, tensor in tensors.items():
             _check_finite(entry, name, tensor)
         if entry.path is None:
-            self._memory[entry.content] = {
-                name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()
-            }
+            self._memory[entry.content] = {name: _copy(tensor) for name, tensor in tensors.items()}
         else:
             write_tensors(entry.path, tensors, entry.header)
 
@@ -334,6 +332,14 @@ def _difference(entry: CacheEntry, found: Mapping[str, str]) -> str:
         if found.get(key) != entry.header.get(key):
             return _REASONS.get(key) or _ENCODER_REASONS[entry.header["kind"]]
     return "other settings"
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    """On the CPU, in memory of its own, and fit for training even if it was made in inference mode."""
+    import torch
+
+    with torch.inference_mode(False):
+        return tensor.detach().to("cpu", copy=True)
 
 
 def _check_finite(entry: CacheEntry, name: str, tensor: Tensor) -> None:

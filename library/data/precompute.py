@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -93,7 +92,7 @@ def fill_cache(
                 cache.write(twin, own)
 
     total = sum(len(same_content[entry_id]) for batch in mine for entry_id in batch)
-    with _bar(what, total, is_shown=progress and rank == 0) as bar, _pool(1) as writer:
+    with _bar(what, total, is_shown=progress and rank == 0) as bar, ThreadPoolExecutor(1) as writer:
         unwritten: deque[Future[None]] = deque()
         for ids, inputs in _loaded_ahead(mine, load):
             unwritten.append(writer.submit(write, ids, encode(ids, inputs)))
@@ -126,23 +125,16 @@ def _without_twins(cache: TensorCache, batches: Sequence[Ids]) -> tuple[list[lis
 def _loaded_ahead(batches: Sequence[Ids], load: Callable[[Ids], Any]) -> Iterator[tuple[Ids, Any]]:
     """Every batch with its inputs, in order; a few are loaded ahead in threads."""
     remaining = iter(batches)
-    with _pool(NUM_LOADERS) as loaders:
+    loaders = ThreadPoolExecutor(NUM_LOADERS)
+    try:
         ahead = deque((batch, loaders.submit(load, batch)) for batch in islice(remaining, NUM_AHEAD))
         while ahead:
             batch, loading = ahead.popleft()
             inputs = loading.result()
             ahead.extend((following, loaders.submit(load, following)) for following in islice(remaining, 1))
             yield batch, inputs
-
-
-@contextmanager
-def _pool(num_threads: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads; after an error what has not begun is dropped."""
-    pool = ThreadPoolExecutor(num_threads)
-    try:
-        yield pool
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        loaders.shutdown(cancel_futures=True)
 
 
 def _bar(what: str, total: int, *, is_shown: bool) -> Any:

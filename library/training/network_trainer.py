@@ -25,7 +25,7 @@ logger = get_logger(__name__)
 class NetworkTrainer(Trainer):
     """Builds the network of `--network_module`, trains it and saves it."""
 
-    network: nn.Module
+    network: Any  # keeps to the contract of network modules, which has no common class
     module: ModuleType
 
     def check_options(self) -> None:
@@ -110,15 +110,14 @@ class NetworkTrainer(Trainer):
             network_args=self.network_args,
         )
 
-    def _create_network(self, encoders: list[nn.Module]) -> nn.Module:
+    def _create_network(self, encoders: list[nn.Module]) -> Any:
         options = self.options.network
         if options.dim_from_weights:
             made = self.module.create_network_from_weights(
                 1.0, str(options.network_weights), None, encoders, self.denoiser, **self.network_args
             )
-            network: nn.Module = made[0] if isinstance(made, tuple) else made
-            return network
-        network = self.module.create_network(
+            return made[0] if isinstance(made, tuple) else made
+        return self.module.create_network(
             1.0,
             options.network_dim,
             options.network_alpha,
@@ -128,7 +127,6 @@ class NetworkTrainer(Trainer):
             neuron_dropout=options.network_dropout,
             **self.network_args,
         )
-        return network
 
     def _merge_base_weights(self, encoders: list[nn.Module]) -> None:
         """Merge the networks of --base_weights into the frozen model, for this run only."""
@@ -217,7 +215,7 @@ def network_args(items: Sequence[str] | None, dropout: float | None) -> dict[str
     return given if dropout is None else {"dropout": str(dropout), **given}
 
 
-def network_state(network: nn.Module, dtype: torch.dtype | None) -> dict[str, Tensor]:
+def network_state(network: Any, dtype: torch.dtype | None) -> dict[str, Tensor]:
     """The tensors of a network as they are saved, on the CPU."""
     saved_state = getattr(network, "saved_state", None)
     if saved_state is not None:
@@ -235,7 +233,7 @@ def _import_module(name: str) -> ModuleType:
         ) from error
 
 
-def _checkpoint_encoder(encoder: nn.Module) -> None:
+def _checkpoint_encoder(encoder: Any) -> None:
     """Recompute an encoder's layers in the backward pass. Newer transformers call the method by another name."""
     if hasattr(encoder, "activation_checkpointing_enable"):
         encoder.activation_checkpointing_enable({"use_reentrant": False})

@@ -44,7 +44,7 @@ def check_started(accelerator: Accelerator) -> None:
 
 
 def average_over_processes(accelerator: Accelerator, tensors: Sequence[Tensor]) -> None:
-    """Replace each tensor by its mean over the processes, in one exchange per dtype. Nothing is done for one process."""
+    """Replace each tensor by its mean over the processes, in one exchange per dtype; one process does nothing."""
     if accelerator.num_processes == 1:
         return
     import torch

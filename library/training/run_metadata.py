@@ -104,7 +104,7 @@ class RunMetadata:
 
 
 def write_network(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a network file atomically: safetensors, or a dictionary of tensors for .ckpt and .pt, which hold no metadata."""
+    """Write a network file atomically: safetensors, or (.ckpt, .pt) a dictionary of tensors without metadata."""
     if path.suffix == ".safetensors":
         write_tensors(path, tensors, metadata)
         return

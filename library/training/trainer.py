@@ -12,10 +12,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from library.errors import OptionError, OutputError
 from library.log import get_logger
 from library.records import Batch, BatchPlan
-from library.rng import stream_seed
+from library.training.checks import check_block_swap, check_output_dir
 from library.training.planning import DataPlan, plan_data
 from library.training.processes import average_over_processes, check_launch, check_started, num_processes
 from library.training.prompts import SamplePrompt, load_prompts
@@ -28,8 +27,8 @@ if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
     from library.data.cache import TensorCache
-    from library.diffusion.loss import LossSettings
     from library.families.base import ModelFamily
+    from library.training.batch_loss import BatchLoss
     from library.training.caching import EncodingSetup
     from library.training.text_stage import TextStage
 
@@ -51,6 +50,7 @@ class Trainer:
     accelerator: Accelerator
     denoiser: nn.Module
     text: TextStage
+    batch_loss: BatchLoss
     latent_cache: TensorCache | None = None
     text_cache: TensorCache | None = None
     optimizer: Optimizer
@@ -62,6 +62,7 @@ class Trainer:
         self.loss_history: list[float] = []
         self.saved_files: list[Path] = []
         self.step = 0
+        self._pending_loss: Tensor | None = None
         self._vae: nn.Module | None = None
 
     # What a kind of training defines
@@ -120,7 +121,9 @@ class Trainer:
         check_launch()
         self.family = self.make_family()
         optimizer, sampling = self.options.optimizer, self.options.sampling
-        check_schedule(optimizer.lr_scheduler, optimizer.lr_warmup_steps, optimizer.lr_scheduler_args, options=optimizer)
+        check_schedule(
+            optimizer.lr_scheduler, optimizer.lr_warmup_steps, optimizer.lr_scheduler_args, options=optimizer
+        )
         if sampling.sample_prompts:
             self.prompts = load_prompts(
                 Path(sampling.sample_prompts),
@@ -128,7 +131,7 @@ class Trainer:
                 steps=self.family.sample_steps,
                 scale=self.family.sample_guidance,
             )
-        self._probe_output_dir()
+        check_output_dir(Path(self.options.saving.output_dir))
 
     def plan_run(self) -> None:
         """Data and steps, from headers only."""
@@ -152,10 +155,11 @@ class Trainer:
 
     def inspect_files(self) -> None:
         """Headers of the model files, and what they say about the options."""
+        from library.device import has_accelerator
         from library.training.optimizers import check_optimizer
 
         self.files = self.family.inspect()
-        self._check_block_swap()
+        check_block_swap(self.options.precision.blocks_to_swap, self.family.depth(self.files), has_accelerator())
         self.check_trainables()
         optimizer = self.options.optimizer
         check_optimizer(optimizer.optimizer_name, optimizer.optimizer_args, optimizer.learning_rate)
@@ -170,7 +174,9 @@ class Trainer:
 
         precision = self.options.precision.mixed_precision
         if precision == "fp16" and not has_accelerator():
-            logger.warning("fp16 without a GPU has no loss scaling, small gradients may vanish; use --mixed_precision bf16.")
+            logger.warning(
+                "fp16 without a GPU has no loss scaling, small gradients may vanish; use --mixed_precision bf16."
+            )
         self.accelerator = Accelerator(mixed_precision=precision, cpu=not has_accelerator())
         check_started(self.accelerator)
         seed = self.options.training.seed
@@ -191,7 +197,7 @@ class Trainer:
         self._load_text()
         self.denoiser = self.family.load_denoiser(self.files, self.weight_dtype, self.device)
         if self.options.training.gradient_checkpointing:
-            self.denoiser.gradient_checkpointing = True
+            self.denoiser.gradient_checkpointing = True  # type: ignore[assignment]
 
     def _load_text(self) -> None:
         """Fill the text cache, and load the encoders that have to run in every step."""
@@ -277,6 +283,7 @@ class Trainer:
         """All epochs, up to the last step."""
         from tqdm import tqdm
 
+        self.batch_loss = self._make_batch_loss()
         steps, every = self.plan.steps, self.options.saving
         batches = self._batches()
         if self.options.sampling.sample_at_first:
@@ -297,6 +304,16 @@ class Trainer:
                 self._sample_if_due(epoch_end=epoch)
             self._read_pending_loss()
             self._show(bar, advance=0)
+
+    def _make_batch_loss(self) -> BatchLoss:
+        from library.diffusion.loss import LossSettings
+        from library.training.batch_loss import BatchLoss
+
+        loss = self.options.loss
+        settings = LossSettings(loss.loss_type, loss.huber_schedule, loss.huber_c, loss.huber_scale)
+        return BatchLoss(
+            self.family, self.denoiser, self.text, self.vae, settings, self.accelerator.autocast, self.seed
+        )
 
     def _groups(self, epoch: int) -> Iterator[tuple[BatchPlan, ...]]:
         """The batches of this process that make up each optimizer step of an epoch."""
@@ -335,17 +352,18 @@ class Trainer:
         Each batch counts 1 / (accumulation x processes), in a short last group too, so every picture weighs
         the same in an epoch.
         """
+        import torch
+
         self.set_training(True)
-        total = None
+        accumulation = self.options.training.gradient_accumulation_steps
+        losses = []
         for batch in batches:
-            loss = self.batch_loss(batch.to(self.device)) * batch.plan.weight
-            loss = loss / self.options.training.gradient_accumulation_steps
-            self.accelerator.backward(loss)
-            share = loss.detach() * self.options.training.gradient_accumulation_steps / len(batches)
-            total = share if total is None else total + share
+            loss = self.batch_loss(batch.to(self.device)) * batch.weight
+            self.accelerator.backward(loss / accumulation)
+            losses.append(loss.detach())
+        mean_loss = torch.stack(losses).mean()
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        average_over_processes(self.accelerator, [*gradients, total])
+        average_over_processes(self.accelerator, [*(p.grad for p in parameters if p.grad is not None), mean_loss])
         if self.options.optimizer.max_grad_norm > 0:
             self.accelerator.clip_grad_norm_(parameters, self.options.optimizer.max_grad_norm)
         self.optimizer.step()
@@ -354,58 +372,7 @@ class Trainer:
         self.after_step()
         self.step += 1
         self._read_pending_loss()
-        self._pending_loss = total
-
-    def batch_loss(self, batch: Batch) -> Tensor:
-        """Mean loss of a batch. A scalar, float32."""
-        from library.rng import normal_per_sample, uniform_per_sample
-        from library.training.step import compute_loss
-
-        self._seed_forward(batch.plan)
-        seeds = [stream_seed(self.seed, "noise", batch.plan.epoch, sample) for sample in batch.sample_ids]
-        latents = self._latents(batch)
-        noise = normal_per_sample(seeds, latents.shape[1:]).to(self.device)
-        objective = self.family.objective()
-        time_seeds = [stream_seed(seed, "timestep") for seed in seeds]
-        draw = objective.draw(uniform_per_sample(time_seeds), normal_per_sample(time_seeds, ())).to(self.device)
-        position_draw = uniform_per_sample([stream_seed(seeds[0], "position")], (3,))[0].tolist()
-        with self.accelerator.autocast():
-            conditioning = self.family.join_text(self.text.for_batch(batch, self.seed), self.denoiser)
-
-        def predict(noisy_latents: Tensor, timesteps: Tensor) -> Tensor:
-            with self.accelerator.autocast():
-                return self.family.predict(
-                    self.denoiser, noisy_latents, timesteps, conditioning, position_draw=position_draw
-                )
-
-        losses = compute_loss(
-            latents, noise, draw, predict, objective, loss=self._loss_settings(), loss_weights=batch.loss_weights
-        )
-        return losses.mean()
-
-    def _loss_settings(self) -> LossSettings:
-        from library.diffusion.loss import LossSettings
-
-        loss = self.options.loss
-        return LossSettings(
-            loss_type=loss.loss_type,
-            huber_schedule=loss.huber_schedule,
-            huber_c=loss.huber_c,
-            huber_scale=loss.huber_scale,
-        )
-
-    def _seed_forward(self, plan: BatchPlan) -> None:
-        """Key the draws inside modules (adapter dropout) to the batch; recomputation then draws the same."""
-        import torch
-
-        torch.manual_seed(stream_seed(self.seed, "forward", plan.epoch, plan.index))
-
-    def _latents(self, batch: Batch) -> Tensor:
-        if batch.latents is not None:
-            return batch.latents.float()
-        from library.training.caching import encode_pictures
-
-        return encode_pictures(self.family, self.vae(), batch.images, batch.posterior_seeds).float()
+        self._pending_loss = mean_loss
 
     def _read_pending_loss(self) -> None:
         """Read the loss of the step before, so that the device is never waited for."""
@@ -413,12 +380,11 @@ class Trainer:
             self.loss_history.append(float(self._pending_loss))
             self._pending_loss = None
 
-    _pending_loss: Tensor | None = None
-
     def _show(self, bar: Any, advance: int = 1) -> None:
         recent = self.loss_history[-self.plan.steps.steps_per_epoch :]
         if recent:
-            bar.set_postfix(avr_loss=f"{sum(recent) / len(recent):.4f}", lr=f"{self.schedule.get_last_lr()[-1]:.3g}", refresh=False)
+            rate = self.schedule.get_last_lr()[-1]
+            bar.set_postfix(avr_loss=f"{sum(recent) / len(recent):.4f}", lr=f"{rate:.3g}", refresh=False)
         bar.update(advance)
 
     # Saving and samples
@@ -510,32 +476,3 @@ class Trainer:
         """Make room on the device where only samples need the VAE."""
         if self._vae is not None and self.latent_cache is not None:
             self._vae = self._vae.to("cpu")
-
-    # Checks
-
-    def _check_block_swap(self) -> None:
-        from library.device import has_accelerator
-
-        asked, depth = self.options.precision.blocks_to_swap, self.family.depth(self.files)
-        if not asked:
-            return
-        if asked > depth:
-            logger.info("--blocks_to_swap %d: the model has %d blocks, so all of them are meant.", asked, depth)
-        if has_accelerator():
-            raise OptionError(
-                f"--blocks_to_swap {asked}: swapping blocks on a GPU is not available yet. Leave the option out."
-            )
-        logger.warning("--blocks_to_swap has no effect without a GPU: there is nothing to swap.")
-
-    def _probe_output_dir(self) -> None:
-        """Make sure that files can be written before anything is computed."""
-        folder = Path(self.options.saving.output_dir)
-        probe = folder / ".write_probe"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            probe.write_bytes(b"")
-            probe.unlink()
-        except OSError as error:
-            raise OutputError(
-                f"--output_dir: {folder} cannot be written ({error.strerror or error}). Choose another folder."
-            ) from None

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-BINARY = {".png", ".jpg", ".gz", ".safetensors", ".npz"}
 MAX_FILE_BYTES = 3_000_000
 MAX_PICTURES_BYTES = 100_000
 
@@ -22,24 +21,27 @@ REGISTRIES = re.compile(r"pypi\.org|pythonhosted\.org|download\.pytorch\.org|ana
 
 @cache
 def repository_files() -> tuple[Path, ...]:
-    """Files that are or would be committed; without git, all but those of environments and outputs."""
+    """Files that are or would be committed; without git, all but hidden folders, environments and outputs."""
     listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     try:
         names = subprocess.run(listing, cwd=ROOT, capture_output=True, check=True).stdout.decode().split("\0")
         paths = [ROOT / name for name in names if name]
     except (OSError, subprocess.CalledProcessError):
-        skipped = {".venv", ".git", "output"}
-        paths = [path for path in ROOT.rglob("*") if not skipped & set(path.relative_to(ROOT).parts)]
+        folders = [path for path in ROOT.iterdir() if path.is_dir() and path.name[0] != "." and path.name != "output"]
+        paths = [path for folder in folders for path in folder.rglob("*") if "__pycache__" not in path.parts]
+        paths += ROOT.iterdir()
     return tuple(path for path in paths if path.is_file())
 
 
-def text_lines() -> list[tuple[str, int, str]]:
-    return [
-        (path.relative_to(ROOT).as_posix(), number, line)
-        for path in repository_files()
-        if path.suffix not in BINARY
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
-    ]
+@cache
+def text_lines() -> tuple[tuple[str, int, str], ...]:
+    contents = {path.relative_to(ROOT).as_posix(): path.read_bytes() for path in repository_files()}
+    return tuple(
+        (name, number, line)
+        for name, content in contents.items()
+        if b"\0" not in content  # text, as git sees it
+        for number, line in enumerate(content.decode("utf-8").splitlines(), 1)
+    )
 
 
 def requirement_names() -> set[str]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from library.errors import CheckpointError
 from library.families.base import Conditioning
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from library.diffusion.objective import FlowObjective
     from library.families.sd3.checkpoint import Part, Sd3Files
     from library.families.sd3.options import Sd3NetworkOptions
+    from library.models.mmdit import MMDiT
     from library.models.positions import ScaledPositionTables
     from library.models.tokenizers import TokenizerSet
 
@@ -106,12 +107,21 @@ class Sd3Family:
     # Files
 
     def inspect(self) -> Sd3Files:
-        """Look at the headers of every file that is given."""
+        """Look at the headers of every file that is given. T5 may be missing, the other parts may not.
+
+        Raises:
+            CheckpointError: A file cannot be used, or parts are nowhere; all are named.
+        """
         from library.families.sd3.checkpoint import inspect_files
 
-        return inspect_files(
-            self.pretrained, clip_l=self.clip_l, clip_g=self.clip_g, t5xxl=self.t5xxl, vae=self.vae
-        )
+        files = inspect_files(self.pretrained, clip_l=self.clip_l, clip_g=self.clip_g, t5xxl=self.t5xxl, vae=self.vae)
+        parts = {"vae": files.vae, "clip_l": files.clip_l, "clip_g": files.clip_g}
+        if missing := [name for name, part in parts.items() if part is None]:
+            flags = ", ".join(f"--{name}" for name in missing)
+            raise CheckpointError(f"{self.pretrained} has no {', '.join(missing)} inside. Give the files with {flags}.")
+        if files.t5xxl is None:
+            logger.warning("there is no T5 in %s and no --t5xxl: zeros stand for it.", self.pretrained)
+        return files
 
     def depth(self, files: Sd3Files) -> int:
         """Number of joint blocks."""
@@ -170,9 +180,12 @@ class Sd3Family:
         from library.families.sd3.checkpoint import read_part
         from library.models.vae import load_vae
 
-        if files.vae is None:
-            raise CheckpointError(f"{self.pretrained} has no VAE inside. Give one with --vae.")
-        return load_vae(read_part(files.vae, dtype=dtype, mmap=self.mmap)).to(device).requires_grad_(False).eval()
+        return (
+            load_vae(read_part(_given(files.vae), dtype=dtype, mmap=self.mmap))
+            .to(device)
+            .requires_grad_(False)
+            .eval()
+        )
 
     def load_text_encoders(
         self, files: Sd3Files, dtype: torch.dtype, device: torch.device, names: Sequence[str]
@@ -183,12 +196,9 @@ class Sd3Family:
 
         encoders: dict[str, nn.Module] = {}
         for name in names:
-            part = self._part(files, name)
-            if part is None:
-                if name == "t5xxl":
-                    continue
-                raise CheckpointError(f"{self.pretrained} has no {name} inside. Give one with --{name}.")
-            tensors = read_part(part, dtype=dtype, mmap=self.mmap)
+            if name == "t5xxl" and files.t5xxl is None:
+                continue
+            tensors = read_part(_given(self._part(files, name)), dtype=dtype, mmap=self.mmap)
             encoder = load_t5(tensors) if name == "t5xxl" else load_clip(tensors, kind=name)
             encoders[name] = encoder.to(device).requires_grad_(False).eval()
         return encoders
@@ -209,9 +219,7 @@ class Sd3Family:
         """Hash of the VAE's weights."""
         from library.families.sd3.checkpoint import part_identity
 
-        if files.vae is None:
-            raise CheckpointError(f"{self.pretrained} has no VAE inside. Give one with --vae.")
-        return part_identity(files.vae)
+        return part_identity(_given(files.vae))
 
     def text_identity(self, files: Sd3Files, names: Sequence[str]) -> dict[str, str]:
         """What the outputs of these encoders depend on, as fields of a cache header."""
@@ -260,7 +268,8 @@ class Sd3Family:
         """[CLIP-L and CLIP-G side by side ; T5] along the tokens, and both pooled vectors."""
         from library.families.sd3.text import join
 
-        return join(states, context_dim=denoiser.config.context_dim)
+        config = _mmdit(denoiser).config
+        return join(states, context_dim=config.context_dim, pooled_dim=config.pooled_dim)
 
     # Images
 
@@ -298,29 +307,38 @@ class Sd3Family:
         position_draw: tuple[float, float, float] | None = None,
     ) -> Tensor:
         """The velocity. Shape [B, 16, h, w]."""
-        positions = self._positions(denoiser, noisy_latents, position_draw)
+        positions = self._positions(_mmdit(denoiser), noisy_latents, position_draw)
         result: Tensor = denoiser(
             noisy_latents, timesteps, conditioning.context, conditioning.pooled, positions=positions
         )
         return result
 
-    def _positions(
-        self, denoiser: nn.Module, latents: Tensor, draw: tuple[float, float, float] | None
-    ) -> Tensor | None:
+    def _positions(self, mmdit: MMDiT, latents: Tensor, draw: tuple[float, float, float] | None) -> Tensor | None:
         """None for the usual centred window of the stored table; otherwise the rows to use instead."""
         from library.models.positions import centred_window, window_at
 
-        patch = denoiser.config.patch_size
+        patch = mmdit.config.patch_size
         height, width = latents.shape[-2] // patch, latents.shape[-1] // patch
         is_random = draw is not None and draw[0] < self.pos_emb_random_crop_rate
         if not self.enable_scaled_pos_embed and not is_random:
             return None
-        table = denoiser.pos_embed
+        table = mmdit.pos_embed
         if self.enable_scaled_pos_embed:
             table = _scaled_tables(self.resolutions, self.buckets, table.shape[-1], patch).table(height, width)
         if draw is not None and is_random:
             return window_at(table, height, width, draw[1], draw[2]).to(latents.device)
         return centred_window(table, height, width).to(latents.device)
+
+
+def _given(part: Part | None) -> Part:
+    """A part that `inspect` has made sure of."""
+    assert part is not None
+    return part
+
+
+def _mmdit(denoiser: nn.Module) -> MMDiT:
+    """What `load_denoiser` made."""
+    return cast("MMDiT", denoiser)
 
 
 @lru_cache(maxsize=2)

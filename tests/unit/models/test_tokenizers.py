@@ -3,10 +3,14 @@
 import gzip
 import io
 import json
+import os
+import subprocess
+import sys
 import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice, product
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +20,7 @@ from library.models.tokenizers import hub_folder_name, load_tokenizers, setup_to
 from library.models.vocabulary import open_vocabulary
 from tools import make_clip_tokenizer as tool
 
+ROOT = Path(__file__).parents[3]
 CAPTIONS = [
     "a photo of a cat",
     "",
@@ -220,10 +225,8 @@ def test_a_hub_that_cannot_be_reached_is_the_same_error_at_once(monkeypatch):
 
 
 @pytest.fixture
-def hub(tmp_path, monkeypatch, spiece):
-    """A server on this machine that answers as the hub does; the list gets the paths it was asked for."""
-    from huggingface_hub import constants
-
+def hub(tmp_path, spiece):
+    """A server on this machine that answers as the hub does: a function that loads from it, and what it was asked."""
     asked = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -248,30 +251,40 @@ def hub(tmp_path, monkeypatch, spiece):
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", constants.ENDPOINT + "/{repo_id}/resolve/{revision}/{filename}"
-    )
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    yield asked
+
+    def load(name):
+        """Load a tokenizer in a process of its own: the hub's client reads its settings once, when it is imported."""
+        script = (
+            "import sys; from pathlib import Path; from library.models.tokenizers import load_tokenizers\n"
+            "print(load_tokenizers([sys.argv[1]], cache_dir=Path(sys.argv[2]))[sys.argv[1]].vocabulary.source)"
+        )
+        asked.clear()
+        settings = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_OFFLINE": "0"}
+        return subprocess.run(
+            [sys.executable, "-c", script, name, str(tmp_path / "cache")],
+            env={**os.environ, **settings, "HF_HOME": str(tmp_path / "hub")}, cwd=ROOT, capture_output=True, text=True,
+        )  # fmt: skip
+
+    yield load, asked
     server.shutdown()
     server.server_close()
 
 
 def test_a_download_goes_to_the_tokenizer_cache_dir_and_is_used_from_there(hub, tmp_path, spiece):
-    first = load_tokenizers(["t5xxl"], cache_dir=tmp_path / "cache")
-    assert _ids(first["t5xxl"]) == _ids(load_tokenizers(["t5xxl"], tokenizer_dir=spiece)["t5xxl"])
-    hub.clear()
-    second = load_tokenizers(["t5xxl"], cache_dir=tmp_path / "cache")
-    assert _sources(second, tmp_path) == {"t5xxl": "cache/google_t5-v1_1-xxl"}
-    assert hub == []
+    load, asked = hub
+    first = load("t5xxl")
+    assert str(tmp_path / "hub") in first.stdout, first.stderr
+    assert "/google/t5-v1_1-xxl/resolve/main/spiece.model" in asked
+    kept = tmp_path / "cache" / "google_t5-v1_1-xxl"
+    assert (kept / "spiece.model").read_bytes() == (spiece / "spiece.model").read_bytes()
+    assert load("t5xxl").stdout.strip() == str(kept)
+    assert asked == []
 
 
 def test_what_the_hub_does_not_have_is_missing(hub):
-    with pytest.raises(CheckpointError, match="No tokenizer for clip_l in .*the hub's cache or the hub"):
-        load_tokenizers(["clip_l"])
-    assert "/openai/clip-vit-large-patch14/resolve/main/vocab.json" in hub
+    load, asked = hub
+    assert "No tokenizer for clip_l in " in load("clip_l").stderr
+    assert "/openai/clip-vit-large-patch14/resolve/main/vocab.json" in asked
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,173 @@
+"""Filling a cache: every entry once, in any number of processes, and nothing is hidden when something fails."""
+
+import logging
+import threading
+
+import pytest
+import torch
+
+from library.data.cache import CacheEntry, TensorCache, text_entries
+from library.data.precompute import NUM_AHEAD, fill_cache
+from library.errors import DatasetError, OutputError
+from library.log import LOGGER_NAME
+from library.records import ImageRecord, Size
+
+
+def make_cache(folder, captions, to_disk=True):
+    records = []
+    for index in range(len(captions)):
+        path = folder / f"{index}.png"
+        path.write_bytes(b"")
+        records.append(ImageRecord(path, str(index), captions[index], Size(8, 8), 1, 0, 0))
+    return TensorCache(text_entries(records, captions, family="sd3", identity="clip", to_disk=to_disk))
+
+
+class Encoder:
+    """Turns captions into one number each, and keeps account of what it was asked."""
+
+    def __init__(self, cache, captions):
+        self.captions = dict(zip((entry.id for entry in cache.entries), captions, strict=True))
+        self.encoded = []
+        self.threads = set()
+
+    def load(self, ids):
+        self.threads.add(threading.get_ident())
+        return [self.captions[entry_id] for entry_id in ids]
+
+    def encode(self, ids, captions):
+        assert captions == [self.captions[entry_id] for entry_id in ids]
+        assert threading.current_thread() is threading.main_thread()
+        self.encoded += captions
+        return [{"context": torch.tensor([float(len(caption))])} for caption in captions]
+
+
+def pairs(ids):
+    return [ids[i : i + 2] for i in range(0, len(ids), 2)]
+
+
+def fill(cache, encoder, ids=None, **options):
+    batches = pairs(list(cache.check()) if ids is None else ids)
+    return fill_cache(cache, batches, encoder.load, encoder.encode, progress=False, **options)
+
+
+def assert_complete(cache, captions):
+    assert cache.check() == {}
+    for entry, caption in zip(cache.entries, captions, strict=True):
+        assert cache.read(entry.id)["context"].item() == len(caption)
+
+
+@pytest.mark.parametrize("to_disk", [True, False])
+def test_all_entries_are_made_then_kept(tmp_path, to_disk):
+    captions = ["a" * n for n in range(1, 12)]
+    cache = make_cache(tmp_path, captions, to_disk)
+    encoder = Encoder(cache, captions)
+    report = fill(cache, encoder)
+    assert (report.num_made, report.num_kept, report.reasons) == (11, 0, {"new": 11})
+    assert sorted(encoder.encoded) == sorted(captions)
+    assert_complete(cache, captions)
+    again = fill(cache, encoder)
+    assert (again.num_made, again.num_kept, again.reasons) == (0, 11, {})
+    assert len(encoder.encoded) == 11
+
+
+@pytest.mark.parametrize("to_disk", [True, False])
+def test_equal_captions_are_encoded_once(tmp_path, to_disk):
+    captions = ["one", "three", "one", "one", "three", "four", "one"]
+    cache = make_cache(tmp_path, captions, to_disk)
+    encoder = Encoder(cache, captions)
+    report = fill(cache, encoder)
+    assert sorted(encoder.encoded) == ["four", "one", "three"]
+    assert_complete(cache, captions)
+    assert report.num_made == (7 if to_disk else len(cache))
+
+
+def test_only_stale_entries_are_made_and_the_log_says_why(tmp_path, caplog):
+    captions = ["one", "three", "seven", "eight"]
+    fill(cache := make_cache(tmp_path, captions), Encoder(cache, captions))
+    edited = ["one", "thirty", "seven", "eight"]
+    (tmp_path / "3.png_sd3_te.safetensors").write_bytes(b"torso")
+    cache = make_cache(tmp_path, edited)
+    encoder = Encoder(cache, edited)
+    with caplog.at_level(logging.INFO, logger=LOGGER_NAME):
+        report = fill(cache, encoder, what="text")
+    assert encoder.encoded == ["thirty", "eight"]
+    assert (report.num_made, report.num_kept) == (2, 2)
+    assert report.reasons == {"the caption changed": 1, "unreadable": 1}
+    assert "text: making 2 of 4 (1 the caption changed, 1 unreadable)" in caplog.text
+    assert_complete(cache, edited)
+
+
+@pytest.mark.parametrize("num_processes", [2, 3])
+def test_processes_share_the_work(tmp_path, num_processes):
+    captions = ["a" * (n % 5 + 1) for n in range(13)]
+    cache = make_cache(tmp_path, captions)
+    ids = list(cache.check())
+    encoders = [Encoder(cache, captions) for _ in range(num_processes)]
+    for rank, encoder in enumerate(encoders):
+        fill(cache, encoder, ids, rank=rank, num_processes=num_processes)
+    encoded = [caption for encoder in encoders for caption in encoder.encoded]
+    assert sorted(encoded) == sorted(set(captions))
+    assert all(encoder.encoded for encoder in encoders)
+    assert_complete(cache, captions)
+
+
+def test_every_process_makes_all_entries_in_memory(tmp_path):
+    captions = ["one", "three", "seven"]
+    cache = make_cache(tmp_path, captions, to_disk=False)
+    fill(cache, Encoder(cache, captions), rank=1, num_processes=2)
+    assert_complete(cache, captions)
+
+
+def test_loading_runs_ahead_in_other_threads(tmp_path):
+    captions = ["a" * n for n in range(1, 15)]
+    cache = make_cache(tmp_path, captions)
+    encoder = Encoder(cache, captions)
+    last_needed_ahead = threading.Event()
+    batches = pairs([entry.id for entry in cache.entries])
+
+    def load(ids):
+        if ids == batches[NUM_AHEAD - 1]:
+            last_needed_ahead.set()
+        return encoder.load(ids)
+
+    def encode(ids, inputs):
+        assert last_needed_ahead.wait(10), "nothing was loaded while the first batch was encoded"
+        return encoder.encode(ids, inputs)
+
+    fill_cache(cache, batches, load, encode, progress=False)
+    assert threading.get_ident() not in encoder.threads
+    assert encoder.encoded == captions
+
+
+def test_a_bad_image_stops_the_filling_and_keeps_what_is_made(tmp_path):
+    captions = ["a" * n for n in range(1, 10)]
+    cache = make_cache(tmp_path, captions)
+    encoder = Encoder(cache, captions)
+    ids = [entry.id for entry in cache.entries]
+
+    def load(chosen):
+        if ids[4] in chosen:
+            raise DatasetError("4.png cannot be decoded")
+        return encoder.load(chosen)
+
+    with pytest.raises(DatasetError, match=r"4\.png"):
+        fill_cache(cache, pairs(ids), load, encoder.encode, progress=False)
+    assert set(ids) - set(cache.check()) == set(ids[:4])
+
+
+def test_a_failure_while_writing_is_raised(tmp_path):
+    captions = ["one", "three"]
+    cache = make_cache(tmp_path, captions)
+    cache.entries[1].path.mkdir()
+    with pytest.raises(OutputError, match=r"1\.png_sd3_te\.safetensors"):
+        fill(cache, Encoder(cache, captions))
+
+
+def test_unwritable_folders_are_found_before_anything_is_encoded(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    entry = CacheEntry("x", tmp_path / "file" / "x.safetensors", {"kind": "text"}, about="x", content="x")
+    cache = TensorCache([entry])
+    encoder = Encoder(cache, ["x"])
+    with pytest.raises(OutputError, match="cannot be written there"):
+        fill(cache, encoder, ["x"])
+    assert encoder.encoded == []
