@@ -130,7 +130,7 @@ class Batch:
             loss_weights=self.loss_weights.to(device, non_blocking=True),
             images=move(self.images),
             latents=move(self.latents),
-            text=None if self.text is None else {name: t.to(device, non_blocking=True) for name, t in self.text.items()},
+            text=self.text and {name: t.to(device, non_blocking=True) for name, t in self.text.items()},
         )
 
     def pin_memory(self) -> Batch:
@@ -144,5 +144,5 @@ class Batch:
             loss_weights=self.loss_weights.pin_memory(),
             images=pin(self.images),
             latents=pin(self.latents),
-            text=None if self.text is None else {name: t.pin_memory() for name, t in self.text.items()},
+            text=self.text and {name: t.pin_memory() for name, t in self.text.items()},
         )

@@ -6,7 +6,7 @@ Decoding, encoding and writing overlap; several processes share the batches and 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -78,30 +78,42 @@ def fill_cache(
     wanted = {entry_id for batch in batches for entry_id in batch}
     found = cache.check() if reasons is None else reasons
     counts = Counter(found.get(entry_id, "new") for entry_id in wanted)
-    num_kept = len(cache) - len(wanted)
     cache.probe(wanted)
-    distinct, same_content = _without_twins(cache, batches)
-    mine = distinct if cache.in_memory else distinct[rank::num_processes]
     if wanted:
         listed = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
         logger.info("%s: making %d of %d (%s)", what, len(wanted), len(cache), listed)
+    distinct, same_content = _without_twins(cache, batches)
+    mine = distinct if cache.in_memory else distinct[rank::num_processes]
+    num_made = sum(len(same_content[entry_id]) for batch in mine for entry_id in batch)
+    with _bar(what, num_made, is_shown=progress and rank == 0) as bar:
+        _make(cache, same_content, _loaded_ahead(mine, load), encode, bar)
+    return FillReport(num_made, len(cache) - len(wanted), dict(counts))
+
+
+def _make(
+    cache: TensorCache,
+    same_content: Mapping[str, Ids],
+    loaded: Iterable[tuple[Ids, Any]],
+    encode: Callable[[Ids, Any], Sequence[Mapping[str, Tensor]]],
+    bar: Any,
+) -> None:
+    """Encode what is loaded and write it in a thread, for all entries of the same content."""
 
     def write(ids: Ids, tensors: Sequence[Mapping[str, Tensor]]) -> None:
         for entry_id, own in zip(ids, tensors, strict=True):
-            for twin in same_content[entry_id]:
+            is_file = cache[entry_id].path is not None  # in memory the same content is kept once
+            for twin in same_content[entry_id] if is_file else [entry_id]:
                 cache.write(twin, own)
 
-    total = sum(len(same_content[entry_id]) for batch in mine for entry_id in batch)
-    with _bar(what, total, is_shown=progress and rank == 0) as bar, ThreadPoolExecutor(1) as writer:
-        unwritten: deque[Future[None]] = deque()
-        for ids, inputs in _loaded_ahead(mine, load):
+    unwritten: deque[Future[None]] = deque()
+    with ThreadPoolExecutor(1) as writer:
+        for ids, inputs in loaded:
             unwritten.append(writer.submit(write, ids, encode(ids, inputs)))
             if len(unwritten) > NUM_UNWRITTEN:
                 unwritten.popleft().result()
             bar.update(sum(len(same_content[entry_id]) for entry_id in ids))
         for writing in unwritten:
             writing.result()
-    return FillReport(total, num_kept, dict(counts))
 
 
 def _without_twins(cache: TensorCache, batches: Sequence[Ids]) -> tuple[list[list[str]], dict[str, list[str]]]:

@@ -229,7 +229,8 @@ def _import_module(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise OptionError(
-            f"--network_module {name}: cannot be imported ({error}). Use networks.lora, or install the package it comes from."
+            f"--network_module {name}: cannot be imported ({error}). Use networks.lora, or install the "
+            "package it comes from."
         ) from error
 
 

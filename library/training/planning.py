@@ -51,16 +51,16 @@ class DataPlan:
         names = sorted({name for record in self.records for name in cache_conflicts(self._rules(record))})
         if names:
             raise OptionError(
-                f"--cache_text_encoder_outputs cannot be used with {', '.join(names)} in {self.source}: a cached caption "
-                "cannot change. Remove one of them."
+                f"--cache_text_encoder_outputs cannot be used with {', '.join(names)} in {self.source}: "
+                "a cached caption cannot change. Remove one of them."
             )
 
     def refuse_crop_conflicts(self) -> None:
         """Raise OptionError where cached latents would silence random crops."""
         if any(subset.random_crop for spec in self.specs for subset in spec.subsets):
             raise OptionError(
-                f"--cache_latents cannot be used with random_crop in {self.source}: a cached picture is always cut at the "
-                "same place. Remove one of them."
+                f"--cache_latents cannot be used with random_crop in {self.source}: "
+                "a cached picture is always cut at the same place. Remove one of them."
             )
 
     def epoch(self, epoch: int, *, seed: int, rank: int) -> tuple[BatchPlan, ...]:

@@ -11,6 +11,7 @@ from library.errors import EnvironmentFault
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import Tensor
+    from torch.nn import Parameter
 
 
 def num_processes() -> int:
@@ -41,6 +42,17 @@ def check_started(accelerator: Accelerator) -> None:
             f"the launcher started {num_processes()} processes, but they do not see each other "
             f"(the group has {accelerator.num_processes}). Check the launch command and `accelerate config`."
         )
+
+
+def shared_gradients(accelerator: Accelerator, parameters: Sequence[Parameter]) -> list[Tensor]:
+    """The gradients to average: the same list in every process, so a missing one (module dropout) becomes zeros."""
+    import torch
+
+    if accelerator.num_processes > 1:
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
 def average_over_processes(accelerator: Accelerator, tensors: Sequence[Tensor]) -> None:

@@ -16,7 +16,13 @@ from library.log import get_logger
 from library.records import Batch, BatchPlan
 from library.training.checks import check_block_swap, check_output_dir
 from library.training.planning import DataPlan, plan_data
-from library.training.processes import average_over_processes, check_launch, check_started, num_processes
+from library.training.processes import (
+    average_over_processes,
+    check_launch,
+    check_started,
+    num_processes,
+    shared_gradients,
+)
 from library.training.prompts import SamplePrompt, load_prompts
 
 if TYPE_CHECKING:
@@ -363,7 +369,7 @@ class Trainer:
             losses.append(loss.detach())
         mean_loss = torch.stack(losses).mean()
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        average_over_processes(self.accelerator, [*(p.grad for p in parameters if p.grad is not None), mean_loss])
+        average_over_processes(self.accelerator, [*shared_gradients(self.accelerator, parameters), mean_loss])
         if self.options.optimizer.max_grad_norm > 0:
             self.accelerator.clip_grad_norm_(parameters, self.options.optimizer.max_grad_norm)
         self.optimizer.step()

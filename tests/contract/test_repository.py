@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -134,3 +135,12 @@ def test_the_drawing_script_draws_the_committed_pictures(tmp_path: Path, monkeyp
             ours, theirs = np.asarray(Image.open(tmp_path / path.name)), np.asarray(Image.open(path))
             assert ours.shape == theirs.shape
             assert np.abs(ours.astype(int) - theirs).mean() < 1  # another Pillow may round otherwise
+
+
+def test_tests_reach_this_machine_and_no_other():
+    with pytest.raises(RuntimeError, match="tests work offline"):
+        socket.create_connection(("192.0.2.1", 80), timeout=1)
+    with pytest.raises(RuntimeError, match="tests work offline"):
+        socket.getaddrinfo("example.org", 443)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        socket.create_connection(server.getsockname(), timeout=5).close()

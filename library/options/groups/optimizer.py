@@ -9,7 +9,6 @@ from typing import ClassVar
 from library.options.spec import OptionGroup, opt
 
 
-
 @dataclass(frozen=True, kw_only=True)
 class OptimizerOptions(OptionGroup):
     """Optimizer, learning rate and its schedule."""
@@ -28,8 +27,8 @@ class OptimizerOptions(OptionGroup):
     max_grad_norm: float = opt(1.0, "Gradients are scaled down to this norm; 0 means never.", minimum=0)
     lr_scheduler: str = opt(
         "constant",
-        "Course of the learning rate: constant, constant_with_warmup, linear, cosine, cosine_with_restarts, polynomial, "
-        "inverse_sqrt, cosine_with_min_lr, warmup_stable_decay or piecewise_constant.",
+        "Course of the learning rate: constant, constant_with_warmup, linear, cosine, cosine_with_restarts, "
+        "polynomial, inverse_sqrt, cosine_with_min_lr, warmup_stable_decay or piecewise_constant.",
     )
     lr_warmup_steps: int | float = opt(
         0, "The learning rate rises from 0 over this many steps, or this share of all steps.", unit="steps, 0.1 or 10%"
