@@ -283,7 +283,9 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]
         if (free := shutil.disk_usage(path.parent).free) < num_bytes:
             raise OutputError(f"{path}: needs {num_bytes:,} bytes, the disk has {free:,} free. Free some space.")
         temporary.touch(exist_ok=False)
+        mode = temporary.stat().st_mode & 0o777  # as the umask wants it; `write` may put a file of its own in place
         write(temporary)
+        temporary.chmod(mode)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -71,7 +71,7 @@ def default_rank(network_dim: int | None) -> int:
 
 def trains_blocks(args: Sd3NetworkArgs, network_dim: int | None, depth: int) -> bool:
     """Whether the arguments give an MMDiT of this depth any adapter."""
-    return bool(plan_modules(_names_of_layers(depth), denoiser_rules(args, default_rank(network_dim), None)))
+    return bool(plan_modules(layers_of_mmdit(depth), denoiser_rules(args, default_rank(network_dim), None)))
 
 
 def nothing_to_train(depth: int | None) -> str:
@@ -83,7 +83,7 @@ def nothing_to_train(depth: int | None) -> str:
     )
 
 
-def _names_of_layers(depth: int) -> list[str]:
+def layers_of_mmdit(depth: int) -> list[str]:
     """Layers that every MMDiT of this depth has."""
     last = depth - 1
     halves = [(i, half) for i in range(depth) for half in ("context_block", "x_block")]

@@ -6,7 +6,7 @@ File layout ("kohya"): `<name>.lora_down.weight`, `<name>.lora_up.weight` and `<
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from library.errors import CheckpointError
@@ -79,24 +79,29 @@ def factors_by_name(tensors: Mapping[str, Tensor], what: str) -> dict[str, Facto
     """
     from networks.adapters import Factors
 
-    strange = sorted(key for key in tensors if not key.endswith(_SUFFIXES))
-    names = sorted({key[: -len(suffix)] for key in tensors for suffix in _SUFFIXES if key.endswith(suffix)})
-    halves = [name for name in names if not all(_is_matrix(tensors.get(name + suffix)) for suffix in _SUFFIXES[:2])]
-    if strange or halves or not names:
-        raise CheckpointError(
-            f"{what} is {describe_file(tensors)}: {_first(strange or halves or ['no tensor'])} cannot be used here. "
-            f"{how_to_use(tensors)}"
-        )
     found = {}
-    for name in names:
+    for name in ranks_by_name({key: tuple(tensor.shape) for key, tensor in tensors.items()}, what):
         down, up, alpha = (tensors.get(name + suffix) for suffix in _SUFFIXES)
         assert down is not None and up is not None
         found[name] = Factors(down, up, float(down.shape[0] if alpha is None else alpha))
     return found
 
 
-def _is_matrix(tensor: Tensor | None) -> bool:
-    return tensor is not None and tensor.dim() >= 2
+def ranks_by_name(shapes: Mapping[str, tuple[int, ...]], what: str) -> dict[str, int]:
+    """{name of an adapter: its rank} from the shapes in a file, without torch.
+
+    Raises:
+        CheckpointError: As for `factors_by_name`.
+    """
+    strange = sorted(key for key in shapes if not key.endswith(_SUFFIXES))
+    names = sorted({key[: -len(suffix)] for key in shapes for suffix in _SUFFIXES if key.endswith(suffix)})
+    halves = [name for name in names if any(len(shapes.get(name + suffix, ())) < 2 for suffix in _SUFFIXES[:2])]
+    if strange or halves or not names:
+        raise CheckpointError(
+            f"{what} is {describe_file(shapes)}: {_first(strange or halves or ['no tensor'])} cannot be used here. "
+            f"{how_to_use(shapes)}"
+        )
+    return {name: shapes[name + _SUFFIXES[0]][0] for name in names}
 
 
 def check_fit(adapters: Sequence[LoraAdapter], found: Mapping[str, Factors], what: str, family: str) -> None:
@@ -106,16 +111,26 @@ def check_fit(adapters: Sequence[LoraAdapter], found: Mapping[str, Factors], wha
         CheckpointError: Otherwise, naming both families and the first differences.
     """
     expected = {adapter.name: adapter for adapter in adapters}
-    missing, unknown = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
-    if missing or unknown:
-        keys = [f"{name}.lora_down.weight" for name in found]
-        parts = [f"{len(missing)} modules of the network are not in it ({_first(missing)})"] if missing else []
-        parts += [f"{len(unknown)} of its modules are not in the network ({_first(unknown)})"] if unknown else []
-        raise CheckpointError(
-            f"{what} is {describe_file(keys)}, the network is a LoRA for {family}: {'; '.join(parts)}. "
-            f"{how_to_use(keys)}"
-        )
-    problems = [problem for name, adapter in expected.items() if (problem := _difference(adapter, found[name]))]
+    refuse_other_modules(found, what, family, missing=expected.keys() - found.keys(), unknown=found.keys() - expected)
+    refuse_differences([line for name, own in expected.items() if (line := _difference(own, found[name]))], what)
+
+
+def refuse_other_modules(
+    found: Iterable[str], what: str, family: str, *, missing: Collection[str], unknown: Collection[str]
+) -> None:
+    """Raise CheckpointError if a file lacks modules of the network, or has modules that are not in it."""
+    if not missing and not unknown:
+        return
+    keys = [f"{name}.lora_down.weight" for name in found]
+    parts = [f"{len(missing)} modules of the network are not in it ({_first(sorted(missing))})"] if missing else []
+    parts += [f"{len(unknown)} of its modules are not in the network ({_first(sorted(unknown))})"] if unknown else []
+    raise CheckpointError(
+        f"{what} is {describe_file(keys)}, the network is a LoRA for {family}: {'; '.join(parts)}. {how_to_use(keys)}"
+    )
+
+
+def refuse_differences(problems: Sequence[str], what: str) -> None:
+    """Raise CheckpointError if there is any problem; each begins with the name of a module."""
     if problems:
         raise CheckpointError(
             f"{what} does not fit in {len(problems)} modules: {_first(problems)}. "

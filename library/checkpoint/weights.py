@@ -27,6 +27,7 @@ _FP8_FORMATS = ("float8_e4m3fn", "float8_e5m2")
 _SCALE_SUFFIXES = (".scale_weight", ".weight_scale")
 _UNUSED_SUFFIXES = (".scale_input", ".input_scale", ".comfy_quant")
 _MARKER = "scaled_fp8"
+_FOLDER_STEMS = ("diffusion_pytorch_model", "model")
 
 
 @dataclass(frozen=True)
@@ -69,14 +70,19 @@ def open_weights(path: Path, what: str = "weights file") -> WeightFiles:
 def _files_in(folder: Path, what: str) -> list[Path]:
     if index := next(iter(sorted(folder.glob("*.safetensors.index.json"))), None):
         try:
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         except (ValueError, KeyError, AttributeError):
             raise CheckpointError(f"{what}: {index} is damaged. Download or copy it again.") from None
-        return [folder / name for name in sorted(names)]
-    files = sorted(folder.glob("*.safetensors"), key=lambda file: (len(file.suffixes), file.name))  # no variant first
+        return [folder / shard for shard in sorted(shards)]
+    files = [file for stem in _FOLDER_STEMS for file in sorted(folder.glob(f"{stem}.*safetensors"), key=_num_suffixes)]
     if not files:
-        raise CheckpointError(f"{what}: {folder} has no .safetensors file. Give a weights file.")
+        names = " or ".join(f"{stem}.safetensors" for stem in _FOLDER_STEMS)
+        raise CheckpointError(f"{what}: {folder} is a folder without {names}. Give the .safetensors file itself.")
     return files[:1]
+
+
+def _num_suffixes(file: Path) -> int:
+    return len(file.suffixes)  # what has no variant such as .fp16 comes first
 
 
 @dataclass(frozen=True)

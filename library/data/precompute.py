@@ -80,7 +80,8 @@ def fill_cache(
     counts = Counter(found.get(entry_id, "new") for entry_id in wanted)
     cache.probe(wanted)
     if wanted:
-        listed = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+        ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        listed = ", ".join(f"{count} {reason}" for reason, count in ranked)
         logger.info("%s: making %d of %d (%s)", what, len(wanted), len(cache), listed)
     distinct, same_content = _without_twins(cache, batches)
     mine = distinct if cache.in_memory else distinct[rank::num_processes]

@@ -130,7 +130,7 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
         In the dtype of x, also under autocast, which would widen it. Shape [B, N, D].
     """
     with torch.autocast(x.device.type, enabled=False):
-        if x.shape[0] == 1:  # scale and shift as the norm's own weights: one kernel, a third of the time
+        if x.shape[0] == 1:  # scale and shift as the norm's own weights: one kernel, half the time
             return F.layer_norm(x, x.shape[-1:], 1 + scale[0], shift[0], _EPS)
         return torch.addcmul(shift[:, None], F.layer_norm(x, x.shape[-1:], eps=_EPS), 1 + scale[:, None])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
@@ -86,8 +87,14 @@ def _report(error: UserError, is_debug: bool, is_shown: bool = True) -> int:
 
         _write(sys.stderr, "".join(traceback.format_exception(error)).rstrip())
     if is_shown:
-        _write(sys.stderr, f"error: {' '.join(str(error).split())}")
+        _write(sys.stderr, f"error: {_sentences(str(error))}")
     return error.exit_code
+
+
+def _sentences(message: str) -> str:
+    """One line; only the items of a list, which are indented, keep lines of their own."""
+    text, *items = re.split(r"\n\s+", message)
+    return "\n  ".join(" ".join(part.split()) for part in (text, *items))
 
 
 def _write(stream: object, text: str) -> None:

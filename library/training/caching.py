@@ -54,8 +54,16 @@ class EncodingSetup:
         """Where encoders run."""
         return self.accelerator.device
 
-    def fill(self, cache: TensorCache, batches: Sequence[Sequence[str]], load: Any, encode: Any, what: str) -> None:
-        """Share the batches among the processes."""
+    def fill(
+        self,
+        cache: TensorCache,
+        missing: Mapping[str, str],
+        batches: Sequence[Sequence[str]],
+        load: Any,
+        encode: Any,
+        what: str,
+    ) -> None:
+        """Share the batches of the missing entries {id: reason} among the processes."""
         self.accelerator.wait_for_everyone()
         fill_cache(
             cache,
@@ -65,6 +73,7 @@ class EncodingSetup:
             rank=self.accelerator.process_index,
             num_processes=self.accelerator.num_processes,
             what=what,
+            reasons=missing,
         )
         self.accelerator.wait_for_everyone()
 
@@ -92,7 +101,9 @@ def fill_latents(setup: EncodingSetup) -> TensorCache:
     cache = TensorCache(entries)
     record_of = {entry.id: index for index, entry in reversed(list(enumerate(entries)))}
     by_size = defaultdict(list)
-    for entry_id in cache.check():
+    missing = cache.check()
+    cache.probe(missing)
+    for entry_id in missing:
         by_size[plan.crops[record_of[entry_id]].bucket].append(entry_id)
     if not by_size:
         logger.info("latents: all %d are cached.", len(cache))
@@ -110,7 +121,7 @@ def fill_latents(setup: EncodingSetup) -> TensorCache:
         return [{name: rows[i] for name, rows in made.items()} for i in range(len(ids))]
 
     batches = [part for ids in by_size.values() for part in _same_names(cache, ids, setup.batch_size)]
-    setup.fill(cache, batches, load, encode, "latents")
+    setup.fill(cache, missing, batches, load, encode, "latents")
     return cache
 
 
@@ -162,8 +173,10 @@ def fill_text(
     asked = prompt_entries(prompts, folder=prompt_folder, family=family.name, identity=identity)
     cache, prompt_cache = TensorCache(entries), TensorCache(asked)
     text_of = {entry.id: text for entry, text in zip((*entries, *asked), (*captions, *prompts), strict=True)}
-    missing = [(cache, list(cache.check())), (prompt_cache, list(prompt_cache.check()))]
-    if any(ids for _, ids in missing):
+    missing = [(target, target.check()) for target in (cache, prompt_cache)]
+    if any(reasons for _, reasons in missing):
+        for target, reasons in missing:
+            target.probe(reasons)
         encoders = family.load_text_encoders(setup.files, setup.dtype, setup.device, names)
         stage = TextStage(family, setup.device, encoders, family.load_tokenizers(setup.files))
 
@@ -173,9 +186,12 @@ def fill_text(
             rows = {name: stored_precision(state).cpu() for name, state in states.items()}
             return [{name: state[i] for name, state in rows.items()} for i in range(len(ids))]
 
-        for target, ids in missing:
-            batches = _chunks(ids, setup.batch_size)
-            setup.fill(target, batches, lambda chosen: [text_of[entry_id] for entry_id in chosen], encode, "text")
+        def load(ids: Sequence[str]) -> list[str]:
+            return [text_of[entry_id] for entry_id in ids]
+
+        for target, reasons in missing:
+            if reasons:
+                setup.fill(target, reasons, _chunks(list(reasons), setup.batch_size), load, encode, "text")
     else:
         logger.info("text encoder outputs: all %d are cached.", len(cache) + len(prompt_cache))
     return cache, {text_of[entry.id]: prompt_cache.read(entry.id) for entry in asked}

@@ -82,8 +82,9 @@ class NetworkTrainer(Trainer):
         import torch
 
         options = self.options.network
-        encoders = [self.text.encoders[name] for name in self.family.encoder_names if name in self.text.encoders]
-        self._merge_base_weights(encoders)
+        live = self.text.encoders
+        self._merge_base_weights([live[name] for name in self.family.encoder_names if name in live])
+        encoders = [live[name] for name in self.trained_encoders() if name in live]  # the start values depend on them
         self.run_metadata = self._describe_run()
         torch.manual_seed(self.seed)
         self.network = self._create_network(encoders)

@@ -128,7 +128,7 @@ def check_optimizer(name: str, args: Sequence[str] | None, learning_rate: float)
     """
     kind = find_optimizer(name)
     arguments = parse_key_values(args, "--optimizer_args")
-    make = _load_class(kind)
+    make = _lean_class(kind)
     _check_names(kind, make, arguments)
     _check_rate(kind, arguments, learning_rate)
     fault = _try_step(kind, make, arguments, learning_rate)
@@ -166,7 +166,7 @@ def make_optimizer(
     """
     kind = find_optimizer(name)
     arguments = parse_key_values(args, "--optimizer_args")
-    make = _load_class(kind)
+    make = _lean_class(kind)
     _check_names(kind, make, arguments)
     groups = [{**group, "params": list(group["params"])} for group in param_groups]
     if sets_its_own_rate(name, args):
@@ -209,6 +209,16 @@ def _load_class(kind: OptimizerKind) -> type[Optimizer]:
         ) from error
     found: type[Optimizer] = getattr(module, kind.class_name)
     return found
+
+
+def _lean_class(kind: OptimizerKind) -> type[Optimizer]:
+    """The class, in a form that does not load torch's compiler."""
+    found = _load_class(kind)
+    if kind.package != "torch":
+        return found
+    from library.training.lean_optimizer import without_compiler
+
+    return without_compiler(found)
 
 
 def _check_names(kind: OptimizerKind, make: Callable[..., Any], arguments: Mapping[str, Any]) -> None:

@@ -371,7 +371,8 @@ class Trainer:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         average_over_processes(self.accelerator, [*shared_gradients(self.accelerator, parameters), mean_loss])
         if self.options.optimizer.max_grad_norm > 0:
-            self.accelerator.clip_grad_norm_(parameters, self.options.optimizer.max_grad_norm)
+            self.accelerator.unscale_gradients()  # its clip_grad_norm_ loads what sharded gradients need; ours are whole
+            torch.nn.utils.clip_grad_norm_(parameters, self.options.optimizer.max_grad_norm)
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)

@@ -85,7 +85,10 @@ def test_every_part_of_a_single_file_is_found(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_diffusers_transformer_has_the_sizes_of_the_single_file(name):
-    assert inspect_weights(weights(f"diffusers_{name}_transformer"), {}).config == inspect_weights(weights(name), {}).config
+    assert (
+        inspect_weights(weights(f"diffusers_{name}_transformer"), {}).config
+        == inspect_weights(weights(name), {}).config
+    )
 
 
 @pytest.mark.parametrize(

@@ -62,13 +62,11 @@ class Sd3Family:
     enable_scaled_pos_embed: bool = False
     resolutions: tuple[Size, ...] = ()
     buckets: tuple[Size, ...] = ()
-    flow: FlowObjective
+    flow: Mapping[str, Any]  # settings of the objective, which needs torch
 
     @classmethod
     def from_options(cls, options: Sd3NetworkOptions) -> Sd3Family:
         """The family as the command line asks for it."""
-        from library.diffusion.objective import FlowObjective
-
         sd3, model = options.sd3, options.model
         return cls(
             pretrained=Path(model.pretrained_model_name_or_path or ""),
@@ -89,15 +87,15 @@ class Sd3Family:
             },
             pos_emb_random_crop_rate=sd3.pos_emb_random_crop_rate,
             enable_scaled_pos_embed=sd3.enable_scaled_pos_embed,
-            flow=FlowObjective(
-                weighting_scheme=sd3.weighting_scheme,
-                training_shift=sd3.training_shift,
-                logit_mean=sd3.logit_mean,
-                logit_std=sd3.logit_std,
-                mode_scale=sd3.mode_scale,
-                min_timestep=options.loss.min_timestep,
-                max_timestep=options.loss.max_timestep,
-            ),
+            flow={
+                "weighting_scheme": sd3.weighting_scheme,
+                "training_shift": sd3.training_shift,
+                "logit_mean": sd3.logit_mean,
+                "logit_std": sd3.logit_std,
+                "mode_scale": sd3.mode_scale,
+                "min_timestep": options.loss.min_timestep,
+                "max_timestep": options.loss.max_timestep,
+            },
         )
 
     def for_buckets(self, resolutions: Sequence[Size], buckets: Sequence[Size]) -> Sd3Family:
@@ -154,11 +152,7 @@ class Sd3Family:
             "base_model_version": files.variant,
             "apply_lg_attn_mask": self.apply_lg_attn_mask,
             "apply_t5_attn_mask": self.apply_t5_attn_mask,
-            "weighting_scheme": self.flow.weighting_scheme,
-            "logit_mean": self.flow.logit_mean,
-            "logit_std": self.flow.logit_std,
-            "mode_scale": self.flow.mode_scale,
-            "training_shift": self.flow.training_shift,
+            **{name: value for name, value in self.flow.items() if not name.endswith("_timestep")},
             "t5xxl_max_token_length": self.t5_length,
             "clip_l_dropout_rate": self.dropout_rates["clip_l"],
             "clip_g_dropout_rate": self.dropout_rates["clip_g"],
@@ -205,14 +199,16 @@ class Sd3Family:
 
     def load_tokenizers(self, files: Sd3Files) -> TokenizerSet:
         """The tokenizers of all encoders that are there."""
+        from library.models.text_encoders import token_rows
         from library.models.tokenizers import load_tokenizers
 
-        names = [name for name in self.encoder_names if self._part(files, name) is not None]
+        parts = {name: part for name in self.encoder_names if (part := self._part(files, name)) is not None}
         return load_tokenizers(
-            names,
+            list(parts),
             tokenizer_dir=self.tokenizer_dir,
             cache_dir=self.tokenizer_cache_dir,
             model_path=self.pretrained,
+            vocab_rows={name: token_rows(part.shapes(), name) for name, part in parts.items()},
         )
 
     def vae_identity(self, files: Sd3Files) -> str:
@@ -289,7 +285,9 @@ class Sd3Family:
 
     def objective(self) -> FlowObjective:
         """Rectified flow."""
-        return self.flow
+        from library.diffusion.objective import FlowObjective
+
+        return FlowObjective(**self.flow)
 
     def inference_sigmas(self, num_steps: int) -> Tensor:
         """Noise levels of the Euler sampler with the published shift of 3. Shape [num_steps + 1]."""

@@ -81,7 +81,8 @@ def test_equal_captions_are_encoded_once(tmp_path, to_disk):
     assert report.num_made == (7 if to_disk else len(cache))
 
 
-def test_only_stale_entries_are_made_and_the_log_says_why(tmp_path, caplog):
+def test_only_stale_entries_are_made_and_the_log_says_why(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger(LOGGER_NAME), "propagate", True)
     captions = ["one", "three", "seven", "eight"]
     fill(cache := make_cache(tmp_path, captions), Encoder(cache, captions))
     edited = ["one", "thirty", "seven", "eight"]

@@ -90,8 +90,12 @@ def test_vae_there_and_back_changes_nothing(vae):
 
 def test_vae_decoder_levels_are_counted_from_the_other_end_and_attention_is_a_convolution(vae):
     published = vae_from_diffusers(vae)
-    assert torch.equal(published["decoder.up.0.block.0.conv1.weight"], vae["decoder.up_blocks.3.resnets.0.conv1.weight"])
-    assert torch.equal(published["encoder.down.0.downsample.conv.bias"], vae["encoder.down_blocks.0.downsamplers.0.conv.bias"])
+    assert torch.equal(
+        published["decoder.up.0.block.0.conv1.weight"], vae["decoder.up_blocks.3.resnets.0.conv1.weight"]
+    )
+    assert torch.equal(
+        published["encoder.down.0.downsample.conv.bias"], vae["encoder.down_blocks.0.downsamplers.0.conv.bias"]
+    )
     assert published["encoder.mid.attn_1.q.weight"].shape == (3, 3, 1, 1)
     assert published["encoder.mid.attn_1.q.bias"].shape == (3,)
 

@@ -117,21 +117,31 @@ def test_timesteps_are_not_rounded_to_the_dtype_of_the_weights():
     assert timestep_embedding(torch.tensor([998.0]), 8).dtype == torch.float32
 
 
+def gradients_and_block_calls(model):
+    calls = []
+    hooks = [block.register_forward_pre_hook(lambda block, _: calls.append(block)) for block in model.joint_blocks]
+    model.zero_grad()
+    model(*inputs(2)).square().mean().backward()
+    for hook in hooks:
+        hook.remove()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}, len(calls)
+
+
 def test_checkpointing_changes_no_gradient_and_runs_each_block_twice(config):
     model = build(config)
-    gradients = {}
-    for is_on in (False, True):
-        calls = []
-        hooks = [b.register_forward_pre_hook(lambda *_: calls.append(1)) for b in model.joint_blocks]  # noqa: B023
-        model.gradient_checkpointing = is_on
-        model.zero_grad()
-        model(*inputs(2)).square().mean().backward()
-        gradients[is_on] = {name: p.grad.clone() for name, p in model.named_parameters()}
-        assert len(calls) == config.depth * (2 if is_on else 1)
-        for hook in hooks:
-            hook.remove()
-    for name, gradient in gradients[False].items():
-        torch.testing.assert_close(gradients[True][name], gradient, msg=name)
+    plain, num_calls = gradients_and_block_calls(model)
+    model.gradient_checkpointing = True
+    checkpointed, num_checkpointed_calls = gradients_and_block_calls(model)
+    assert (num_calls, num_checkpointed_calls) == (config.depth, 2 * config.depth)
+    for name, gradient in plain.items():
+        torch.testing.assert_close(checkpointed[name], gradient, msg=name)
+
+
+def test_checkpointing_does_nothing_without_gradients(config):
+    model = build(config)
+    model.gradient_checkpointing = True
+    with torch.no_grad():
+        assert not model(*inputs()).requires_grad
 
 
 def test_every_linear_and_convolution_is_called_as_a_module(config):
@@ -162,7 +172,9 @@ def test_last_block_has_no_output_for_the_context(config):
     blocks = build(config).joint_blocks
     assert not hasattr(blocks[-1].context_block, "mlp")
     assert not hasattr(blocks[-1].context_block.attn, "proj")
-    assert [hasattr(block.x_block, "attn2") for block in blocks] == [i in config.dual_attention for i in range(len(blocks))]
+    assert [hasattr(block.x_block, "attn2") for block in blocks] == [
+        i in config.dual_attention for i in range(len(blocks))
+    ]
 
 
 def test_second_attention_has_heads_of_the_same_size_as_the_first():

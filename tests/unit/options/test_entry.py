@@ -45,6 +45,11 @@ def test_an_error_of_the_user_is_one_line_and_its_code(kind, code, capsys):
     assert capsys.readouterr().err == "error: a.toml: no such folder. Check it.\n"
 
 
+def test_only_the_items_of_a_list_get_lines_of_their_own(capsys):
+    assert start(failing(DatasetError("a.toml: 2 problems:\n  x.png is\tempty\n  y.png is empty"))) == 2
+    assert capsys.readouterr().err == "error: a.toml: 2 problems:\n  x.png is empty\n  y.png is empty\n"
+
+
 def test_a_wrong_option_ends_before_the_run(capsys):
     assert start(failing(AssertionError()), "--network_dim=0") == 2
     assert capsys.readouterr().err == "error: --network_dim must be at least 1, got 0.\n"

@@ -1,0 +1,34 @@
+"""torch's optimizers without torch's compiler.
+
+The methods of `torch.optim.Optimizer` are wrapped for the compiler's sake, and the wrappers import all of it when
+they are first called: over a second, for a program that compiles nothing.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+_WRAPPED = ("add_param_group", "load_state_dict", "state_dict", "zero_grad")
+
+
+@lru_cache
+def without_compiler(optimizer_class: type[Optimizer]) -> type[Optimizer]:
+    """A subclass that does the same, with the methods as they were written.
+
+    Args:
+        optimizer_class: Of torch.optim.
+    """
+    methods = {name: inspect.unwrap(getattr(optimizer_class, name)) for name in _WRAPPED}
+    written_step = inspect.unwrap(optimizer_class.step)
+
+    def step(self: Optimizer, closure: Callable[[], Any] | None = None) -> Any:
+        with torch.set_grad_enabled(self.defaults.get("differentiable", False)):
+            return written_step(self, closure)
+
+    return type(optimizer_class.__name__, (optimizer_class,), {**methods, "step": step})

@@ -1,0 +1,222 @@
+"""Trainings on the tiny model: `training` runs sd3_train_network.py in this process, `launch` in processes of its own."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import toml
+from safetensors.torch import load_file
+
+from library.families.sd3.options import NETWORK_SCRIPT, Sd3NetworkOptions
+from library.log import LOGGER_NAME
+from library.options.spec import parse_options
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+EXAMPLES = ROOT / "examples" / "pictures"
+SQUARE = ("blue_triangle.png", "red_circle.png", "red_square.png", "red_star.png")  # 64 x 64, so one bucket
+SMALL_BUCKETS = {"resolution": 64, "enable_bucket": True, "bucket_reso_steps": 16}
+SMALL_BUCKETS |= {"min_bucket_reso": 32, "max_bucket_reso": 128}
+
+# Runs the script as its command line asks, and writes what happened to $WITNESS, one file for each process.
+WITNESS = """
+import json, os, sys
+import sd3_train_network as script
+from library.data import cache
+
+written = []
+real_write = cache.TensorCache.write
+
+def write(self, entry_id, tensors):
+    written.append(str(self[entry_id].path))
+    real_write(self, entry_id, tensors)
+
+class Witness(script.Sd3NetworkTrainer):
+    def run(self):
+        code = super().run()
+        account = {"losses": self.loss_history, "saved": [str(path) for path in self.saved_files]}
+        account |= {"entries": written, "modules": sorted(sys.modules)}
+        with open(os.environ["WITNESS"] + os.environ.get("RANK", "0"), "w", encoding="utf-8") as file:
+            json.dump(account, file)
+        return code
+
+cache.TensorCache.write = write
+script.Sd3NetworkTrainer = Witness
+sys.exit(script.main())
+"""
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A training that came to its end.
+
+    Attributes:
+        trainer: As the training left it.
+        log: Lines of the log, without their importance.
+    """
+
+    trainer: Any
+    log: tuple[str, ...]
+
+    @property
+    def losses(self) -> list[float]:
+        """Of every optimizer step."""
+        return list(self.trainer.loss_history)
+
+    @property
+    def file(self) -> Path:
+        """What was saved last."""
+        path: Path = self.trainer.saved_files[-1]
+        return path
+
+    @property
+    def weights(self) -> dict[str, Any]:
+        """Tensors of the last file."""
+        return load_file(self.file)
+
+
+class Training:
+    """Pictures, dataset files and runs in a folder of the test.
+
+    Args:
+        folder: For everything.
+        model: What is trained where a test gives no other.
+    """
+
+    examples = EXAMPLES
+
+    def __init__(self, folder: Path, model: Path) -> None:
+        self.folder, self.model = folder, model
+        self._num_runs = 0
+
+    def pictures(self, names: Sequence[str] = SQUARE, to: str = "pictures") -> Path:
+        """A folder with copies of example pictures and their captions."""
+        folder = self.folder / to
+        folder.mkdir()
+        for name in names:
+            for file in (name, f"{Path(name).stem}.txt"):
+                shutil.copy(EXAMPLES / file, folder)
+        return folder
+
+    def dataset(self, pictures: Path, **keys: Any) -> Path:
+        """A dataset file: one folder, batches of 2, buckets around 64 x 64, and these keys."""
+        general = {**SMALL_BUCKETS, "caption_extension": ".txt", "batch_size": 2, **keys}
+        number = len(list(self.folder.glob("dataset*.toml")))
+        path = self.folder / f"dataset{number}.toml"
+        table = {"general": general, "datasets": [{"subsets": [{"image_dir": str(pictures)}]}]}
+        path.write_text(toml.dumps(table), encoding="utf-8")
+        return path
+
+    def arguments(self, dataset: Path, *flags: str, model: Path | None = None) -> list[str]:
+        """The command line: a small LoRA, a fixed seed, no metadata; `flags` come last and win."""
+        self._num_runs += 1
+        return [
+            f"--pretrained_model_name_or_path={model or self.model}",
+            f"--dataset_config={dataset}",
+            f"--output_dir={self.folder / f'out{self._num_runs}'}",
+            *("--network_module=networks.lora", "--network_dim=4", "--network_alpha=4", "--learning_rate=1e-3"),
+            *("--seed=5", "--no_metadata", "--t5xxl_max_token_length=16", "--max_data_loader_n_workers=0"),
+            *flags,
+        ]
+
+    def run(self, dataset: Path, *flags: str, model: Path | None = None) -> FinishedRun:
+        """Train in this process; flags that are given twice count once, the last time."""
+        return self.run_arguments(_without_repeats(self.arguments(dataset, *flags, model=model)))
+
+    def run_arguments(self, arguments: Sequence[str]) -> FinishedRun:
+        """Train with exactly this command line."""
+        from accelerate.state import AcceleratorState
+
+        from sd3_train_network import Sd3NetworkTrainer
+
+        AcceleratorState._reset_state(reset_partial_state=True)  # a process has one run, outside tests
+        trainer = Sd3NetworkTrainer(parse_options(Sd3NetworkOptions, arguments, **NETWORK_SCRIPT))
+        lines: list[str] = []
+        logger, handler = logging.getLogger(LOGGER_NAME), _Collector(lines)
+        level, _ = logger.level, logger.setLevel("INFO")
+        logger.addHandler(handler)
+        try:
+            trainer.run()
+        finally:
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+        return FinishedRun(trainer, tuple(lines))
+
+    def compare(self, dataset: Path, *flags: str, model: Path | None = None) -> FinishedRun:
+        """A run whose weights can be compared: Adam divides by at least 1e-4, so that rounding is not enlarged."""
+        return self.run(dataset, *flags, "--optimizer_args", "eps=1e-4", model=model)
+
+    def unet_only(self, dataset: Path, *flags: str, model: Path | None = None) -> FinishedRun:
+        """The fastest training: no text encoder trains, and everything is cached in memory."""
+        caches = ("--network_train_unet_only", "--cache_latents", "--cache_text_encoder_outputs")
+        return self.run(dataset, *caches, *flags, model=model)
+
+
+class _Collector(logging.Handler):
+    def __init__(self, lines: list[str]) -> None:
+        super().__init__()
+        self.lines = lines
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+def _without_repeats(arguments: Sequence[str]) -> list[str]:
+    given = [argument.partition("=")[0] for argument in arguments]
+    return [a for i, a in enumerate(arguments) if not a.startswith("--") or given[i] not in given[i + 1 :]]
+
+
+@dataclass(frozen=True)
+class Launched:
+    """A command that has ended.
+
+    Attributes:
+        code: Its exit code.
+        output: What it wrote to stdout and stderr.
+        accounts: Of each process that came to its end: losses, saved files, cache entries made, imported modules.
+    """
+
+    code: int
+    output: str
+    accounts: tuple[dict[str, Any], ...]
+
+
+@pytest.fixture
+def training(tmp_path: Path, tiny_sd3: Path) -> Training:
+    """Trainings on the tiny SD3-medium, in this process."""
+    return Training(tmp_path, tiny_sd3)
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Callable[..., Launched]:
+    """launch(arguments, launcher=()) starts sd3_train_network.py with a Python of its own, in the repository."""
+    script = tmp_path / "witness.py"
+    script.write_text(WITNESS, encoding="utf-8")
+
+    def start(arguments: Sequence[str], launcher: Sequence[str] = (), *, is_watched: bool = True) -> Launched:
+        witness = tmp_path / "witness."
+        name = str(script) if is_watched else "sd3_train_network.py"
+        environment = {**os.environ, "WITNESS": str(witness), "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
+        done = subprocess.run(
+            [sys.executable, *launcher, name, *arguments],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=600,
+            check=False,
+        )
+        files = sorted(tmp_path.glob("witness.[0-9]"))
+        accounts = tuple(json.loads(file.read_text(encoding="utf-8")) for file in files)
+        return Launched(done.returncode, done.stdout.decode("utf-8", "replace"), accounts)
+
+    return start

@@ -1,0 +1,240 @@
+"""The header of a saved network: which keys, how values are written, and how large it may get."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+import torch
+
+from library.checkpoint.dataset_summary import describe_datasets
+from library.checkpoint.metadata import (
+    FileHashes,
+    build_metadata,
+    describe_file,
+    file_hashes,
+    file_metadata,
+    hash_in_background,
+    modelspec,
+    tensor_hashes,
+)
+from library.data.captions import CaptionRules
+from library.data.schema import DatasetSpec, SubsetSpec
+from library.records import CropPlan, ImageRecord, Size
+from library.tensorfile import read_header, read_tensors, write_tensors
+
+TENSORS = {"lora_up": torch.ones(4, 2), "alpha": torch.tensor(1.0)}
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("EASEL_CACHE_DIR", str(tmp_path / "cache"))
+
+
+# ss_*
+
+
+def test_values_are_written_as_tools_expect_them():
+    options = {
+        "output_name": "my model",
+        "unet_lr": None,
+        "learning_rate": 1e-4,
+        "text_encoder_lr": (1e-05, 2e-5),
+        "gradient_checkpointing": True,
+        "cache_latents": False,
+        "max_grad_norm": 1.0,
+        "debiased_estimation_loss": False,
+        "not_recorded": 3,
+    }
+    assert build_metadata(options, {}) == {
+        "ss_output_name": "my model",
+        "ss_unet_lr": "None",
+        "ss_learning_rate": "0.0001",
+        "ss_text_encoder_lr": "[1e-05, 2e-05]",
+        "ss_gradient_checkpointing": "True",
+        "ss_cache_latents": "False",
+        "ss_max_grad_norm": "1.0",
+        "ss_debiased_estimation": "False",
+    }
+
+
+def test_facts_win_over_options_and_keep_their_names():
+    facts = {"seed": 7, "steps": 100, "apply_lg_attn_mask": True, "base_model_version": "5-medium"}
+    assert build_metadata({"seed": None}, facts) == {
+        "ss_seed": "7",
+        "ss_steps": "100",
+        "ss_apply_lg_attn_mask": "True",
+        "ss_base_model_version": "5-medium",
+    }
+
+
+def test_network_args_are_json_and_only_there_if_given():
+    assert "ss_network_args" not in build_metadata({"network_args": None}, {})
+    assert "ss_network_args" not in build_metadata({}, {"network_args": {}})
+    given = build_metadata({"network_args": ["a=1"]}, {"network_args": {"a": "1", "dropout": "0.1"}})
+    assert json.loads(given["ss_network_args"]) == {"a": "1", "dropout": "0.1"}
+
+
+def test_names_that_are_no_text_can_be_written(tmp_path):
+    metadata = build_metadata({"output_name": "a\udcff猫"}, {})
+    write_tensors(tmp_path / "a", TENSORS, metadata)
+    assert read_header(tmp_path / "a").metadata == {"ss_output_name": "a?猫"}
+
+
+# modelspec
+
+
+def make_spec(**options):
+    return modelspec(
+        "stable-diffusion-3-5-medium/lora",
+        options=options,
+        resolution=Size(1024, 768),
+        prediction_type="flow",
+        saved_at=1_700_000_000.7,
+    )
+
+
+def test_modelspec_without_options():
+    spec = make_spec()
+    assert spec.pop("modelspec.date").startswith("2023-11-1")
+    assert spec == {
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": "stable-diffusion-3-5-medium/lora",
+        "modelspec.implementation": "diffusers",
+        "modelspec.title": "LoRA@1700000000",
+        "modelspec.resolution": "1024x768",
+        "modelspec.prediction_type": "flow",
+    }
+
+
+def test_modelspec_with_options():
+    spec = make_spec(
+        output_name="name",
+        metadata_author="me",
+        metadata_license="MIT",
+        min_timestep=200,
+        max_timestep=None,
+        clip_skip=2,
+    )
+    assert spec["modelspec.title"] == "name"
+    assert make_spec(output_name="name", metadata_title="title")["modelspec.title"] == "title"
+    assert (spec["modelspec.author"], spec["modelspec.license"]) == ("me", "MIT")
+    assert spec["modelspec.timestep_range"] == "200,1000"
+    assert make_spec(max_timestep=300)["modelspec.timestep_range"] == "0,300"
+    assert spec["modelspec.encoder_layer"] == "2"
+
+
+def test_thumbnail_becomes_a_data_url(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"abc")
+    assert make_spec(metadata_thumbnail=str(tmp_path / "a.png"))["modelspec.thumbnail"] == "data:image/png;base64,YWJj"
+    assert make_spec(metadata_thumbnail="data:x")["modelspec.thumbnail"] == "data:x"
+    assert "modelspec.thumbnail" not in make_spec(metadata_thumbnail=str(tmp_path / "missing.png"))
+
+
+# The whole file
+
+
+def test_a_file_has_all_three_kinds_of_keys_and_its_hash_holds(tmp_path):
+    metadata = file_metadata(TENSORS, {"ss_steps": "3"}, {"modelspec.title": "t"})
+    write_tensors(tmp_path / "a", TENSORS, metadata)
+    header = read_header(tmp_path / "a")
+    assert set(header.metadata) == {"ss_steps", "modelspec.title", "sshs_model_hash", "sshs_legacy_hash"}
+    assert header.metadata["sshs_model_hash"] == tensor_hashes(read_tensors(header), {})[0]
+    changed = {**TENSORS, "alpha": torch.tensor(2.0)}
+    assert tensor_hashes(changed, {})[0] != header.metadata["sshs_model_hash"]
+
+
+def test_without_metadata_equal_weights_give_equal_bytes(tmp_path):
+    for name, steps in (("a", "3"), ("b", "4")):
+        metadata = file_metadata(TENSORS, {"ss_steps": steps}, {"modelspec.title": name}, no_metadata=True)
+        write_tensors(tmp_path / name, TENSORS, metadata)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert read_header(tmp_path / "a").metadata == {}
+
+
+# Files
+
+
+def test_files_that_cannot_be_hashed_have_names_instead(tmp_path):
+    assert file_hashes(tmp_path / "missing") == FileHashes("NOFILE", "NOFILE")
+    assert file_hashes(tmp_path) == FileHashes("IsADirectory", "IsADirectory")
+
+
+def test_hashing_in_the_background_gives_the_same(tmp_path):
+    (tmp_path / "model").write_bytes(bytes(range(256)) * 5000)
+    files = {"model": tmp_path / "model", "vae": tmp_path / "missing"}
+    assert hash_in_background(files).result(30) == {name: file_hashes(path) for name, path in files.items()}
+    facts = describe_file("sd_model", files["model"], file_hashes(files["model"]))
+    assert list(build_metadata({}, facts)) == ["ss_sd_model_name", "ss_sd_model_hash", "ss_new_sd_model_hash"]
+    assert facts["sd_model_name"] == "model"
+
+
+def test_an_edited_file_has_another_hash(tmp_path):
+    path = tmp_path / "model"
+    path.write_bytes(b"1")
+    first = file_hashes(path)
+    path.write_bytes(b"22")
+    assert file_hashes(path).sha256 != first.sha256
+
+
+# Datasets
+
+
+def make_data(tmp_path, captions, **dataset):
+    """Two datasets over a folder "dogs" with 3 repeats; the second has another folder of that name as well."""
+    (first, second) = (tmp_path / "x" / "dogs", tmp_path / "y" / "dogs")
+    subset = SubsetSpec(image_dir=first, num_repeats=3, captions=CaptionRules(shuffle_caption=True), class_tokens="dog")
+    other = SubsetSpec(image_dir=second, flip_aug=True)
+    common = {"enable_bucket": True, **dataset}
+    specs = [
+        DatasetSpec(resolution=Size(64, 32), batch_size=2, subsets=(subset,), **common),
+        DatasetSpec(resolution=Size(32, 32), subsets=(subset, other), **common),
+    ]
+    records, crops = [], []
+    for place, (dataset_index, subset_index, repeats) in enumerate([(0, 0, 3), (1, 0, 3), (1, 1, 1)]):
+        size = specs[dataset_index].resolution
+        for index, caption in enumerate(captions):
+            path = tmp_path / f"{index}.png"
+            records.append(
+                ImageRecord(path, f"{place}/{index}", caption, Size(64, 32), repeats, dataset_index, subset_index)
+            )
+            crops.append(CropPlan(size, 0, 0, size))
+    return records, crops, [asdict(spec) for spec in specs]
+
+
+def test_datasets_are_described(tmp_path):
+    facts = describe_datasets(*make_data(tmp_path, ["A dog, Red", "red, a dog,, running"]))
+    first, second = facts["datasets"]
+    assert first["resolution"] == [64, 32]
+    assert (first["batch_size_per_device"], first["num_train_images"], second["num_train_images"]) == (2, 6, 8)
+    assert first["bucket_info"] == {
+        "buckets": {"0": {"resolution": [64, 32], "count": 6}},
+        "mean_img_ar_error": 0.0,
+    }
+    assert second["bucket_info"]["mean_img_ar_error"] == pytest.approx(1.0)
+    assert first["tag_frequency"] == {"dogs": {"a dog": 2, "red": 2, "running": 1}}
+    subset = first["subsets"][0]
+    assert (subset["img_count"], subset["num_repeats"], subset["image_dir"]) == (2, 3, "dogs")
+    assert (subset["shuffle_caption"], subset["flip_aug"], subset["class_tokens"]) == (True, False, "dog")
+    assert facts["dataset_dirs"] == {
+        "dogs": {"n_repeats": 3, "img_count": 2},
+        "dogs (2)": {"n_repeats": 3, "img_count": 2},
+        "dogs (3)": {"n_repeats": 1, "img_count": 2},
+    }
+    metadata = build_metadata({}, facts)
+    assert set(metadata) == {"ss_datasets", "ss_tag_frequency", "ss_dataset_dirs"}
+    assert json.loads(metadata["ss_tag_frequency"]) == {"dogs": {"a dog": 2, "red": 2, "running": 1}}
+
+
+def test_no_buckets_no_bucket_info(tmp_path):
+    facts = describe_datasets(*make_data(tmp_path, ["a"], enable_bucket=False))
+    assert facts["datasets"][0]["bucket_info"] is None
+
+
+def test_the_rarest_of_too_many_tags_are_left_out(tmp_path):
+    captions = [f"common, tag number {index}" for index in range(3000)]
+    facts = describe_datasets(*make_data(tmp_path, captions), max_tag_bytes=20_000)
+    tags = facts["tag_frequency"]["dogs"]
+    assert tags["common"] == 3000
+    assert 50 < len(tags) < 1000
+    total = sum(len(json.dumps(d["tag_frequency"])) for d in facts["datasets"])
+    assert total + len(json.dumps(facts["tag_frequency"])) <= 20_000
