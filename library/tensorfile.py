@@ -128,8 +128,14 @@ def _nearest_parent(path: Path) -> str:
     for parent in path.absolute().parents:
         if parent.is_dir():
             near = "Check the path" if parent == path.absolute().parent else "The nearest folder that exists"
-            return f"{near}: {parent} has {_listing(parent)}."
+            return f"{near}: {parent} has {_listing(parent)}.{_hub_hint(path)}"
     return "Check the path."
+
+
+def _hub_hint(path: Path) -> str:
+    """For what looks like the name of a model on a hub, which is not downloaded."""
+    is_name = len(path.parts) == 2 and not path.is_absolute() and path.suffix not in (".safetensors", ".ckpt", ".pt")
+    return " Models are not downloaded from a hub: give a file." if is_name else ""
 
 
 def _listing(folder: Path) -> str:
@@ -137,7 +143,7 @@ def _listing(folder: Path) -> str:
         names = sorted(entry.name for entry in folder.iterdir() if entry.suffix == ".safetensors")
     except OSError:
         return "nothing that can be read"
-    return ", ".join(names[:4]) + (" ..." if len(names) > 4 else "") if names else "no .safetensors file"
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "") or "no .safetensors file"
 
 
 def _other_content(path: Path, what: str, prefix: bytes) -> str:

@@ -20,6 +20,11 @@ def check_network_args(kwargs: Mapping[str, object], depth: int | None = None, *
     return lora_sd3.check_network_args(kwargs, depth, **options)
 
 
+def check_network_file(shapes: Mapping[str, tuple[int, ...]], what: str, **options: Any) -> None:
+    """Check a network file before weights are read; see `networks.lora_sd3.check_network_file`."""
+    lora_sd3.check_network_file(shapes, what, **options)
+
+
 def create_network(
     multiplier: float,
     network_dim: int | None,

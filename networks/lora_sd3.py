@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from library.errors import CheckpointError, OptionError
 from library.log import get_logger
 from networks.sd3_args import Sd3NetworkArgs, parse_network_args
+from networks.sd3_file_check import check_file_of_model, check_file_of_network
 from networks.sd3_targets import default_rank, denoiser_rules, encoder_rules, nothing_to_train, trains_blocks
 from networks.targets import PlannedModule, adapter_name, plan_modules
 
@@ -67,6 +68,43 @@ def check_network_args(
     if not trains_text_encoders and not (trains_denoiser and trains_blocks(args, network_dim, least_depth)):
         raise OptionError(nothing_to_train(depth))
     return args
+
+
+def check_network_file(
+    shapes: Mapping[str, tuple[int, ...]],
+    what: str,
+    *,
+    depth: int,
+    args: Sd3NetworkArgs | None = None,
+    network_dim: int | None = None,
+    trains_text_encoders: bool = True,
+    trains_denoiser: bool = True,
+) -> None:
+    """Check the header of a network file before weights are read. Needs no torch.
+
+    Args:
+        shapes: {key in the file: shape}
+        what: The option and the file, for messages.
+        depth: Number of joint blocks of the model.
+        args: The network that the file must fit; None for a file that brings its own modules and ranks.
+        network_dim: As for `check_network_args`, and so the next two.
+
+    Raises:
+        CheckpointError: It is no LoRA, is for another model, or does not fit the network.
+    """
+    if args is None:
+        check_file_of_model(shapes, what, FAMILY, depth)
+        return
+    check_file_of_network(
+        shapes,
+        what,
+        FAMILY,
+        depth,
+        args,
+        network_dim=network_dim,
+        trains_text_encoders=trains_text_encoders,
+        trains_denoiser=trains_denoiser,
+    )
 
 
 def create_network(

@@ -6,8 +6,9 @@ checked again when the file is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
+from library.errors import CheckpointError
 from networks.sd3_args import Sd3NetworkArgs
 from networks.sd3_targets import default_rank, denoiser_rules, layers_of_mmdit
 from networks.targets import PlannedModule, adapter_name, plan_modules
@@ -65,18 +66,35 @@ def check_file_of_network(
     rules = denoiser_rules(args, rank, None) if trains_denoiser else ()
     planned = {adapter_name(_DENOISER, plan.name): plan for plan in plan_modules(layers_of_mmdit(depth), rules)}
     optional = {adapter_name(_DENOISER, p.name): p for p in plan_modules(_second_attention(depth), rules)}
-    encoders = (*_CLIPS, _T5) if args.train_t5xxl else _CLIPS
-    prefixes = encoders if trains_text_encoders else ()
-    lacking = [f"{prefix}..." for prefix in prefixes if not any(name.startswith(prefix) for name in found)]
     known = planned | optional
-    refuse_other_modules(
-        found,
-        what,
-        family,
-        missing=[*(planned.keys() - found.keys()), *lacking],
-        unknown=[name for name in found if name not in known and not name.startswith(tuple(prefixes))],
-    )
+    encoders = [name for name in found if name.startswith((*_CLIPS, _T5))]
+    unknown = found.keys() - known.keys() - set(encoders)
+    refuse_other_modules(found, what, family, missing=planned.keys() - found.keys(), unknown=unknown)
+    _refuse_other_encoders(encoders, what, (*_CLIPS, _T5) if args.train_t5xxl else _CLIPS, trains_text_encoders)
     refuse_differences(list(_other_ranks(found, known, rank)), what)
+
+
+def _refuse_other_encoders(
+    names: Sequence[str], what: str, prefixes: tuple[str, ...], trains_text_encoders: bool
+) -> None:
+    if not trains_text_encoders and names:
+        raise CheckpointError(
+            f"{what} has modules for text encoders, which --network_train_unet_only leaves out. Do not give that "
+            "option, or use --dim_from_weights too."
+        )
+    if trains_text_encoders and not names:
+        raise CheckpointError(
+            f"{what} has no modules for text encoders, which are trained too. Add --network_train_unet_only, or "
+            "--dim_from_weights to train what the file has."
+        )
+    lacking = [prefix for prefix in prefixes if not any(name.startswith(prefix) for name in names)]
+    unknown = [name for name in names if not name.startswith(prefixes)]
+    if trains_text_encoders and (lacking or unknown):
+        difference = f"has no {lacking[0]} modules" if lacking else f"has {unknown[0]}"
+        raise CheckpointError(
+            f"{what} {difference}: it was trained with other text encoders. Set train_t5xxl in --network_args as it was "
+            "for the file, or use --dim_from_weights."
+        )
 
 
 def _second_attention(depth: int) -> list[str]:

@@ -20,6 +20,7 @@ _SUFFIXES = (".lora_down.weight", ".lora_up.weight", ".alpha")
 
 # first hit wins: part of a key, and what such a file is
 _KINDS = (
+    ("model.diffusion_model.", "a whole checkpoint"),
     (".hada_", "a LoHa (LyCORIS)"),
     (".lokr_", "a LoKr (LyCORIS)"),
     (".oft_blocks", "an OFT network"),
@@ -36,7 +37,6 @@ _KINDS = (
     ("lora_unet_down_blocks", "a LoRA for SD1, SD2 or SDXL"),
     ("lora_te3_", "a LoRA for the text encoders of SD3"),
     ("lora_te2_", "a LoRA for the text encoders of SDXL or SD3"),
-    ("model.diffusion_model.", "a whole checkpoint"),
 )
 
 
@@ -53,7 +53,9 @@ def how_to_use(keys: Iterable[str]) -> str:
         return "Convert it with `python tools/convert_sd3_lora.py --to kohya`."
     if "LyCORIS" in kind:
         return "Use --network_module=lycoris.kohya for it."
-    return "Give a file that was trained for this model with the same --network_args, or use --dim_from_weights."
+    if "SD3" in kind:
+        return "Give a file that was trained for this model with the same --network_args, or use --dim_from_weights."
+    return "Give a LoRA that was trained for this model."
 
 
 def read_network(path: str | os.PathLike[str], what: str = "--network_weights") -> dict[str, Tensor]:

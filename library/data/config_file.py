@@ -23,6 +23,8 @@ def read_dataset_file(path: Path) -> tuple[dict[str, Any], str]:
         DatasetError: The file is missing, unreadable, of another type, not UTF-8, or malformed.
     """
     suffix = path.suffix.lower()
+    if path.is_dir():
+        raise DatasetError(f"{path}: this is a folder. Write a dataset file that names it as image_dir.")
     if suffix not in (".toml", ".json"):
         raise DatasetError(f"{path}: a dataset file ends in .toml or .json, this one in {suffix or 'nothing'!r}.")
     text = _read_text(path)

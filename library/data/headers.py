@@ -24,6 +24,7 @@ IMAGE_SUFFIXES = frozenset(
 
 _PLUGINS = {".avif": "pillow_avif", ".jxl": "pillow_jxl"}  # packages that add a format to Pillow when imported
 _ORIENTATION = 0x0112
+_ADVICE = "; replace or remove it"
 _FAULTS = (OSError, ValueError, SyntaxError, EOFError, KeyError, TypeError, struct.error)  # of Pillow on broken files
 
 
@@ -45,7 +46,7 @@ def read_header(path: Path) -> PictureHeader:
 
     try:
         if path.stat().st_size == 0:
-            raise DatasetError(f"{path} is empty (0 bytes)")
+            raise DatasetError(f"{path} is empty (0 bytes){_ADVICE}")
         _check_is_whole(path)
         load_plugin(path)
         with warnings.catch_warnings():
@@ -58,7 +59,7 @@ def read_header(path: Path) -> PictureHeader:
     except Image.DecompressionBombError:
         raise DatasetError(f"{path} has more pixels than Pillow opens; make it smaller") from None
     except _FAULTS as error:
-        raise DatasetError(f"{path} cannot be read as an image ({error})") from None
+        raise DatasetError(f"{path} cannot be read as an image ({error}){_ADVICE}") from None
     return PictureHeader(Size(size.height, size.width) if orientation >= 5 else size, orientation)
 
 
@@ -112,7 +113,7 @@ def _check_is_whole(path: Path) -> None:
     elif start.startswith(b"RIFF"):
         is_whole = int.from_bytes(start[4:8], "little") + 8 <= path.stat().st_size
     if not is_whole:
-        raise DatasetError(f"{path} is cut off (its end is missing)")
+        raise DatasetError(f"{path} is cut off (its end is missing){_ADVICE}")
 
 
 def _has_jpeg_end(data: bytes) -> bool:
@@ -128,10 +129,11 @@ def _describe_content(path: Path) -> str:
     with path.open("rb") as file:
         start = file.read(64).lstrip()
     if start[:1] == b"<":
-        return f"is not an image (it starts with '{start[:9].decode('ascii', 'replace')}'), probably a saved web page"
+        found = start[:9].decode("ascii", "replace")
+        return f"is not an image (it starts with '{found}'), probably a saved web page{_ADVICE}"
     if start.startswith(b"version https://git-lfs"):
         return "is not an image but a Git LFS pointer; fetch the real file"
     if path.suffix.lower() in _PLUGINS:
         kind = path.suffix.lower()
         return f"cannot be read: the installed Pillow does not know {kind}, or the file is damaged"
-    return "is damaged or not an image"
+    return f"is damaged or not an image{_ADVICE}"

@@ -260,5 +260,5 @@ def _content_hint(files: set[str], folders: tuple[str, ...]) -> str:
     if files:
         suffixes = Counter(Path(name).suffix.lower() or "no extension" for name in files)
         listed = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common(4))
-        return f"; its files are {listed}"
-    return ", it is empty"
+        return f"; its files are {listed}. Name a folder with pictures"
+    return ", it is empty; put pictures into it, or remove the subset"

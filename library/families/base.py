@@ -58,6 +58,9 @@ class ModelFamily(Protocol):
     def depth(self, files: Any) -> int:
         """Number of swappable blocks of the denoiser."""
 
+    def longest_side(self, files: Any) -> int | None:
+        """Longest side of a picture that the denoiser can place, in pixels; None for any."""
+
     def load_denoiser(self, files: Any, dtype: torch.dtype, device: torch.device) -> nn.Module: ...
 
     def load_vae(self, files: Any, dtype: torch.dtype, device: torch.device) -> nn.Module: ...
@@ -66,7 +69,8 @@ class ModelFamily(Protocol):
         self, files: Any, dtype: torch.dtype, device: torch.device, names: Sequence[str]
     ) -> dict[str, nn.Module]: ...
 
-    def load_tokenizers(self, files: Any) -> Any: ...
+    def load_tokenizers(self, files: Any, names: Sequence[str]) -> Any:
+        """The tokenizers of these encoders. No weights are read."""
 
     def vae_identity(self, files: Any) -> str:
         """Hash of the VAE's weights, for cache headers."""

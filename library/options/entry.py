@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
@@ -15,6 +16,7 @@ from library.options.groups.logging import LoggingOptions
 from library.options.spec import Finished, parse_options
 
 INTERRUPTED = 130
+GRACE_SECONDS = 5.0
 
 logger = get_logger(__name__)
 
@@ -56,7 +58,7 @@ def run_script(
             _write(sys.stdout, str(finished))
         return 0
     except UserError as error:
-        return _report(error, is_debug, is_shown=is_main)
+        return _report(error, is_debug)
     for line in options.warnings:
         logger.warning("%s", line)
     try:
@@ -81,14 +83,24 @@ def _set_up_log(options: LoggingOptions, is_main: bool) -> None:
         raise OutputError(f"--console_log_file: {file} cannot be written ({fault.strerror}).") from None
 
 
-def _report(error: UserError, is_debug: bool, is_shown: bool = True) -> int:
+def _report(error: UserError, is_debug: bool) -> int:
+    """Write the error. Most are found by all processes alike: the first one tells, and the launcher ends the others."""
+    if not _is_first_of_machine():
+        time.sleep(GRACE_SECONDS)
     if is_debug:
         import traceback
 
         _write(sys.stderr, "".join(traceback.format_exception(error)).rstrip())
-    if is_shown:
-        _write(sys.stderr, f"error: {_sentences(str(error))}")
+    _write(sys.stderr, f"error: {_sentences(str(error))}")
+    _leave_other_processes()
     return error.exit_code
+
+
+def _leave_other_processes() -> None:
+    """Without this a process that ends before the others is aborted, and its exit code lost."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _sentences(message: str) -> str:
@@ -107,3 +119,7 @@ def _write(stream: object, text: str) -> None:
 
 def _is_main_process() -> bool:
     return int(os.environ.get("RANK", "0") or 0) == 0
+
+
+def _is_first_of_machine() -> bool:
+    return int(os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) or 0) == 0

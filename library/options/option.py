@@ -145,13 +145,14 @@ class Option:
             return None
         low, high, above = self.declared.minimum, self.declared.maximum, self.declared.above
         if above is not None and value <= above:
-            return f"must be above {above:g}, got {value:g}."
+            return f"must be above {above:.12g}, got {value:.12g}."
         is_outside = (low is not None and value < low) or (high is not None and value > high)
         if not is_outside:
             return None
         if low is not None and high is not None:
-            return f"must be between {low:g} and {high:g}, got {value:g}."
-        return f"must be at {f'least {low:g}' if low is not None else f'most {high:g}'}, got {value:g}."
+            return f"must be between {low:.12g} and {high:.12g}, got {value:.12g}."
+        limit = f"least {low:.12g}" if low is not None else f"most {high:.12g}"
+        return f"must be at {limit}, got {value:.12g}."
 
 
 def nearest_hint(name: str, names: Sequence[str], prefix: str = "") -> str:

@@ -41,6 +41,8 @@ def parse_toml(text: str, source: str, error: type[UserError]) -> dict[str, Any]
         line = _error_line(fault)
         place = f"line {line}: " if line else ""
         reason = re.sub(r"\s*\((at )?(line|end).*?\)$", "", str(fault)).strip().rstrip(".")
+        if re.search("overwrite|already exists|[Dd]uplicate", reason):
+            reason = "a key or a table stands there twice. Remove one of them"
         raise error(f"{source}: {place}{reason}.{_backslash_hint(text, line)}") from None
 
 

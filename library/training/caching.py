@@ -6,7 +6,7 @@ Caches are checked before any weights are read; an encoder is loaded only if som
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +17,11 @@ from library.data.cache import TensorCache, latent_entries, prompt_entries, text
 from library.data.images import load_image, prepare_image
 from library.data.loader import posterior_seed
 from library.data.precompute import fill_cache
+from library.data.problems import dataset_error
+from library.data.soundness import broken_pictures
 from library.families.base import ModelFamily
 from library.log import get_logger
+from library.records import ImageRecord
 from library.rng import normal_per_sample
 from library.training.planning import DataPlan
 from library.training.text_stage import TextStage
@@ -91,38 +94,68 @@ def encode_pictures(family: ModelFamily, vae: nn.Module, images: Tensor, seeds: 
     return family.encode_images(vae, images, normal_per_sample(seeds, shape).to(images.device))
 
 
-def fill_latents(setup: EncodingSetup) -> TensorCache:
-    """The latent cache of the plan, complete."""
-    plan, family = setup.plan, setup.family
-    identity = f"{family.vae_identity(setup.files)} {setup.dtype}"
-    entries = latent_entries(
-        plan.records, plan.crops, plan.specs, family=family.name, identity=identity, to_disk=setup.to_disk
-    )
-    cache = TensorCache(entries)
-    record_of = {entry.id: index for index, entry in reversed(list(enumerate(entries)))}
-    by_size = defaultdict(list)
-    missing = cache.check()
-    cache.probe(missing)
-    for entry_id in missing:
-        by_size[plan.crops[record_of[entry_id]].bucket].append(entry_id)
-    if not by_size:
-        logger.info("latents: all %d are cached.", len(cache))
+def refuse_broken_pictures(plan: DataPlan, records: Iterable[ImageRecord], accelerator: Accelerator) -> None:
+    """Decode pictures, shared among the processes, and list those that are damaged behind an intact header.
+
+    Raises:
+        DatasetError: On every process, with what all have found.
+    """
+    from accelerate.utils import gather_object
+
+    rank, number = accelerator.process_index, accelerator.num_processes
+    distinct = list({record.path: record for record in records}.values())
+    problems = gather_object(broken_pictures(distinct[rank::number], is_shown=rank == 0))
+    if problems:
+        raise dataset_error(plan.source, problems)
+
+
+class LatentCaching:
+    """The latent cache of the plan. What is missing is found out here; `fill` reads the VAE if there is anything.
+
+    Raises:
+        DatasetError: Pictures that have to be encoded are damaged; all are listed.
+        OutputError: Cache files cannot be written.
+    """
+
+    def __init__(self, setup: EncodingSetup) -> None:
+        plan, family = setup.plan, setup.family
+        identity = f"{family.vae_identity(setup.files)} {setup.dtype}"
+        entries = latent_entries(
+            plan.records, plan.crops, plan.specs, family=family.name, identity=identity, to_disk=setup.to_disk
+        )
+        self.setup = setup
+        self.cache = TensorCache(entries)
+        self.record_of = {entry.id: index for index, entry in reversed(list(enumerate(entries)))}
+        self.missing = self.cache.check()
+        self.cache.probe(self.missing)
+        used = (plan.records[self.record_of[entry_id]] for entry_id in self.missing)
+        refuse_broken_pictures(plan, used, setup.accelerator)
+
+    def fill(self) -> TensorCache:
+        """The cache, complete."""
+        setup, cache, record_of = self.setup, self.cache, self.record_of
+        plan, family = setup.plan, setup.family
+        if not self.missing:
+            logger.info("latents: all %d are cached.", len(cache))
+            return cache
+        vae = family.load_vae(setup.files, setup.dtype, setup.device)
+
+        def load(ids: Sequence[str]) -> Tensor:
+            return torch.stack([_picture(plan, record_of[entry_id]) for entry_id in ids])
+
+        def encode(ids: Sequence[str], images: Tensor) -> list[dict[str, Tensor]]:
+            images = images.to(setup.device)
+            records = [record_of[entry_id] for entry_id in ids]
+            flips = {name: name == "latents_flipped" for name in cache[ids[0]].names}
+            made = {name: _latents(family, vae, plan, records, images, flip) for name, flip in flips.items()}
+            return [{name: rows[i] for name, rows in made.items()} for i in range(len(ids))]
+
+        by_size = defaultdict(list)
+        for entry_id in self.missing:
+            by_size[plan.crops[record_of[entry_id]].bucket].append(entry_id)
+        batches = [part for ids in by_size.values() for part in _same_names(cache, ids, setup.batch_size)]
+        setup.fill(cache, self.missing, batches, load, encode, "latents")
         return cache
-    vae = family.load_vae(setup.files, setup.dtype, setup.device)
-
-    def load(ids: Sequence[str]) -> Tensor:
-        return torch.stack([_picture(plan, record_of[entry_id]) for entry_id in ids])
-
-    def encode(ids: Sequence[str], images: Tensor) -> list[dict[str, Tensor]]:
-        images = images.to(setup.device)
-        records = [record_of[entry_id] for entry_id in ids]
-        names = {"latents": False, **({"latents_flipped": True} if "latents_flipped" in cache[ids[0]].names else {})}
-        made = {name: _latents(family, vae, plan, records, images, flip) for name, flip in names.items()}
-        return [{name: rows[i] for name, rows in made.items()} for i in range(len(ids))]
-
-    batches = [part for ids in by_size.values() for part in _same_names(cache, ids, setup.batch_size)]
-    setup.fill(cache, missing, batches, load, encode, "latents")
-    return cache
 
 
 def _same_names(cache: TensorCache, ids: Sequence[str], batch_size: int) -> list[Sequence[str]]:
@@ -152,33 +185,56 @@ def _latents(
     return stored_precision(latents).cpu()
 
 
-def fill_text(
-    setup: EncodingSetup, names: Sequence[str], prompts: Sequence[str], prompt_folder: Path | None
-) -> tuple[TensorCache, Mapping[str, Mapping[str, Tensor]]]:
-    """The text caches of the plan and of the sample prompts, complete.
+class TextCaching:
+    """The text caches of the plan and of the sample prompts.
+
+    What is missing is found out here, with the tokenizers if anything is; `fill` reads the encoders then.
 
     Args:
+        setup: Of the run.
         names: The encoders whose outputs are cached.
         prompts: Texts of the sample prompts, negative ones included.
         prompt_folder: Where the prompts' entries lie; None keeps them in memory.
 
-    Returns:
-        The cache, and the states of each prompt by its text.
+    Raises:
+        CheckpointError: Tokenizers are needed and nowhere.
+        OutputError: Cache files cannot be written.
     """
-    family, plan = setup.family, setup.plan
-    fields = {**family.text_identity(setup.files, names), "dtype": str(setup.dtype)}
-    identity = " ".join(f"{key}={value}" for key, value in fields.items())
-    captions = plan.fixed_captions()
-    entries = text_entries(plan.records, captions, family=family.name, identity=identity, to_disk=setup.to_disk)
-    asked = prompt_entries(prompts, folder=prompt_folder, family=family.name, identity=identity)
-    cache, prompt_cache = TensorCache(entries), TensorCache(asked)
-    text_of = {entry.id: text for entry, text in zip((*entries, *asked), (*captions, *prompts), strict=True)}
-    missing = [(target, target.check()) for target in (cache, prompt_cache)]
-    if any(reasons for _, reasons in missing):
-        for target, reasons in missing:
+
+    def __init__(
+        self, setup: EncodingSetup, names: Sequence[str], prompts: Sequence[str], prompt_folder: Path | None
+    ) -> None:
+        family, plan = setup.family, setup.plan
+        fields = {**family.text_identity(setup.files, names), "dtype": str(setup.dtype)}
+        identity = " ".join(f"{key}={value}" for key, value in fields.items())
+        captions = plan.fixed_captions()
+        entries = text_entries(plan.records, captions, family=family.name, identity=identity, to_disk=setup.to_disk)
+        asked = prompt_entries(prompts, folder=prompt_folder, family=family.name, identity=identity)
+        self.setup, self.names = setup, names
+        self.cache, self.prompt_cache = TensorCache(entries), TensorCache(asked)
+        self.text_of = {entry.id: text for entry, text in zip((*entries, *asked), (*captions, *prompts), strict=True)}
+        self.missing = [(target, target.check()) for target in (self.cache, self.prompt_cache)]
+        for target, reasons in self.missing:
             target.probe(reasons)
-        encoders = family.load_text_encoders(setup.files, setup.dtype, setup.device, names)
-        stage = TextStage(family, setup.device, encoders, family.load_tokenizers(setup.files))
+        self.is_complete = not any(reasons for _, reasons in self.missing)
+        self.tokenizers = None if self.is_complete else family.load_tokenizers(setup.files, names)
+
+    def fill(self) -> tuple[TensorCache, Mapping[str, Mapping[str, Tensor]]]:
+        """The cache, complete, and the states of each prompt by its text."""
+        if self.is_complete:
+            logger.info("text encoder outputs: all %d are cached.", len(self.cache) + len(self.prompt_cache))
+        else:
+            self._encode_missing()
+        prompts = {self.text_of[entry.id]: entry.id for entry in self.prompt_cache.entries}
+        return self.cache, {text: self.prompt_cache.read(entry_id) for text, entry_id in prompts.items()}
+
+    def _encode_missing(self) -> None:
+        setup, text_of = self.setup, self.text_of
+        encoders = setup.family.load_text_encoders(setup.files, setup.dtype, setup.device, self.names)
+        stage = TextStage(setup.family, setup.device, encoders, self.tokenizers)
+
+        def load(ids: Sequence[str]) -> list[str]:
+            return [text_of[entry_id] for entry_id in ids]
 
         def encode(ids: Sequence[str], captions: Sequence[str]) -> list[dict[str, Tensor]]:
             with torch.no_grad():
@@ -186,12 +242,6 @@ def fill_text(
             rows = {name: stored_precision(state).cpu() for name, state in states.items()}
             return [{name: state[i] for name, state in rows.items()} for i in range(len(ids))]
 
-        def load(ids: Sequence[str]) -> list[str]:
-            return [text_of[entry_id] for entry_id in ids]
-
-        for target, reasons in missing:
+        for target, reasons in self.missing:
             if reasons:
                 setup.fill(target, reasons, _chunks(list(reasons), setup.batch_size), load, encode, "text")
-    else:
-        logger.info("text encoder outputs: all %d are cached.", len(cache) + len(prompt_cache))
-    return cache, {text_of[entry.id]: prompt_cache.read(entry.id) for entry in asked}

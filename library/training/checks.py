@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
-from library.errors import OptionError, OutputError
+from library.errors import DatasetError, OptionError, OutputError
 from library.log import get_logger
+from library.records import Size
+from library.training.prompts import SamplePrompt
 
 logger = get_logger(__name__)
 
@@ -24,6 +27,37 @@ def check_output_dir(folder: Path) -> None:
         raise OutputError(
             f"--output_dir: {folder} cannot be written ({error.strerror or error}). Choose another folder."
         ) from None
+
+
+def check_picture_sizes(
+    longest: int | None, buckets: Iterable[Size], prompts: Iterable[SamplePrompt], source: str
+) -> None:
+    """Refuse pictures that are larger than the model can place, before its weights are read.
+
+    Args:
+        longest: Longest side that the model allows, in pixels; None for any.
+        buckets: Sizes that are trained.
+        prompts: Sample pictures.
+        source: The dataset file, for messages.
+
+    Raises:
+        DatasetError: A bucket is too large.
+        OptionError: A sample picture is.
+    """
+    if longest is None:
+        return
+    for size in buckets:
+        if max(size) > longest:
+            raise DatasetError(
+                f"{source}: pictures are trained at {size} pixels, but this model goes up to {longest} a side. "
+                "Lower resolution or max_bucket_reso."
+            )
+    for prompt in prompts:
+        if max(prompt.width, prompt.height) > longest:
+            raise OptionError(
+                f"--sample_prompts: prompt {prompt.index + 1} asks for {prompt.width}x{prompt.height} pixels, but this "
+                f"model goes up to {longest} a side. Give it smaller --w and --h."
+            )
 
 
 def check_block_swap(asked: int | None, depth: int, has_accelerator: bool) -> None:

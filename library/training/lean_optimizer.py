@@ -1,13 +1,15 @@
-"""torch's optimizers without torch's compiler.
+"""Optimizers without torch's compiler.
 
 The methods of `torch.optim.Optimizer` are wrapped for the compiler's sake, and the wrappers import all of it when
-they are first called: over a second, for a program that compiles nothing.
+they are first called; bitsandbytes hands some functions to the compiler when it is imported. Either costs seconds, in
+a program that compiles nothing.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -19,10 +21,10 @@ _WRAPPED = ("add_param_group", "load_state_dict", "state_dict", "zero_grad")
 
 @lru_cache
 def without_compiler(optimizer_class: type[Optimizer]) -> type[Optimizer]:
-    """A subclass that does the same, with the methods as they were written.
+    """A subclass that does the same, with its methods as they were written.
 
     Args:
-        optimizer_class: Of torch.optim.
+        optimizer_class: Its `step` uses gradients only if it was made with `differentiable=True`.
     """
     methods = {name: inspect.unwrap(getattr(optimizer_class, name)) for name in _WRAPPED}
     written_step = inspect.unwrap(optimizer_class.step)
@@ -32,3 +34,18 @@ def without_compiler(optimizer_class: type[Optimizer]) -> type[Optimizer]:
             return written_step(self, closure)
 
     return type(optimizer_class.__name__, (optimizer_class,), {**methods, "step": step})
+
+
+@contextmanager
+def compilation_off() -> Iterator[None]:
+    """`torch.compile` gives functions back as they are, for a package that is imported meanwhile."""
+    compile_function = torch.compile
+    torch.compile = _as_written  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.compile = compile_function
+
+
+def _as_written(function: Callable[..., Any] | None = None, **_: Any) -> Any:
+    return _as_written if function is None else function

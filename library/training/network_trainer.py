@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from library.errors import OptionError
 from library.log import get_logger
+from library.training.network_module import changes_encoders, check_network, import_network_module
 from library.training.optimizers import split_key_values
 from library.training.trainer import Trainer
 
@@ -39,34 +39,23 @@ class NetworkTrainer(Trainer):
             )
 
     def check_trainables(self) -> None:
-        """The network module can be imported, and understands its arguments for a model of this depth."""
+        """The network module can be imported; its arguments and files fit a model of this depth."""
         options = self.options.network
-        self.module = _import_module(options.network_module)
-        check = getattr(self.module, "check_network_args", None)
-        if check is not None:
-            check(
-                self.network_args,
-                depth=self.family.depth(self.files),
-                network_dim=options.network_dim,
-                trains_text_encoders=not options.network_train_unet_only,
-                trains_denoiser=not options.network_train_text_encoder_only,
-            )
+        self.module = import_network_module(options.network_module)
+        check_network(self.module, options, self.network_args, self.family.depth(self.files))
         self._refuse_cached_encoder_changes()
 
     def _refuse_cached_encoder_changes(self) -> None:
         """Merging into a text encoder would not reach outputs that are already cached."""
-        from library.tensorfile import read_header
-
         for path in self.options.network.base_weights or []:
-            has_encoder = any(name.startswith("lora_te") for name in read_header(path, "--base_weights").tensors)
-            if has_encoder and self.options.cache.caches_text:
+            if self.options.cache.caches_text and changes_encoders(path):
                 raise OptionError(
                     f"--base_weights {path} changes text encoders, which --cache_text_encoder_outputs cannot show. "
                     "Leave --cache_text_encoder_outputs out."
                 )
 
     def _trains_t5(self) -> bool:
-        return self.network_args.get("train_t5xxl", "").lower() == "true"
+        return self.network_args.get("train_t5xxl", "").lower() in ("true", "1")
 
     def trained_encoders(self) -> tuple[str, ...]:
         """CLIP-L and CLIP-G unless --network_train_unet_only; T5 on request."""
@@ -223,16 +212,6 @@ def network_state(network: Any, dtype: torch.dtype | None) -> dict[str, Tensor]:
         state: dict[str, Tensor] = saved_state(dtype)
         return state
     return {name: t.detach().to("cpu", dtype or t.dtype).contiguous() for name, t in network.state_dict().items()}
-
-
-def _import_module(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise OptionError(
-            f"--network_module {name}: cannot be imported ({error}). Use networks.lora, or install the "
-            "package it comes from."
-        ) from error
 
 
 def _checkpoint_encoder(encoder: Any) -> None:

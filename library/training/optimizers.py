@@ -9,6 +9,7 @@ import ast
 import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
@@ -200,8 +201,12 @@ def optimizer_description(name: str, args: Sequence[str] | None) -> str:
 
 
 def _load_class(kind: OptimizerKind) -> type[Optimizer]:
+    """The optimizer's class; torch's compiler stays unloaded where only the imported package would load it."""
+    from library.training.lean_optimizer import compilation_off
+
     try:
-        module = importlib.import_module(kind.module)
+        with compilation_off() if kind.package == "bitsandbytes" else nullcontext():
+            module = importlib.import_module(kind.module)
     except ImportError as error:
         raise EnvironmentFault(
             f"--optimizer_type {kind.name} needs the package {kind.package}, which cannot be imported "
@@ -212,13 +217,9 @@ def _load_class(kind: OptimizerKind) -> type[Optimizer]:
 
 
 def _lean_class(kind: OptimizerKind) -> type[Optimizer]:
-    """The class, in a form that does not load torch's compiler."""
-    found = _load_class(kind)
-    if kind.package != "torch":
-        return found
     from library.training.lean_optimizer import without_compiler
 
-    return without_compiler(found)
+    return without_compiler(_load_class(kind))
 
 
 def _check_names(kind: OptimizerKind, make: Callable[..., Any], arguments: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from library.log import get_logger
 from library.records import Batch, BatchPlan
-from library.training.checks import check_block_swap, check_output_dir
+from library.training.checks import check_block_swap, check_output_dir, check_picture_sizes
 from library.training.planning import DataPlan, plan_data
 from library.training.processes import (
     average_over_processes,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from library.data.cache import TensorCache
     from library.families.base import ModelFamily
     from library.training.batch_loss import BatchLoss
-    from library.training.caching import EncodingSetup
+    from library.training.caching import EncodingSetup, TextCaching
     from library.training.text_stage import TextStage
 
 logger = get_logger(__name__)
@@ -55,6 +55,8 @@ class Trainer:
     seed: int
     accelerator: Accelerator
     denoiser: nn.Module
+    live: list[str]  # text encoders that run in every step
+    tokenizers: Any
     text: TextStage
     batch_loss: BatchLoss
     latent_cache: TensorCache | None = None
@@ -165,6 +167,9 @@ class Trainer:
         from library.training.optimizers import check_optimizer
 
         self.files = self.family.inspect()
+        buckets = {crop.bucket: None for crop in self.plan.crops}
+        prompts = self.prompts if self.options.sampling.is_on else ()
+        check_picture_sizes(self.family.longest_side(self.files), buckets, prompts, self.plan.source)
         check_block_swap(self.options.precision.blocks_to_swap, self.family.depth(self.files), has_accelerator())
         self.check_trainables()
         optimizer = self.options.optimizer
@@ -193,41 +198,50 @@ class Trainer:
         self.weight_dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
 
     def load(self) -> None:
-        """Fill the caches, then load what the steps need."""
-        from library.training.caching import fill_latents
+        """Fill the caches, then load what the steps need. What may be missing is looked for before anything is read."""
+        from library.training.caching import LatentCaching, refuse_broken_pictures
 
-        cache = self.options.cache
+        cache, latents = self.options.cache, None
         if cache.caches_latents:
-            setup = self._encoding(cache.vae_batch_size, cache.cache_latents_to_disk, is_vae=True)
-            self.latent_cache = fill_latents(setup)
-        self._load_text()
+            latents = LatentCaching(self._encoding(cache.vae_batch_size, cache.cache_latents_to_disk, is_vae=True))
+        else:
+            refuse_broken_pictures(self.plan, self.plan.records, self.accelerator)
+        text = self._prepare_text()
+        if latents is None:
+            self.vae()
+        if latents is not None:
+            self.latent_cache = latents.fill()
+        self._load_text(text)
         self.denoiser = self.family.load_denoiser(self.files, self.weight_dtype, self.device)
         if self.options.training.gradient_checkpointing:
             self.denoiser.gradient_checkpointing = True  # type: ignore[assignment]
 
-    def _load_text(self) -> None:
-        """Fill the text cache, and load the encoders that have to run in every step."""
-        from library.training.caching import fill_text
-        from library.training.text_stage import TextStage
+    def _prepare_text(self) -> TextCaching | None:
+        """Find the tokenizers of the encoders that run in every step, and what the text cache lacks."""
+        from library.training.caching import TextCaching
 
         cache, family = self.options.cache, self.family
         present = [name for name in family.encoder_names if family.has_encoder(self.files, name)]
-        live = [name for name in present if name in self.trained_encoders() or not cache.caches_text]
-        cached = [name for name in present if name not in live]
+        self.live = [name for name in present if name in self.trained_encoders() or not cache.caches_text]
+        self.tokenizers = family.load_tokenizers(self.files, self.live) if self.live else None
+        cached = [name for name in present if name not in self.live]
+        if not cached:
+            return None
+        size = cache.text_encoder_batch_size or max(spec.batch_size for spec in self.plan.specs)
+        setup = self._encoding(size, cache.cache_text_encoder_outputs_to_disk)
+        return TextCaching(setup, cached, self._prompt_texts(), self._prompt_folder())
+
+    def _load_text(self, caching: TextCaching | None) -> None:
+        """Fill the text cache, and load the encoders that have to run in every step."""
+        from library.training.text_stage import TextStage
+
+        family, live = self.family, self.live
         prompt_states: Mapping[str, Mapping[str, Tensor]] = {}
-        if cached:
-            size = cache.text_encoder_batch_size or max(spec.batch_size for spec in self.plan.specs)
-            setup = self._encoding(size, cache.cache_text_encoder_outputs_to_disk)
-            self.text_cache, prompt_states = fill_text(setup, cached, self._prompt_texts(), self._prompt_folder())
+        if caching is not None:
+            self.text_cache, prompt_states = caching.fill()
         encoders = family.load_text_encoders(self.files, self.encoder_dtype(), self.device, live) if live else {}
-        self.text = TextStage(
-            family,
-            self.device,
-            encoders,
-            family.load_tokenizers(self.files) if live else None,
-            prompt_states,
-            bool(self.trained_encoders()),
-        )
+        is_trained = bool(self.trained_encoders())
+        self.text = TextStage(family, self.device, encoders, self.tokenizers, prompt_states, is_trained)
 
     def _encoding(self, batch_size: int, to_disk: bool, *, is_vae: bool = False) -> EncodingSetup:
         from library.training.caching import EncodingSetup
@@ -367,9 +381,10 @@ class Trainer:
             loss = self.batch_loss(batch.to(self.device)) * batch.weight
             self.accelerator.backward(loss / accumulation)
             losses.append(loss.detach())
-        mean_loss = torch.stack(losses).mean()
+        num_counted = torch.full_like(losses[0], sum(batch.weight for batch in batches))
+        seen = torch.stack([torch.stack(losses).sum(), num_counted])
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        average_over_processes(self.accelerator, [*shared_gradients(self.accelerator, parameters), mean_loss])
+        average_over_processes(self.accelerator, [*shared_gradients(self.accelerator, parameters), seen])
         if self.options.optimizer.max_grad_norm > 0:
             self.accelerator.unscale_gradients()  # its clip_grad_norm_ loads what sharded gradients need; ours are whole
             torch.nn.utils.clip_grad_norm_(parameters, self.options.optimizer.max_grad_norm)
@@ -379,7 +394,7 @@ class Trainer:
         self.after_step()
         self.step += 1
         self._read_pending_loss()
-        self._pending_loss = mean_loss
+        self._pending_loss = seen[0] / seen[1]
 
     def _read_pending_loss(self) -> None:
         """Read the loss of the step before, so that the device is never waited for."""

@@ -1,4 +1,4 @@
-"""Trainings on the tiny model: `training` runs sd3_train_network.py in this process, `launch` in processes of its own."""
+"""Trainings on the tiny model: `training` runs sd3_train_network.py in this process, `launch` in one of its own."""
 
 from __future__ import annotations
 

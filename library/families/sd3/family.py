@@ -5,7 +5,8 @@ Sources: Esser et al. 2024, arXiv:2403.03206; the published checkpoints and thei
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -111,12 +112,13 @@ class Sd3Family:
             CheckpointError: A file cannot be used, or parts are nowhere; all are named.
         """
         from library.families.sd3.checkpoint import inspect_files
+        from library.families.sd3.parts import TITLES
 
         files = inspect_files(self.pretrained, clip_l=self.clip_l, clip_g=self.clip_g, t5xxl=self.t5xxl, vae=self.vae)
         parts = {"vae": files.vae, "clip_l": files.clip_l, "clip_g": files.clip_g}
         if missing := [name for name, part in parts.items() if part is None]:
-            flags = ", ".join(f"--{name}" for name in missing)
-            raise CheckpointError(f"{self.pretrained} has no {', '.join(missing)} inside. Give the files with {flags}.")
+            titles, flags = ", no ".join(TITLES[name] for name in missing), " and ".join(f"--{name}" for name in missing)
+            raise CheckpointError(f"{self.pretrained} has no {titles} inside. Give the files with {flags}.")
         if files.t5xxl is None:
             logger.warning("there is no T5 in %s and no --t5xxl: zeros stand for it.", self.pretrained)
         return files
@@ -124,6 +126,11 @@ class Sd3Family:
     def depth(self, files: Sd3Files) -> int:
         """Number of joint blocks."""
         return files.config.depth
+
+    def longest_side(self, files: Sd3Files) -> int | None:
+        """What the stored table of positions covers; tables are computed as needed with --enable_scaled_pos_embed."""
+        patch_pixels = files.config.patch_size * self.pixels_per_latent
+        return None if self.enable_scaled_pos_embed else files.config.position_side * patch_pixels
 
     def has_encoder(self, files: Sd3Files, name: str) -> bool:
         """Whether the encoder is in one of the files."""
@@ -174,12 +181,10 @@ class Sd3Family:
         from library.families.sd3.checkpoint import read_part
         from library.models.vae import load_vae
 
-        return (
-            load_vae(read_part(_given(files.vae), dtype=dtype, mmap=self.mmap))
-            .to(device)
-            .requires_grad_(False)
-            .eval()
-        )
+        part = _given(files.vae)
+        with _naming(part):
+            vae = load_vae(read_part(part, dtype=dtype, mmap=self.mmap))
+        return vae.to(device).requires_grad_(False).eval()
 
     def load_text_encoders(
         self, files: Sd3Files, dtype: torch.dtype, device: torch.device, names: Sequence[str]
@@ -192,17 +197,19 @@ class Sd3Family:
         for name in names:
             if name == "t5xxl" and files.t5xxl is None:
                 continue
-            tensors = read_part(_given(self._part(files, name)), dtype=dtype, mmap=self.mmap)
-            encoder = load_t5(tensors) if name == "t5xxl" else load_clip(tensors, kind=name)
+            part = _given(self._part(files, name))
+            with _naming(part):
+                tensors = read_part(part, dtype=dtype, mmap=self.mmap)
+                encoder = load_t5(tensors) if name == "t5xxl" else load_clip(tensors, kind=name)
             encoders[name] = encoder.to(device).requires_grad_(False).eval()
         return encoders
 
-    def load_tokenizers(self, files: Sd3Files) -> TokenizerSet:
-        """The tokenizers of all encoders that are there."""
+    def load_tokenizers(self, files: Sd3Files, names: Sequence[str]) -> TokenizerSet:
+        """The tokenizers of those of these encoders that are there."""
         from library.models.text_encoders import token_rows
         from library.models.tokenizers import load_tokenizers
 
-        parts = {name: part for name in self.encoder_names if (part := self._part(files, name)) is not None}
+        parts = {name: part for name in names if (part := self._part(files, name)) is not None}
         return load_tokenizers(
             list(parts),
             tokenizer_dir=self.tokenizer_dir,
@@ -332,6 +339,17 @@ def _given(part: Part | None) -> Part:
     """A part that `inspect` has made sure of."""
     assert part is not None
     return part
+
+
+@contextmanager
+def _naming(part: Part) -> Iterator[None]:
+    """Put the file at the beginning of a message that does not name it."""
+    try:
+        yield
+    except CheckpointError as error:
+        if str(part.path) in str(error):
+            raise
+        raise CheckpointError(f"{part.path}: {error}") from error
 
 
 def _mmdit(denoiser: nn.Module) -> MMDiT:

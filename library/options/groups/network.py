@@ -64,7 +64,16 @@ class NetworkOptions(OptionGroup):
         num_weights, num_multipliers = len(self.base_weights or ()), len(self.base_weights_multiplier or ())
         if num_multipliers > num_weights:
             yield f"--base_weights_multiplier has {num_multipliers} numbers for {num_weights} files of --base_weights."
+        if self._nothing_trains():
+            yield "--unet_lr and --text_encoder_lr of 0 leave nothing to train. Give one of them a rate above 0."
         yield from malformed_arguments("--network_args", self.network_args)
+
+    def _nothing_trains(self) -> bool:
+        is_denoiser_off = self.unet_lr == 0 or self.network_train_text_encoder_only
+        is_text_off = self.network_train_unet_only or (self.text_encoder_lr and not any(self.text_encoder_lr))
+        return bool(is_denoiser_off and is_text_off) and not (
+            self.network_train_unet_only and self.network_train_text_encoder_only
+        )
 
     def without_effect(self) -> Iterator[tuple[str, str]]:
         if self.dim_from_weights:

@@ -30,7 +30,9 @@ class TrainingOptions(OptionGroup):
     cpu_offload_checkpointing: bool = opt(
         False, "Keep the activations of --gradient_checkpointing in host memory.", later="activations in host memory"
     )
-    seed: int | None = opt(None, "Seed of all random numbers. Not set means a new one for each run.")
+    seed: int | None = opt(
+        None, "Seed of all random numbers. Not set means a new one for each run.", minimum=0, maximum=2**32 - 1
+    )
     max_data_loader_n_workers: int = opt(
         8, "Processes that read pictures beside the training; 0 means none.", unit="processes", minimum=0
     )

@@ -283,7 +283,7 @@ def test_a_folder_in_two_datasets_is_warned_about_once(tmp_path, caplog):
 def test_a_broken_image_in_two_datasets_is_listed_once(tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
     spec = DatasetSpec(resolution=Size(64, 64), subsets=(SubsetSpec(image_dir=tmp_path, class_tokens="t"),))
-    with pytest.raises(DatasetError, match=r"^data.toml: .*a.png is empty \(0 bytes\)\.$"):
+    with pytest.raises(DatasetError, match=r"^data.toml: .*a.png is empty \(0 bytes\); replace or remove it\.$"):
         scan_datasets([spec, spec], "data.toml")
 
 

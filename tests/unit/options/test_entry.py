@@ -6,6 +6,7 @@ import pytest
 
 from library.errors import DatasetError, EnvironmentFault, OutputError
 from library.families.sd3.options import NETWORK_SCRIPT, Sd3NetworkOptions
+from library.options import entry
 from library.options.entry import run_script
 
 NEEDED = ["--pretrained_model_name_or_path=sd3.safetensors", "--dataset_config=d.toml", "--output_dir=out"]
@@ -77,10 +78,12 @@ def test_help_goes_to_stdout_and_gives_0(capsys):
     assert shown.out.startswith("usage: sd3_train_network.py") and shown.err == ""
 
 
-def test_other_processes_stay_silent_about_options(capsys, monkeypatch):
+def test_an_error_that_only_another_process_finds_is_told_too(capsys, monkeypatch):
+    monkeypatch.setattr(entry, "GRACE_SECONDS", 0.01)
     monkeypatch.setenv("RANK", "1")
     assert start(failing(AssertionError()), "--network_dim=0") == 2
-    assert capsys.readouterr().err == ""
+    assert start(failing(DatasetError("bad"))) == 2
+    assert capsys.readouterr().err == "error: --network_dim must be at least 1, got 0.\nerror: bad\n"
 
 
 def test_warnings_go_to_the_log(tmp_path):

@@ -1,0 +1,141 @@
+"""What the README and the guides say of options, arguments, defaults and codes is what the code says."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from library.data.batches import StepCount
+from library.errors import UserError
+from library.families.sd3.options import Sd3NetworkOptions
+from library.options.entry import INTERRUPTED
+from library.options.spec import options_of
+from library.training.prompts import load_prompts
+from networks.sd3_args import Sd3NetworkArgs
+from tools.convert_sd3_lora import make_parser
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+GUIDE = (ROOT / "docs" / "sd3_train_network.md").read_text(encoding="utf-8")
+OPTIONS = options_of(Sd3NetworkOptions)
+
+OTHER_PROGRAMS = {  # accelerate, torchrun, lines of prompt files, and a typo that the guide shows
+    *("--num_cpu_threads_per_process", "--num_processes", "--multi_gpu", "--quiet", "--nproc_per_node"),
+    *("--w", "--h", "--d", "--s", "--l", "--n", "--netwrok_dim"),
+}
+
+
+def section(title: str) -> str:
+    """The text of the guide below a heading, up to the next one of its level."""
+    found = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", GUIDE, re.MULTILINE | re.DOTALL)
+    assert found, f"the guide has no section {title}"
+    return found[1]
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of every table row that begins with a word in backticks or a number."""
+    lines = [line for line in text.splitlines() if re.match(r"\| (`|\d)", line)]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+
+
+def flags(text: str) -> set[str]:
+    return set(re.findall(r"(?<![\w-])--[a-z][a-z0-9_-]*", text))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_flag_that_a_page_names_exists(page: Path):
+    quickstart = flags((ROOT / "quickstart.py").read_text(encoding="utf-8"))
+    converter = {flag for action in make_parser()._actions for flag in action.option_strings}
+    known = {f"--{name}" for name in OPTIONS} | quickstart | converter | OTHER_PROGRAMS
+    prose = re.sub(r"<!--.*?-->|`-- `|`--`", "", page.read_text(encoding="utf-8"))
+    assert flags(prose) <= known
+
+
+def test_the_guide_lists_what_is_not_available_yet():
+    later = {f"--{name}" for name, option in OPTIONS.items() if option.declared.later}
+    conditional = {"--blocks_to_swap", "--optimizer_type"}
+    assert flags(section("Not available yet")) - conditional == later
+
+
+def test_options_that_are_not_available_are_not_recommended():
+    later = {f"--{name}" for name, option in OPTIONS.items() if option.declared.later}
+    assert not flags(GUIDE.replace(section("Not available yet"), "")) & later
+
+
+def test_the_table_of_network_args_is_complete():
+    names = [row[0].strip("`") for row in rows(section("A rank for each kind of layer"))]
+    assert sorted(names) == sorted(field.name for field in dataclasses.fields(Sd3NetworkArgs))
+
+
+def test_defaults_in_the_guide_are_those_of_the_options():
+    words = {None: "not set", False: "off", "": "AdamW"}
+    listed = {row[0].strip("`-"): row[1] for row in rows(section("Options that matter"))}
+    assert len(listed) > 10
+    for name, default in listed.items():
+        value = OPTIONS[name].default
+        if name == "network_dim":
+            assert (value, default) == (None, "4")
+        else:
+            assert default == words.get(value, f"{value:g}" if isinstance(value, float) else str(value)), name
+
+
+def test_exit_codes_in_the_guide_are_those_of_the_errors():
+    codes = {int(row[0]) for row in rows(section("Errors and exit codes"))}
+    used = {kind.exit_code for kind in UserError.__subclasses__()}
+    assert codes == {0, 1, INTERRUPTED, *used}
+
+
+def test_prompts_in_the_guide_are_read_without_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    found = re.search(r"<!-- prompts -->\n\n```text\n(.*?)```", GUIDE, re.DOTALL)
+    assert found
+    path = tmp_path / "my_prompts.txt"
+    path.write_text(found[1], encoding="utf-8")
+    first, second = load_prompts(path)
+    assert (first.width, first.height, first.seed, first.sample_steps, first.scale) == (1024, 1024, 42, 28, 4.5)
+    assert (second.width, second.height, second.sample_steps, second.scale) == (832, 1216, 40, 5.0)
+    assert second.negative_prompt == "blurry, text"
+    assert not caplog.records
+
+
+def test_step_arithmetic_in_the_pages_adds_up_in_the_words_of_a_run():
+    lines = [line for page in PAGES for line in re.findall(r"(\d+ images? x .*)", page.read_text(encoding="utf-8"))]
+    assert len(lines) >= 2
+    for line in lines:
+        images, repeats, samples, batches, size, accumulation, processes, steps, epochs, total = map(
+            int, re.findall(r"\d+", line)
+        )
+        assert samples == images * repeats
+        assert -(-samples // size) <= batches <= samples
+        count = StepCount(
+            images=images,
+            repeats=repeats,
+            samples=images * repeats,
+            batch_sizes=(size,),
+            accumulation=accumulation,
+            num_processes=processes,
+            batches_per_epoch=batches,
+            batches_per_process=-(-batches // processes),
+            steps_per_epoch=-(-batches // (processes * accumulation)),
+            epochs=epochs,
+            max_steps=steps * epochs,
+        )
+        assert (count.describe(), total) == (line, steps * epochs)
+
+
+def test_links_to_a_heading_find_it():
+    problems = []
+    for page in PAGES:
+        for path, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text(encoding="utf-8")):
+            target = page.parent / path if path else page
+            headings = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+            if anchor not in {slug(heading) for heading in headings}:
+                problems.append(f"{page.name}: {path}#{anchor}")
+    assert not problems, "\n" + "\n".join(problems)
+
+
+def slug(heading: str) -> str:
+    """The anchor that code hosts make of a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")

@@ -1,0 +1,283 @@
+"""Every command and Python example of the README and the guides runs as it is printed.
+
+The blocks of a page run one after another in one folder that has the scripts of this repository, a tiny model under
+the names that the pages use, and one picture. Comments above a block say more:
+
+    <!-- not run: reason -->      the block is left out
+    <!-- makes: a, b/*.png -->    files that are there afterwards and were not before
+    <!-- exit code: 2 -->         what the command ends with, if it is not 0
+    <!-- printed -->              the block is among what the command before it prints
+    <!-- file: name -->           the block is the content of a file that commands below read
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+GUIDE = ROOT / "docs" / "sd3_train_network.md"
+PAGES = (GUIDE, ROOT / "README.md", *sorted(set((ROOT / "docs").glob("*.md")) - {GUIDE}))
+SCRIPTS = ("sd3_train_network.py", "library", "networks", "tools")
+PROGRAMS = {  # run by this interpreter, whatever is on the PATH
+    "accelerate": ("-m", "accelerate.commands.accelerate_cli"),
+    "torchrun": ("-m", "torch.distributed.run"),
+    "python": (),
+    "python3": (),
+}
+NEVER_RUN = ("pip", "git", "docker", "conda", "uv", "source", "pre-commit")
+SHELLS = ("sh", "bash", "shell", "console", "powershell")
+DATASET = """
+[general]
+resolution = 64
+caption_extension = ".txt"
+
+[[datasets]]
+  [[datasets.subsets]]
+  image_dir = "pictures"
+"""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of code in a page.
+
+    Attributes:
+        place: "page:line", for messages.
+        language: Of the fence; empty where there is none.
+        notes: {what the comments above it say: the text after the colon}
+    """
+
+    place: str
+    language: str
+    text: str
+    notes: dict[str, str]
+
+    @property
+    def is_command(self) -> bool:
+        """Whether it is for the shell, be it said or not."""
+        if self.language in ("", "text", *SHELLS):
+            return self.language in SHELLS or _first_word(self.text) in (*PROGRAMS, *NEVER_RUN)
+        return False
+
+    @property
+    def is_run(self) -> bool:
+        """Whether it does something, and is not left out."""
+        return (self.is_command or self.language == "python") and "not run" not in self.notes
+
+    def commands(self) -> list[list[str]]:
+        """The commands, each in its words."""
+        lines = re.sub(r"\\\n\s*", " ", self.text).splitlines()
+        return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def read_blocks(page: Path) -> Iterator[Block]:
+    """Fenced blocks, and indented ones that begin with a program."""
+    lines = page.read_text(encoding="utf-8").splitlines()
+    notes: dict[str, str] = {}
+    number = 0
+    while number < len(lines):
+        line, start = lines[number], number
+        number += 1
+        if comment := re.fullmatch(r"\s*<!-- ([a-z ]+?)(?:: *(.*?))? -->", line):
+            notes[comment[1]] = comment[2] or ""
+        elif fence := re.fullmatch(r"\s*(```+)\s*(\w*)", line):
+            while lines[number].strip() != fence[1]:
+                number += 1
+            yield Block(f"{page.name}:{start + 1}", fence[2], _text(lines[start + 1 : number]), notes)
+            notes, number = {}, number + 1
+        elif line.startswith("    ") and _first_word(line) in (*PROGRAMS, *NEVER_RUN):
+            while number < len(lines) and lines[number].startswith("    "):
+                number += 1
+            yield Block(f"{page.name}:{start + 1}", "", _text(lines[start:number]), notes)
+            notes = {}
+        elif line.strip():
+            notes = {}
+
+
+def _text(lines: list[str]) -> str:
+    indents = [len(line) - len(line.lstrip()) for line in lines if line.strip()]
+    return "\n".join(line[min(indents, default=0) :] for line in lines)
+
+
+def _first_word(text: str) -> str:
+    """The first word of a command, behind variables that are set for it."""
+    return next((word for word in text.split() if not re.fullmatch(r"[A-Z_]+=\S*", word)), "")
+
+
+BLOCKS = {page: tuple(read_blocks(page)) for page in PAGES}
+ALL_BLOCKS = [block for blocks in BLOCKS.values() for block in blocks]
+
+
+def test_every_command_is_run_or_has_a_reason_not_to_be():
+    problems = []
+    for block in ALL_BLOCKS:
+        if "not run" in block.notes and len(block.notes["not run"].split()) < 3:
+            problems.append(f"{block.place}: `not run` needs a reason")
+        if "not run" not in block.notes and block.is_command:
+            unknown = {words[0] for words in block.commands()} - set(PROGRAMS)
+            problems += [f"{block.place}: {word} is no program that this test runs" for word in sorted(unknown)]
+    assert not problems, "\n" + "\n".join(problems)
+
+
+def test_the_comments_are_those_that_this_file_explains():
+    known = {"not run", "makes", "exit code", "printed", "file", "prompts"}
+    unknown = [f"{block.place}: {set(block.notes) - known}" for block in ALL_BLOCKS if set(block.notes) - known]
+    assert not unknown
+
+
+def test_the_pages_have_what_this_test_is_for():
+    run = [word for block in ALL_BLOCKS if block.is_run and block.is_command for word, *_ in block.commands()]
+    assert {"accelerate", "torchrun", "python"} <= set(run)
+    assert any(block.is_run and block.language == "python" for block in BLOCKS[GUIDE])
+    assert any("quickstart.py" in block.text for block in BLOCKS[ROOT / "README.md"])
+
+
+def test_the_readme_prints_commands_of_the_guide():
+    guide = {block.text for block in BLOCKS[GUIDE]}
+    assert all(block.text in guide for block in BLOCKS[ROOT / "README.md"] if block.is_run)
+
+
+PAGES_THAT_RUN = [
+    page for page in PAGES if page.name != "README.md" and any(block.is_run for block in BLOCKS[page])
+]
+
+
+@pytest.mark.parametrize("page", PAGES_THAT_RUN, ids=lambda page: page.name)
+def test_the_blocks_of_a_page_run_one_after_another(page: Path, user_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(user_folder)
+    printed = ""
+    for block in BLOCKS[page]:
+        if "file" in block.notes:
+            (user_folder / block.notes["file"]).write_text(block.text + "\n", encoding="utf-8")
+        if "printed" in block.notes:
+            assert block.text in printed, f"{block.place}: the command above prints something else:\n{printed}"
+        if not block.is_run:
+            continue
+        patterns = [pattern.strip() for pattern in block.notes.get("makes", "").split(",") if pattern.strip()]
+        too_early = [pattern for pattern in patterns if list(user_folder.glob(pattern))]
+        assert not too_early, f"{block.place}: {too_early} is there before"
+        if block.language == "python":
+            _run_python(block)
+        else:
+            printed = "".join(_run_command(words, block) for words in block.commands())
+        missing = [pattern for pattern in patterns if not list(user_folder.glob(pattern))]
+        assert not missing, f"{block.place}: {missing} is not made:\n{printed}"
+
+
+def _run_command(words: list[str], block: Block) -> str:
+    """Run it without a GPU; returns what it prints. Launchers say 1 for every code of the script."""
+    command = [sys.executable, *PROGRAMS[words[0]], *words[1:]]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PET_MASTER_PORT": str(_free_port())}
+    done = subprocess.run(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", timeout=300
+    )
+    expected = int(block.notes.get("exit code", "0"))
+    assert done.returncode == expected, f"{block.place} ends with {done.returncode}:\n{done.stdout}"
+    return done.stdout
+
+
+def _run_python(block: Block) -> None:
+    """Run it in this process, which has imported diffusers already."""
+    names: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(block.text, block.place, "exec"), names)
+    if "load_lora_weights" in block.text:  # which takes files it cannot use without a word
+        assert names["pipe"].get_active_adapters(), f"{block.place}: no adapter is active"
+
+
+def _free_port() -> int:
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        port: int = place.getsockname()[1]
+        return port
+
+
+@pytest.fixture
+def user_folder(tmp_path: Path) -> Path:
+    """What a user of the guide has: the scripts, a model, and a dataset file for one small picture."""
+    for name in SCRIPTS:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
+        copy(ROOT / name, tmp_path / name)
+    make_models(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    for name in ("red_star.png", "red_star.txt"):
+        shutil.copy(ROOT / "examples" / "pictures" / name, tmp_path / "pictures")
+    (tmp_path / "my_sd3_dataset_config.toml").write_text(DATASET, encoding="utf-8")
+    (tmp_path / "my_prompts.txt").write_text("a red star --w 64 --h 64 --d 1 --s 2 --n blurry\n", encoding="utf-8")
+    return tmp_path
+
+
+def make_models(folder: Path) -> None:
+    """Tiny models under the names of the guide, with the parts that the published files have."""
+    from examples.tiny_sd3.make import CONTEXT_WIDTH, POOLED_WIDTH, POSITIONS, build_tiny_sd3
+    from library.models.mmdit import MMDiT, MMDiTConfig
+    from library.tensorfile import read_header, read_tensors, write_tensors
+
+    tiny = build_tiny_sd3(folder, bundle=False)
+    assert tiny.t5xxl and tiny.vae
+    tiny.t5xxl.rename(folder / "t5xxl_fp16.safetensors")
+    vae = {f"first_stage_model.{name}": tensor for name, tensor in read_tensors(read_header(tiny.vae)).items()}
+    tiny.vae.unlink()
+    write_tensors(tiny.model, {**read_tensors(read_header(tiny.model)), **vae})
+    config = MMDiTConfig(  # narrow, with as many blocks as the guide's train_block_indices need
+        depth=9,
+        num_heads=1,
+        context_dim=CONTEXT_WIDTH,
+        pooled_dim=POOLED_WIDTH,
+        position_side=POSITIONS,
+        qk_norm=True,
+        dual_attention=(0, 1, 2),
+    )
+    mmdit = {f"model.diffusion_model.{name}": tensor for name, tensor in MMDiT(config).state_dict().items()}
+    write_tensors(folder / "sd3.5_medium.safetensors", {**mmdit, **vae})
+    make_diffusers_folder(folder, folder / "stable-diffusion-3-medium-diffusers")
+
+
+def make_diffusers_folder(folder: Path, target: Path) -> None:
+    """The tiny SD3-medium as diffusers has it."""
+    import torch
+    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+    from transformers import CLIPTokenizer, T5TokenizerFast
+
+    from library.families.sd3.checkpoint import inspect_files, read_part
+    from library.families.sd3.key_map import mmdit_to_diffusers
+    from library.models.text_encoders import load_clip, load_t5
+    from library.models.vae import load_vae
+
+    encoders = {"clip_l": folder / "clip_l.safetensors", "clip_g": folder / "clip_g.safetensors"}
+    files = inspect_files(folder / "sd3.safetensors", t5xxl=folder / "t5xxl_fp16.safetensors", **encoders)
+    config = files.config
+    transformer = SD3Transformer2DModel(
+        sample_size=8,
+        num_layers=config.depth,
+        num_attention_heads=config.num_heads,
+        attention_head_dim=config.head_dim,
+        joint_attention_dim=config.context_dim,
+        caption_projection_dim=config.hidden,
+        pooled_projection_dim=config.pooled_dim,
+        pos_embed_max_size=config.position_side,
+    )
+    transformer.load_state_dict(mmdit_to_diffusers(read_part(files.denoiser)))
+    parts = {kind: read_part(getattr(files, kind), dtype=torch.float32) for kind in (*encoders, "t5xxl", "vae")}
+    StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=load_vae(parts["vae"]),
+        text_encoder=load_clip(parts["clip_l"], kind="clip_l"),
+        text_encoder_2=load_clip(parts["clip_g"], kind="clip_g"),
+        text_encoder_3=load_t5(parts["t5xxl"]),
+        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+        tokenizer_2=CLIPTokenizer.from_pretrained(folder / "tokenizer_2"),
+        tokenizer_3=T5TokenizerFast.from_pretrained(folder / "tokenizer_3"),
+    ).save_pretrained(target)
