@@ -92,8 +92,8 @@ def _refuse_other_encoders(
     if trains_text_encoders and (lacking or unknown):
         difference = f"has no {lacking[0]} modules" if lacking else f"has {unknown[0]}"
         raise CheckpointError(
-            f"{what} {difference}: it was trained with other text encoders. Set train_t5xxl in --network_args as it was "
-            "for the file, or use --dim_from_weights."
+            f"{what} {difference}: it was trained with other text encoders. Set train_t5xxl in --network_args as it "
+            "was for the file, or use --dim_from_weights."
         )
 
 

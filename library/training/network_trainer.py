@@ -44,6 +44,7 @@ class NetworkTrainer(Trainer):
         self.module = import_network_module(options.network_module)
         check_network(self.module, options, self.network_args, self.family.depth(self.files))
         self._refuse_cached_encoder_changes()
+        self._refuse_what_cannot_be_saved()
 
     def _refuse_cached_encoder_changes(self) -> None:
         """Merging into a text encoder would not reach outputs that are already cached."""
@@ -53,6 +54,15 @@ class NetworkTrainer(Trainer):
                     f"--base_weights {path} changes text encoders, which --cache_text_encoder_outputs cannot show. "
                     "Leave --cache_text_encoder_outputs out."
                 )
+
+    def _refuse_what_cannot_be_saved(self) -> None:
+        module = self.options.network.network_module
+        if self.options.saving.save_model_as == "diffusers" and not module.startswith("networks."):
+            raise OptionError(
+                f"--save_model_as diffusers: files of {module} have no layout that diffusers loads. Use safetensors."
+            )
+        if "t5xxl" in self.trained_encoders() and not self.family.has_encoder(self.files, "t5xxl"):
+            raise OptionError("--network_args train_t5xxl=True: there is no T5 to train. Give one with --t5xxl.")
 
     def _trains_t5(self) -> bool:
         return self.network_args.get("train_t5xxl", "").lower() in ("true", "1")
@@ -157,7 +167,7 @@ class NetworkTrainer(Trainer):
     def describe_trainables(self) -> list[str]:
         """How many modules and numbers train."""
         count = sum(p.numel() for group in self.optimizer.param_groups for p in group["params"])
-        return [f"{self.options.network.network_module}: {count:,} numbers train, in {len(self.group_names)} groups"]
+        return [f"{self.options.network.network_module}: {count:,} numbers train ({', '.join(self.group_names)})"]
 
     # Training
 

@@ -7,8 +7,10 @@ import re
 from pathlib import Path
 
 import pytest
+import toml
 
 from library.data.batches import StepCount
+from library.data.schema import parse_dataset_config
 from library.errors import UserError
 from library.families.sd3.options import Sd3NetworkOptions
 from library.options.entry import INTERRUPTED
@@ -123,6 +125,13 @@ def test_step_arithmetic_in_the_pages_adds_up_in_the_words_of_a_run():
             max_steps=steps * epochs,
         )
         assert (count.describe(), total) == (line, steps * epochs)
+
+
+def test_the_dataset_file_of_the_readme_is_right():
+    found = re.search(r"```toml\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert found
+    (spec,) = parse_dataset_config(toml.loads(found[1]), "README.md", {})
+    assert spec.enable_bucket and spec.subsets[0].num_repeats == 10
 
 
 def test_links_to_a_heading_find_it():

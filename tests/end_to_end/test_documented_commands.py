@@ -149,9 +149,7 @@ def test_the_readme_prints_commands_of_the_guide():
     assert all(block.text in guide for block in BLOCKS[ROOT / "README.md"] if block.is_run)
 
 
-PAGES_THAT_RUN = [
-    page for page in PAGES if page.name != "README.md" and any(block.is_run for block in BLOCKS[page])
-]
+PAGES_THAT_RUN = [page for page in PAGES if page.name != "README.md" and any(block.is_run for block in BLOCKS[page])]
 
 
 @pytest.mark.parametrize("page", PAGES_THAT_RUN, ids=lambda page: page.name)

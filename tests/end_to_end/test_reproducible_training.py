@@ -19,7 +19,10 @@ def test_losses_are_the_stored_ones(training, tmp_path, monkeypatch):
     assert run.losses == pytest.approx(stored["losses"], rel=1e-4)
 
 
-@pytest.mark.parametrize("flags", [(), ("--network_train_unet_only", "--cache_latents", "--cache_text_encoder_outputs")])
+CACHED = ("--network_train_unet_only", "--cache_latents", "--cache_text_encoder_outputs")
+
+
+@pytest.mark.parametrize("flags", [(), CACHED], ids=["live", "cached"])
 def test_same_seed_gives_the_same_losses_and_bytes_another_seed_others(training, flags):
     dataset = training.dataset(training.pictures(), shuffle_caption=not flags)
     flags = ("--max_train_steps=3", "--network_dropout=0.1", *flags)

@@ -82,9 +82,7 @@ def test_no_dropout_acts_while_sampling(training, dataset, prompts):
     plain = training.unet_only(dataset, *flags, f"--network_weights={trained}")
     encoder_dropout = ("--t5_dropout_rate=1", "--clip_l_dropout_rate=1", "--clip_g_dropout_rate=1")
     network_dropout = ("--network_dropout=0.9", "--network_args", "rank_dropout=0.9", "module_dropout=0.9")
-    dropped = training.unet_only(
-        dataset, *flags, f"--network_weights={trained}", *encoder_dropout, *network_dropout
-    )
+    dropped = training.unet_only(dataset, *flags, f"--network_weights={trained}", *encoder_dropout, *network_dropout)
     assert np.abs(pixels(plain)[0] - pixels(start)[0]).mean() > 2
     assert dropped.losses != pytest.approx(plain.losses, rel=1e-3)
     assert [picture.tolist() for picture in pixels(dropped)] == [picture.tolist() for picture in pixels(plain)]

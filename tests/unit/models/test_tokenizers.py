@@ -381,7 +381,11 @@ def test_clip_tokenizer_is_made_from_a_wheel_or_its_vocabulary(tmp_path, monkeyp
     assert tokenizer.encode("!", 4)[0] == [49406, 256, 49407, 49407]
 
 
-@pytest.mark.parametrize("content", [b"nothing", gzip.compress(b"one line"), _packed_vocabulary(100)])
+@pytest.mark.parametrize(
+    "content",
+    [b"nothing", gzip.compress(b"one line"), _packed_vocabulary(100)],
+    ids=["not packed", "one line", "too few lines"],
+)
 def test_another_file_makes_no_clip_tokenizer(tmp_path, content, capsys):
     (tmp_path / "source").write_bytes(content)
     assert tool.main(["--source", str(tmp_path / "source"), "--output", str(tmp_path / "out")]) == 2
