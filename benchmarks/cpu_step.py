@@ -97,7 +97,9 @@ def variants(trainer: Sd3NetworkTrainer) -> dict[str, Callable[[], None]]:
     assert batch.latents is not None and batch.text is not None
     conditioning = trainer.family.join_text(batch.text, trainer.denoiser)
     example = Example(
-        batch.latents.float(), conditioning.context.to(trainer.weight_dtype), conditioning.pooled.to(trainer.weight_dtype)
+        batch.latents.float(),
+        conditioning.context.to(trainer.weight_dtype),
+        conditioning.pooled.to(trainer.weight_dtype),
     )
     trainer.denoiser.requires_grad_(False)
 
@@ -158,7 +160,8 @@ def main(argv: Iterable[str] | None = None) -> None:
     args = parser.parse_args(None if argv is None else list(argv))
     logging.getLogger("easel").setLevel("ERROR")
     torch.set_num_threads(1)
-    print(f"| width | precision | {REAL} | {PLAIN} | {FROZEN} | {NAIVE} | ours / plain | ours / frozen | naive / plain |")
+    names = [REAL, PLAIN, FROZEN, NAIVE]
+    print(f"| width | precision | {' | '.join(names)} | ours / plain | ours / frozen | naive / plain |")
     print("| --- |" + " --- |" * 8)
     for width in args.widths:
         for precision in args.precisions:

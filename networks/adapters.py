@@ -140,10 +140,9 @@ class LoraAdapter(nn.Module):
 
     def pair(self) -> tuple[Tensor, Tensor]:
         """`down` and `up`, joined where there are parts. Gradients flow through."""
-        downs, ups = self._weights(self.lora_down), self._weights(self.lora_up)
         if self.num_parts == 1:
-            return downs[0], ups[0]
-        return torch.cat(downs), torch.block_diag(*ups)
+            return self.lora_down.weight, self.lora_up.weight  # type: ignore[return-value]
+        return torch.cat(self._weights(self.lora_down)), torch.block_diag(*self._weights(self.lora_up))
 
     def factors(self) -> Factors:
         """What is written to a file, detached. Its alpha counts all parts, so that every reader gets this strength."""

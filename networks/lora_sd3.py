@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 FAMILY = "SD3"
+
+
 @dataclass(frozen=True)
 class _Slot:
     """A model that can have adapters, in the order of the text encoder list; the denoiser comes last."""
@@ -237,8 +239,13 @@ def _parts_of_file(
         is_denoiser = slot is _DENOISER
         parts.append(
             make_part(
-                slot.part_name, slot.prefix, modules, planned,
-                is_denoiser=is_denoiser, multiplier=multiplier, dropouts=dropouts,
+                slot.part_name,
+                slot.prefix,
+                modules,
+                planned,
+                is_denoiser=is_denoiser,
+                multiplier=multiplier,
+                dropouts=dropouts,
             )
         )
     if unknown := sorted(found.keys() - taken):

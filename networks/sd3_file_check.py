@@ -12,7 +12,7 @@ from library.errors import CheckpointError
 from networks.sd3_args import Sd3NetworkArgs
 from networks.sd3_targets import default_rank, denoiser_rules, layers_of_mmdit
 from networks.targets import PlannedModule, adapter_name, plan_modules
-from networks.weights import ranks_by_name, refuse_differences, refuse_other_modules
+from networks.weights import describe_file, ranks_by_name, refuse_differences, refuse_other_modules
 
 _DENOISER = "lora_unet"
 _CLIPS = ("lora_te1_", "lora_te2_")
@@ -34,7 +34,11 @@ def check_file_of_model(shapes: Mapping[str, tuple[int, ...]], what: str, family
     found = ranks_by_name(shapes, what)
     possible = {adapter_name(_DENOISER, name) for name in [*layers_of_mmdit(depth), *_second_attention(depth)]}
     unknown = [name for name in found if name not in possible and not name.startswith((*_CLIPS, _T5))]
-    refuse_other_modules(found, what, family, missing=[], unknown=unknown)
+    if unknown:
+        raise CheckpointError(
+            f"{what} is {describe_file(shapes)}, the model is {family} with {depth} blocks: {len(unknown)} of its "
+            f"{len(found)} modules have no place there ({unknown[0]}). Give a LoRA that was trained for this model."
+        )
 
 
 def check_file_of_network(

@@ -96,6 +96,12 @@ class StepCount:
     epochs: int
     max_steps: int
 
+    @property
+    def step_sizes(self) -> tuple[int, ...]:
+        """How many batches of one process each optimizer step of an epoch has."""
+        full, rest = divmod(self.batches_per_process, self.accumulation)
+        return (self.accumulation,) * full + ((rest,) if rest else ())
+
     def describe(self) -> str:
         """The whole sum in one line, for the start of a run."""
         times = "with repeats" if self.repeats is None else f"x {_count(self.repeats, 'repeat')}"

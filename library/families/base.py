@@ -49,6 +49,8 @@ class ModelFamily(Protocol):
     sample_steps: int
     sample_guidance: float
 
+    dropout_rates: Mapping[str, float]  # chance of dropping what an encoder says, by its name
+
     def for_buckets(self, resolutions: Sequence[Size], buckets: Sequence[Size]) -> ModelFamily:
         """The same family, told which resolutions and sizes the data has."""
 
@@ -88,7 +90,7 @@ class ModelFamily(Protocol):
         """States of the encoders that are given, with the masked rows set to zero where options ask for it."""
 
     def drop_text(self, states: Mapping[str, Tensor], uniform: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Encoder dropout. `uniform` holds a draw in [0, 1) per encoder name and sample, shape [B]."""
+        """Encoder dropout. `uniform` holds draws in [0, 1), shape [B], for each encoder with a rate above 0."""
 
     def join_text(self, states: Mapping[str, Tensor], denoiser: nn.Module) -> Conditioning: ...
 

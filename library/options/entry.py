@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-from library.errors import OutputError, UserError
+from library.errors import EnvironmentFault, OutputError, UserError
 from library.log import get_logger, set_up_logging
 from library.options.groups import CommonOptions
 from library.options.groups.logging import LoggingOptions
@@ -65,9 +65,22 @@ def run_script(
         return run(options) or 0
     except UserError as error:
         return _report(error, is_debug)
+    except ModuleNotFoundError as error:
+        return _report(_missing_package(error), is_debug)
     except KeyboardInterrupt:
         _write(sys.stderr, "interrupted")
         return INTERRUPTED
+
+
+def _missing_package(error: ModuleNotFoundError) -> EnvironmentFault:
+    """A package that the set-up would have installed. A missing module of the project itself is our own mistake."""
+    package = (error.name or "").partition(".")[0]
+    if package in ("", "library", "networks"):
+        raise error
+    return EnvironmentFault(
+        f"the Python package {package} is not installed. Run `python3 quickstart.py setup` and use its environment, "
+        "or `pip install -r requirements.txt`."
+    )
 
 
 def _set_up_log(options: LoggingOptions, is_main: bool) -> None:

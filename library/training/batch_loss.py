@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from library.device import send
 from library.diffusion.loss import LossSettings
 from library.families.base import ModelFamily
 from library.records import Batch
@@ -50,7 +51,7 @@ class BatchLoss:
         torch.manual_seed(stream_seed(self.seed, "forward", plan.epoch, plan.index))
         seeds = [stream_seed(self.seed, "noise", plan.epoch, sample) for sample in batch.sample_ids]
         latents = self._latents(batch)
-        noise = normal_per_sample(seeds, latents.shape[1:]).to(latents.device, non_blocking=True)
+        noise = send(normal_per_sample(seeds, latents.shape[1:]), latents.device)
         time_seeds = [stream_seed(seed, "timestep") for seed in seeds]
         objective = self.family.objective()
         draw = objective.draw(uniform_per_sample(time_seeds), normal_per_sample(time_seeds, ())).to(latents.device)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -19,7 +18,6 @@ from torch.optim import Optimizer
 _WRAPPED = ("add_param_group", "load_state_dict", "state_dict", "zero_grad")
 
 
-@lru_cache
 def without_compiler(optimizer_class: type[Optimizer]) -> type[Optimizer]:
     """A subclass that does the same, with its methods as they were written.
 

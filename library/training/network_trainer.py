@@ -175,9 +175,10 @@ class NetworkTrainer(Trainer):
         """Dropout of the adapters is on while training only."""
         if self.network.training != is_training:
             self.network.train(is_training)
-        self.denoiser.train(is_training)
-        for name in self.trained_encoders():
-            self.text.encoders[name].train(is_training)
+        models = [self.denoiser, *(self.text.encoders[name] for name in self.trained_encoders())]
+        for model in models:
+            if model.training != is_training:  # walking through all modules takes a moment
+                model.train(is_training)
 
     def after_step(self) -> None:
         """Keep the norms below --scale_weight_norms."""

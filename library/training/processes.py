@@ -44,14 +44,17 @@ def check_started(accelerator: Accelerator) -> None:
         )
 
 
-def shared_gradients(accelerator: Accelerator, parameters: Sequence[Parameter]) -> list[Tensor]:
-    """The gradients to average: the same list in every process, so a missing one (module dropout) becomes zeros."""
+def shared_gradients(parameters: Sequence[Parameter]) -> list[Tensor]:
+    """The gradients to average, the same list in every process.
+
+    A missing one (module dropout) becomes zeros, with one process too: the optimizer passes over a parameter without
+    gradient, and would then do something else than with zeros.
+    """
     import torch
 
-    if accelerator.num_processes > 1:
-        for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 

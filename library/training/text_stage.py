@@ -50,7 +50,8 @@ class TextStage:
             name: uniform_per_sample(
                 [stream_seed(seed, "encoder_dropout", name, batch.plan.epoch, sample) for sample in batch.sample_ids]
             ).to(self.device)
-            for name in self.family.encoder_names
+            for name, rate in self.family.dropout_rates.items()
+            if rate > 0
         }
         return self.family.drop_text(states, draws)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from library.log import get_logger
-from library.records import Batch, BatchPlan
+from library.records import Batch
 from library.training.checks import check_block_swap, check_output_dir, check_picture_sizes
 from library.training.planning import DataPlan, plan_data
 from library.training.processes import (
@@ -310,8 +310,8 @@ class Trainer:
             self._sample(epoch_end=0)
         with tqdm(total=steps.max_steps, desc="steps", disable=not self.accelerator.is_local_main_process) as bar:
             for epoch in range(1, steps.epochs + 1):
-                for group in self._groups(epoch):
-                    self._optimizer_step([next(batches) for _ in group])
+                for num_batches in steps.step_sizes:
+                    self._optimizer_step([next(batches) for _ in range(num_batches)])
                     self._show(bar)
                     self._sample_if_due(epoch_end=None)
                     if every.save_every_n_steps and self.step % every.save_every_n_steps == 0:
@@ -335,15 +335,6 @@ class Trainer:
             self.family, self.denoiser, self.text, self.vae, settings, self.accelerator.autocast, self.seed
         )
 
-    def _groups(self, epoch: int) -> Iterator[tuple[BatchPlan, ...]]:
-        """The batches of this process that make up each optimizer step of an epoch."""
-        plans, size = self._epoch_plans(epoch), self.options.training.gradient_accumulation_steps
-        for start in range(0, len(plans), size):
-            yield plans[start : start + size]
-
-    def _epoch_plans(self, epoch: int) -> tuple[BatchPlan, ...]:
-        return self.plan.epoch(epoch, seed=self.seed, rank=self.accelerator.process_index)
-
     def _batches(self) -> Iterator[Batch]:
         """Batches of the whole run, in the order of the plans; the loader's workers never restart."""
         from library.data.loader import BatchDataset, make_loader
@@ -357,7 +348,8 @@ class Trainer:
             seed=self.seed,
             max_steps=self.plan.steps.max_steps,
         )
-        plans = (plan for epoch in range(1, self.plan.steps.epochs + 1) for plan in self._epoch_plans(epoch))
+        epochs, rank = range(1, self.plan.steps.epochs + 1), self.accelerator.process_index
+        plans = (plan for epoch in epochs for plan in self.plan.epoch(epoch, seed=self.seed, rank=rank))
         loader = make_loader(
             dataset,
             plans,
@@ -384,9 +376,9 @@ class Trainer:
         num_counted = torch.full_like(losses[0], sum(batch.weight for batch in batches))
         seen = torch.stack([torch.stack(losses).sum(), num_counted])
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        average_over_processes(self.accelerator, [*shared_gradients(self.accelerator, parameters), seen])
+        average_over_processes(self.accelerator, [*shared_gradients(parameters), seen])
         if self.options.optimizer.max_grad_norm > 0:
-            self.accelerator.unscale_gradients()  # its clip_grad_norm_ loads what sharded gradients need; ours are whole
+            self.accelerator.unscale_gradients()  # its own clipping loads much that only sharded gradients need
             torch.nn.utils.clip_grad_norm_(parameters, self.options.optimizer.max_grad_norm)
         self.optimizer.step()
         self.schedule.step()

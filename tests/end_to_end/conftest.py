@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import toml
+import torch
 from safetensors.torch import load_file
 
 from library.families.sd3.options import NETWORK_SCRIPT, Sd3NetworkOptions
@@ -191,14 +192,16 @@ class Launched:
 
 
 @pytest.fixture
-def training(tmp_path: Path, tiny_sd3: Path) -> Training:
-    """Trainings on the tiny SD3-medium, in this process."""
+def training(tmp_path: Path, tiny_sd3: Path, monkeypatch: pytest.MonkeyPatch) -> Training:
+    """Trainings on the tiny SD3-medium, in this process, on the CPU: there the same bytes come out every time."""
+    for backend in (torch.cuda, torch.backends.mps, torch.xpu):
+        monkeypatch.setattr(backend, "is_available", lambda: False)
     return Training(tmp_path, tiny_sd3)
 
 
 @pytest.fixture
 def launch(tmp_path: Path) -> Callable[..., Launched]:
-    """launch(arguments, launcher=()) starts sd3_train_network.py with a Python of its own, in the repository."""
+    """launch(arguments, launcher=()) starts the script in a Python of its own, in the repository, without a GPU."""
     script = tmp_path / "witness.py"
     script.write_text(WITNESS, encoding="utf-8")
 
@@ -206,6 +209,7 @@ def launch(tmp_path: Path) -> Callable[..., Launched]:
         witness = tmp_path / "witness."
         name = str(script) if is_watched else "sd3_train_network.py"
         environment = {**os.environ, "WITNESS": str(witness), "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
+        environment["CUDA_VISIBLE_DEVICES"] = ""
         done = subprocess.run(
             [sys.executable, *launcher, name, *arguments],
             cwd=ROOT,

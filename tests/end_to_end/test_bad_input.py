@@ -498,7 +498,7 @@ NETWORK: dict[str, Case] = {
     ),
     "weights_of_another_model": (
         lambda a: a.network_weights(SDXL_LORA),
-        ("lora.safetensors is a LoRA for SDXL, the network is a LoRA for SD3", "Give a LoRA"),
+        ("lora.safetensors is a LoRA for SDXL, the model is SD3", "Give a LoRA"),
     ),
     "weights_of_another_model_with_their_ranks": (
         lambda a: ["--dim_from_weights", a.network_weights(SDXL_LORA)],

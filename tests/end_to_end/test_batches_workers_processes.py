@@ -67,7 +67,14 @@ def test_two_processes_train_what_one_trains_with_accumulation_2(training, launc
     """Three batches an epoch in two shapes: the second process has nothing to do in every second step."""
     pictures = training.pictures(["red_circle.png", "red_star.png", "blue_circle.png"])
     dataset = training.dataset(pictures, batch_size=1)
-    flags = ("--max_train_epochs=2", "--network_dropout=0.1", "--optimizer_args", "eps=1e-4")
+    flags = (
+        "--max_train_epochs=2",
+        "--optimizer_args",
+        "eps=1e-4",
+        "--network_args",
+        "dropout=0.1",
+        "module_dropout=0.5",
+    )
     one = training.run(dataset, *flags, "--gradient_accumulation_steps=2")
     assert one.trainer.plan.steps.max_steps == 4
     assert moved(one.weights) > 1e-3

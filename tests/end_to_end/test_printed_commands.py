@@ -4,9 +4,11 @@ import re
 import shutil
 
 import pytest
+import torch
 
 from library.tensorfile import read_header, read_tensors, write_tensors
 
+pytestmark = pytest.mark.skipif(torch.backends.mps.is_available(), reason="blocks cannot be swapped on MPS")
 ACCELERATE = ("-m", "accelerate.commands.launch", "--num_cpu_threads_per_process", "1")
 DENOISER = "model.diffusion_model."
 BLOCK = f"{DENOISER}joint_blocks."
@@ -15,6 +17,7 @@ BLOCK = f"{DENOISER}joint_blocks."
 @pytest.fixture
 def common(training):
     """The options that both commands share; one picture, so that ten epochs are ten steps."""
+    pytest.importorskip("bitsandbytes")
     dataset = training.dataset(training.pictures(["red_star.png"]))
     return [
         *(f"--dataset_config={dataset}", f"--output_dir={training.folder / 'out'}", "--output_name=my_sd3_lora"),

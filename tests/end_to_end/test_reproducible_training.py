@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 DATA = Path(__file__).resolve().parent.parent / "golden" / "data"
+CACHED = ("--network_train_unet_only", "--cache_latents", "--cache_text_encoder_outputs")
 
 
 def test_losses_are_the_stored_ones(training, tmp_path, monkeypatch):
@@ -17,9 +18,6 @@ def test_losses_are_the_stored_ones(training, tmp_path, monkeypatch):
     places = {"model": training.model.as_posix(), "output": (tmp_path / "out").as_posix()}
     run = training.run_arguments([word.format(**places) for word in words[2:]])
     assert run.losses == pytest.approx(stored["losses"], rel=1e-4)
-
-
-CACHED = ("--network_train_unet_only", "--cache_latents", "--cache_text_encoder_outputs")
 
 
 @pytest.mark.parametrize("flags", [(), CACHED], ids=["live", "cached"])

@@ -82,7 +82,7 @@ def drop(states: Mapping[str, Tensor], uniform: Mapping[str, Tensor], rates: Map
 
     Args:
         states: {name: [B, ...]}, not changed.
-        uniform: A draw in [0, 1) per encoder and sample. Shape [B] each.
+        uniform: A draw in [0, 1) per sample for each encoder with a rate above 0. Shape [B] each.
         rates: Chance of dropping, 0-1, per encoder.
     """
     dropped = dict(states)

@@ -95,3 +95,16 @@ def test_fewer_batches_than_processes():
 )
 def test_step_arithmetic_in_words(groups, batch_sizes, arguments, line):
     assert count_steps(*make(groups), batch_sizes, **arguments).describe() == line
+
+
+@pytest.mark.parametrize(("num_processes", "accumulation"), [(1, 1), (1, 3), (1, 4), (2, 3), (3, 100)])
+def test_step_sizes_deal_out_the_batches_of_a_process(num_processes, accumulation):
+    records, crops = make([(WIDE, 9, 1, 0), (TALL, 3, 1, 0)])
+    steps = count_steps(
+        records, crops, [1], num_processes=num_processes, accumulation=accumulation, max_steps=1, max_epochs=None
+    )
+    plans = epoch_plan(records, crops, [1], 5, 1, num_processes=num_processes, accumulation=accumulation)
+    for rank in range(num_processes):
+        assert sum(steps.step_sizes) == len(for_process(plans, rank, num_processes))
+    assert len(steps.step_sizes) == steps.steps_per_epoch
+    assert max(steps.step_sizes) <= accumulation and min(steps.step_sizes) > 0

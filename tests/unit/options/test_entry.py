@@ -1,5 +1,6 @@
 """What surrounds a run: exit codes, one line for an error, the traceback on request."""
 
+import importlib
 import logging
 
 import pytest
@@ -96,3 +97,16 @@ def test_a_log_file_that_cannot_be_written_gives_5(tmp_path, capsys):
     file = tmp_path / "absent" / "log.txt"
     assert start(failing(AssertionError()), f"--console_log_file={file}") == 5
     assert str(file) in capsys.readouterr().err
+
+
+def test_a_missing_package_is_one_sentence_and_a_missing_module_of_ours_is_not(tmp_path, capsys):
+    def needs(name):
+        def run(options):
+            importlib.import_module(name)
+
+        return run
+
+    assert start(needs("a_package_that_nobody_has.part")) == 3
+    assert "a_package_that_nobody_has is not installed" in capsys.readouterr().err
+    with pytest.raises(ModuleNotFoundError):
+        start(needs("library.no_such_module"))
