@@ -56,6 +56,17 @@ def precision_dtype(precision: str) -> torch.dtype:
     }[precision]
 
 
+def release_unused_memory(device: torch.device) -> None:
+    """Give back the GPU memory of models that are no longer used. Slow: for the end of a phase, not for a loop."""
+    if device.type == "cuda":
+        import gc
+
+        import torch
+
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
 def device_words(device: torch.device) -> str:
     """The device by name, "cuda (NVIDIA L4)"."""
     import torch

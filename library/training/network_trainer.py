@@ -200,10 +200,10 @@ class NetworkTrainer(Trainer):
         write_network(path, state, metadata)
 
     def _save_dtype(self) -> torch.dtype | None:
-        import torch
+        from library.device import precision_dtype
 
-        table = {"float": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-        return table.get(self.options.saving.save_precision or "")
+        precision = self.options.saving.save_precision
+        return precision_dtype(precision) if precision else None
 
 
 def network_args(items: Sequence[str] | None, dropout: float | None) -> dict[str, str]:

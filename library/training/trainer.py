@@ -177,11 +177,10 @@ class Trainer:
 
     def start(self) -> None:
         """Processes, device, precision and seed."""
-        import torch
         from accelerate import Accelerator
         from accelerate.utils import broadcast_object_list, set_seed
 
-        from library.device import has_accelerator
+        from library.device import has_accelerator, precision_dtype
 
         precision = self.options.precision.mixed_precision
         if precision == "fp16" and not has_accelerator():
@@ -195,10 +194,11 @@ class Trainer:
         broadcast_object_list(drawn)
         self.seed = drawn[0]
         set_seed(self.seed)
-        self.weight_dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+        self.weight_dtype = precision_dtype(precision)
 
     def load(self) -> None:
         """Fill the caches, then load what the steps need. What may be missing is looked for before anything is read."""
+        from library.device import release_unused_memory
         from library.training.caching import LatentCaching, refuse_broken_pictures
 
         cache, latents = self.options.cache, None
@@ -209,9 +209,10 @@ class Trainer:
         text = self._prepare_text()
         if latents is None:
             self.vae()
-        if latents is not None:
+        else:
             self.latent_cache = latents.fill()
         self._load_text(text)
+        release_unused_memory(self.device)
         self.denoiser = self.family.load_denoiser(self.files, self.weight_dtype, self.device)
         if self.options.training.gradient_checkpointing:
             self.denoiser.gradient_checkpointing = True  # type: ignore[assignment]
@@ -282,12 +283,14 @@ class Trainer:
 
     def announce(self) -> None:
         """The start banner."""
-        training = self.options.training
+        from library.device import device_words
+
+        optimizer, checkpoints = self.options.optimizer, self.options.training.gradient_checkpointing
         lines = [
             self.plan.steps.describe(),
-            f"seed {self.seed}, {self.options.optimizer.optimizer_name} at {self.options.optimizer.learning_rate:g}, "
+            f"seed {self.seed}, {optimizer.optimizer_name} at {optimizer.learning_rate:g}, "
             f"mixed precision {self.options.precision.mixed_precision}, "
-            f"gradient checkpointing {'on' if training.gradient_checkpointing else 'off'}, on {self.device}",
+            f"gradient checkpointing {'on' if checkpoints else 'off'}, on {device_words(self.device)}",
             *self.describe_trainables(),
         ]
         for line in lines:
@@ -405,9 +408,12 @@ class Trainer:
 
     def finish(self) -> None:
         """Write the final file."""
+        from library.device import memory_words
+
         self._save_at(epoch=self.plan.steps.epochs, is_step=False, is_last=True)
         if self.accelerator.is_main_process:
             logger.info("done: %s", self.saved_files[-1])
+            logger.info("most memory in use: %s", memory_words(self.device) or "unknown")
         self.accelerator.end_training()
 
     def _save_at(self, *, epoch: int, is_step: bool, is_last: bool = False) -> None:
