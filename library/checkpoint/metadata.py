@@ -192,7 +192,7 @@ def file_hashes(path: Path) -> FileHashes:
         return FileHashes(legacy, remembered_hash(path, "sha256", lambda: _sha256(path)))
     except FileNotFoundError:
         return FileHashes("NOFILE", "NOFILE")
-    except (IsADirectoryError, PermissionError):  # Windows reports a folder as a lack of permission
+    except OSError:  # a folder, which Windows reports as a lack of permission; or a drive that has gone
         return FileHashes("IsADirectory", "IsADirectory")
 
 

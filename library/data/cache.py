@@ -263,6 +263,16 @@ def prompt_entries(prompts: Sequence[str], *, folder: Path | None, family: str, 
     return entries
 
 
+def stored_precision(tensor: Tensor) -> Tensor:
+    """What a cache keeps of an encoder's output: bfloat16 where it ran in fp16, which has too little range.
+
+    Live outputs of frozen encoders go through the same, so that a cache changes nothing.
+    """
+    import torch
+
+    return tensor.to(torch.bfloat16) if tensor.dtype == torch.float16 else tensor
+
+
 class _Places:
     """Gives every different entry a file of its own: those after the first of a name get -2, -3, ..."""
 

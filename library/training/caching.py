@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from library.data.cache import TensorCache, latent_entries, prompt_entries, text_entries
+from library.data.cache import TensorCache, latent_entries, prompt_entries, stored_precision, text_entries
 from library.data.images import load_image, prepare_image
 from library.data.loader import posterior_seed
 from library.data.precompute import fill_cache
@@ -81,17 +81,13 @@ class EncodingSetup:
         self.accelerator.wait_for_everyone()
 
 
-def stored_precision(tensor: Tensor) -> Tensor:
-    """What goes into a cache: bfloat16 where the encoder ran in fp16, which has too little range, else as it is."""
-    return tensor.to(torch.bfloat16) if tensor.dtype == torch.float16 else tensor
-
-
 @torch.no_grad()
 def encode_pictures(family: ModelFamily, vae: nn.Module, images: Tensor, seeds: Sequence[int]) -> Tensor:
-    """Scaled latents of images [B, 3, H, W]; each picture's draw from the posterior has its own seed."""
+    """Scaled latents of images [B, 3, H, W], as a cache keeps them; each picture's draw has its own seed."""
     cells = family.pixels_per_latent
     shape = (family.latent_channels, images.shape[-2] // cells, images.shape[-1] // cells)
-    return family.encode_images(vae, images, normal_per_sample(seeds, shape).to(images.device))
+    noise = normal_per_sample(seeds, shape).to(images.device)
+    return stored_precision(family.encode_images(vae, images, noise))
 
 
 def refuse_broken_pictures(plan: DataPlan, records: Iterable[ImageRecord], accelerator: Accelerator) -> None:
@@ -182,7 +178,7 @@ def _latents(
 ) -> Tensor:
     seeds = [posterior_seed(plan.records[index], plan.crops[index].bucket, is_flipped) for index in records]
     latents = encode_pictures(family, vae, images.flip(-1) if is_flipped else images, seeds)
-    return stored_precision(latents).cpu()
+    return latents.cpu()
 
 
 class TextCaching:
@@ -237,9 +233,8 @@ class TextCaching:
             return [text_of[entry_id] for entry_id in ids]
 
         def encode(ids: Sequence[str], captions: Sequence[str]) -> list[dict[str, Tensor]]:
-            with torch.no_grad():
-                states = stage.encode(captions)
-            rows = {name: stored_precision(state).cpu() for name, state in states.items()}
+            states = stage.encode(captions)
+            rows = {name: state.cpu() for name, state in states.items()}
             return [{name: state[i] for name, state in rows.items()} for i in range(len(ids))]
 
         for target, reasons in self.missing:

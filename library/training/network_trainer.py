@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from library.errors import OptionError
+from library.errors import CheckpointError, OptionError
 from library.log import get_logger
 from library.training.network_module import changes_encoders, check_network, import_network_module
 from library.training.optimizers import split_key_values
@@ -32,7 +32,18 @@ class NetworkTrainer(Trainer):
         """Also: the form of --network_args, and what cannot be cached."""
         super().check_options()
         self.network_args = network_args(self.options.network.network_args, self.options.network.network_dropout)
-        if self.options.cache.caches_text and self._trains_t5():
+        if not self._trains_t5():
+            return
+        if self.options.network.network_train_unet_only:
+            raise OptionError(
+                "--network_args train_t5xxl=True and --network_train_unet_only exclude each other. Keep one of them."
+            )
+        if self.options.precision.mixed_precision == "fp16":
+            raise OptionError(
+                "--network_args train_t5xxl=True cannot be used with --mixed_precision fp16: "
+                "T5's numbers exceed the range of fp16. Use bf16."
+            )
+        if self.options.cache.caches_text:
             raise OptionError(
                 "--network_args train_t5xxl=True cannot be used with --cache_text_encoder_outputs: "
                 "a trained encoder has no fixed output. Leave one of them out."
@@ -91,11 +102,21 @@ class NetworkTrainer(Trainer):
             encoders, self.denoiser, bool(self.trained_encoders()), not options.network_train_text_encoder_only
         )
         if options.network_weights:
-            logger.info("%s", self.network.load_weights(str(options.network_weights)))
+            self._load_network_weights(str(options.network_weights))
         self.network.to(self.device, dtype=self._network_dtype())
         if self.options.training.gradient_checkpointing:
             for name in self.trained_encoders():
                 _checkpoint_encoder(self.text.encoders[name])
+
+    def _load_network_weights(self, path: str) -> None:
+        """Networks of other packages return what did not fit, where ours raise."""
+        loaded = self.network.load_weights(path)
+        if isinstance(loaded, dict) and (misfits := [name for names in loaded.values() for name in names]):
+            raise CheckpointError(
+                f"--network_weights {path} does not fit the network: {len(misfits)} tensors are missing or left over "
+                f"({', '.join(misfits[:3])}). Use the arguments that it was trained with."
+            )
+        logger.info("--network_weights: %s", loaded if isinstance(loaded, str) else f"{path} is loaded")
 
     def _describe_run(self) -> RunMetadata:
         from library.training.run_metadata import RunMetadata
@@ -108,6 +129,7 @@ class NetworkTrainer(Trainer):
             plan=self.plan,
             seed=self.seed,
             network_args=self.network_args,
+            is_saved_here=self.accelerator.is_main_process,
         )
 
     def _create_network(self, encoders: list[nn.Module]) -> Any:

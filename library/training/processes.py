@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from library.errors import EnvironmentFault
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import Tensor
+    from torch.amp import GradScaler
     from torch.nn import Parameter
+    from torch.optim import Optimizer
 
 
 def num_processes() -> int:
@@ -20,18 +22,28 @@ def num_processes() -> int:
 
 
 def check_launch() -> None:
-    """Refuse a launch that asked for several processes and got one.
+    """Refuse launches that would do something else than they ask for.
 
-    `accelerate launch` without a GPU starts a single process whatever `--num_processes` says. It then
-    names a meeting place (MASTER_ADDR) but no rank, which no launch of one process does.
+    `accelerate launch` without a GPU starts a single process whatever `--num_processes` says. It then names a
+    meeting place (MASTER_ADDR) but no rank, which no launch of one process does.
 
     Raises:
-        EnvironmentFault: With the command that does start several processes.
+        EnvironmentFault: With what to use instead.
     """
-    if "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ and "RANK" not in os.environ:
+    environment = os.environ
+    is_launched = "ACCELERATE_MIXED_PRECISION" in environment
+    if is_launched and "MASTER_ADDR" in environment and not {"WORLD_SIZE", "RANK"} & environment.keys():
         raise EnvironmentFault(
             "the launch asks for several processes but started one, as accelerate does without a GPU. "
             "Use `torchrun --nproc_per_node N script.py ...`, or `accelerate launch --num_processes 1`."
+        )
+    for variable, what in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")):
+        if environment.get(variable, "").lower() in ("true", "1", "yes"):
+            raise EnvironmentFault(f"{what} is not available yet. Choose plain multi-GPU in `accelerate config`.")
+    if environment.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1") not in ("", "1"):
+        raise EnvironmentFault(
+            "the launch sets gradient accumulation, which would be counted twice. "
+            "Leave it out of `accelerate config` and give --gradient_accumulation_steps to the script."
         )
 
 
@@ -42,6 +54,16 @@ def check_started(accelerator: Accelerator) -> None:
             f"the launcher started {num_processes()} processes, but they do not see each other "
             f"(the group has {accelerator.num_processes}). Check the launch command and `accelerate config`."
         )
+
+
+def scale_fp16_gradients(scaler: GradScaler) -> None:
+    """Let loss scaling work on gradients in fp16 (`--full_fp16`), which torch refuses by default."""
+    unscale = scaler._unscale_grads_
+
+    def unscale_any(optimizer: Optimizer, inverse: Tensor, found_inf: Tensor, allow_fp16: bool) -> Any:
+        return unscale(optimizer, inverse, found_inf, True)
+
+    scaler._unscale_grads_ = unscale_any  # type: ignore[assignment,method-assign]
 
 
 def shared_gradients(parameters: Sequence[Parameter]) -> list[Tensor]:

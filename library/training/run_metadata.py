@@ -40,6 +40,7 @@ class RunMetadata:
     Args:
         options: All options by name.
         network_args: As given by the user; those of --network_args.
+        is_saved_here: False in processes that write no files, and so hash none.
         seed: Of the run, drawn or given.
     """
 
@@ -52,11 +53,11 @@ class RunMetadata:
         plan: DataPlan,
         seed: int,
         network_args: Mapping[str, str],
+        is_saved_here: bool = True,
     ) -> None:
         self.options, self.family, self.files, self.plan = options, family, files, plan
         self._hashes: Future[dict[str, FileHashes]] | None = None
-        self.is_written = not options["no_metadata"]
-        if not self.is_written:
+        if options["no_metadata"] or not is_saved_here:
             return
         self._hashes = hash_in_background(family.part_files(files))
         name, args, rate = options["optimizer_type"], options["optimizer_args"], options["learning_rate"]
@@ -81,7 +82,7 @@ class RunMetadata:
 
     def for_file(self, tensors: Mapping[str, Tensor], *, step: int, epoch: int, architecture: str) -> dict[str, str]:
         """The header of a file; empty with --no_metadata. Waits for the hashes of the model files if need be."""
-        if self._hashes is None:
+        if self._hashes is None:  # --no_metadata
             return {}
         hashes = self._hashes.result()
         paths = self.family.part_files(self.files)

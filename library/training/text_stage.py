@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from library.data.cache import stored_precision
 from library.families.base import Conditioning, ModelFamily
 from library.records import Batch
 from library.rng import stream_seed, uniform_per_sample
@@ -24,7 +25,7 @@ class TextStage:
         encoders: Those that run in every step, in the family's order; empty where all is cached.
         tokenizers: None where no encoder runs.
         prompts: Cached states of the sample prompts, by their text, without batch axis.
-        is_trained: Whether gradients flow into the encoders.
+        trained: Names of the encoders that train.
     """
 
     family: ModelFamily
@@ -32,16 +33,23 @@ class TextStage:
     encoders: dict[str, nn.Module] = field(default_factory=dict)
     tokenizers: Any = None
     prompts: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
-    is_trained: bool = False
+    trained: tuple[str, ...] = ()
 
     def encode(self, captions: Sequence[str]) -> dict[str, Tensor]:
-        """States of the live encoders, {name: [B, ...]}."""
+        """States of the live encoders, {name: [B, ...]}.
+
+        Encoders that train run under the caller's autocast. Frozen ones run in the precision they are loaded in, as
+        where a cache is filled: autocast would narrow what T5 keeps in float32 for its range.
+        """
         if not self.encoders:
             return {}
         tokens = self.family.tokenize(self.tokenizers, captions)
         on_device = {name: ids.to(self.device, non_blocking=True) for name, ids in tokens.items()}
-        with torch.set_grad_enabled(self.is_trained and torch.is_grad_enabled()):
-            return self.family.encode_text(self.encoders, on_device)
+        trained = {name: encoder for name, encoder in self.encoders.items() if name in self.trained}
+        frozen = {name: encoder for name, encoder in self.encoders.items() if name not in self.trained}
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            states = {name: stored_precision(s) for name, s in self.family.encode_text(frozen, on_device).items()}
+        return {**states, **self.family.encode_text(trained, on_device)}
 
     def for_batch(self, batch: Batch, seed: int) -> dict[str, Tensor]:
         """Cached and live states of a batch, after encoder dropout."""

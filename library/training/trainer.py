@@ -12,15 +12,18 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from library.errors import OutputError
 from library.log import get_logger
 from library.records import Batch
 from library.training.checks import check_block_swap, check_output_dir, check_picture_sizes
+from library.training.loss_log import LossLog
 from library.training.planning import DataPlan, plan_data
 from library.training.processes import (
     average_over_processes,
     check_launch,
     check_started,
     num_processes,
+    scale_fp16_gradients,
     shared_gradients,
 )
 from library.training.prompts import SamplePrompt, load_prompts
@@ -45,7 +48,7 @@ class Trainer:
     """Runs a training from options to saved files. Subclasses say what trains.
 
     Attributes:
-        loss_history: Mean loss of every optimizer step, over all processes.
+        losses: Mean loss of every optimizer step, over all processes.
         saved_files: In the order they were written.
     """
 
@@ -67,11 +70,15 @@ class Trainer:
     def __init__(self, options: Any) -> None:
         self.options = options
         self.prompts: tuple[SamplePrompt, ...] = ()
-        self.loss_history: list[float] = []
+        self.losses = LossLog()
         self.saved_files: list[Path] = []
         self.step = 0
-        self._pending_loss: Tensor | None = None
         self._vae: nn.Module | None = None
+
+    @property
+    def loss_history(self) -> list[float]:
+        """Mean loss of every optimizer step so far."""
+        return self.losses.values
 
     # What a kind of training defines
 
@@ -178,7 +185,7 @@ class Trainer:
     def start(self) -> None:
         """Processes, device, precision and seed."""
         from accelerate import Accelerator
-        from accelerate.utils import broadcast_object_list, set_seed
+        from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, set_seed
 
         from library.device import has_accelerator, precision_dtype
 
@@ -187,8 +194,14 @@ class Trainer:
             logger.warning(
                 "fp16 without a GPU has no loss scaling, small gradients may vanish; use --mixed_precision bf16."
             )
-        self.accelerator = Accelerator(mixed_precision=precision, cpu=not has_accelerator())
+        self.accelerator = Accelerator(
+            mixed_precision=precision,
+            cpu=not has_accelerator(),
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=self.options.distributed.timeout)],
+        )
         check_started(self.accelerator)
+        if self.options.precision.full_fp16 and self.accelerator.scaler is not None:
+            scale_fp16_gradients(self.accelerator.scaler)
         seed = self.options.training.seed
         drawn = [random.SystemRandom().randrange(1 << 31) if seed is None else seed]
         broadcast_object_list(drawn)
@@ -211,6 +224,7 @@ class Trainer:
             self.vae()
         else:
             self.latent_cache = latents.fill()
+            release_unused_memory(self.device)
         self._load_text(text)
         release_unused_memory(self.device)
         self.denoiser = self.family.load_denoiser(self.files, self.weight_dtype, self.device)
@@ -241,8 +255,8 @@ class Trainer:
         if caching is not None:
             self.text_cache, prompt_states = caching.fill()
         encoders = family.load_text_encoders(self.files, self.encoder_dtype(), self.device, live) if live else {}
-        is_trained = bool(self.trained_encoders())
-        self.text = TextStage(family, self.device, encoders, self.tokenizers, prompt_states, is_trained)
+        trained = self.trained_encoders()
+        self.text = TextStage(family, self.device, encoders, self.tokenizers, prompt_states, trained)
 
     def _encoding(self, batch_size: int, to_disk: bool, *, is_vae: bool = False) -> EncodingSetup:
         from library.training.caching import EncodingSetup
@@ -318,14 +332,14 @@ class Trainer:
                     self._show(bar)
                     self._sample_if_due(epoch_end=None)
                     if every.save_every_n_steps and self.step % every.save_every_n_steps == 0:
-                        self._save_at(epoch=epoch - 1, is_step=True)
+                        self._try_to_save(epoch=epoch - 1, is_step=True)
                     if self.step >= steps.max_steps:
                         break
                 is_last = epoch == steps.epochs
                 if every.save_every_n_epochs and epoch % every.save_every_n_epochs == 0 and not is_last:
-                    self._save_at(epoch=epoch, is_step=False)
+                    self._try_to_save(epoch=epoch, is_step=False)
                 self._sample_if_due(epoch_end=epoch)
-            self._read_pending_loss()
+            self.losses.flush()
             self._show(bar, advance=0)
 
     def _make_batch_loss(self) -> BatchLoss:
@@ -388,20 +402,13 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.after_step()
         self.step += 1
-        self._read_pending_loss()
-        self._pending_loss = seen[0] / seen[1]
-
-    def _read_pending_loss(self) -> None:
-        """Read the loss of the step before, so that the device is never waited for."""
-        if self._pending_loss is not None:
-            self.loss_history.append(float(self._pending_loss))
-            self._pending_loss = None
+        self.losses.push(seen[0] / seen[1])
 
     def _show(self, bar: Any, advance: int = 1) -> None:
-        recent = self.loss_history[-self.plan.steps.steps_per_epoch :]
-        if recent:
+        mean = self.losses.mean_of_last(self.plan.steps.steps_per_epoch)
+        if mean is not None:
             rate = self.schedule.get_last_lr()[-1]
-            bar.set_postfix(avr_loss=f"{sum(recent) / len(recent):.4f}", lr=f"{rate:.3g}", refresh=False)
+            bar.set_postfix(avr_loss=f"{mean:.4f}", lr=f"{rate:.3g}", refresh=False)
         bar.update(advance)
 
     # Saving and samples
@@ -415,6 +422,14 @@ class Trainer:
             logger.info("done: %s", self.saved_files[-1])
             logger.info("most memory in use: %s", memory_words(self.device) or "unknown")
         self.accelerator.end_training()
+
+    def _try_to_save(self, *, epoch: int, is_step: bool) -> None:
+        """Save in between. A full disk then costs this file and not the training."""
+        try:
+            self._save_at(epoch=epoch, is_step=is_step)
+        except OutputError as error:
+            logger.error("not saved, training goes on: %s", error)
+            self.accelerator.wait_for_everyone()
 
     def _save_at(self, *, epoch: int, is_step: bool, is_last: bool = False) -> None:
         from library.checkpoint.names import epoch_name, last_name, step_name

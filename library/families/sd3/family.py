@@ -365,7 +365,7 @@ def _scaled_tables(
     """The tables for these resolutions. Every bucket asks once, so that the order of batches changes nothing."""
     from library.models.positions import ScaledPositionTables
 
-    tables = ScaledPositionTables([int((size.width * size.height) ** 0.5) // 8 for size in resolutions], channels)
+    tables = ScaledPositionTables([round((size.width * size.height) ** 0.5) // 8 for size in resolutions], channels)
     for bucket in buckets:
         tables.table(bucket.height // (8 * patch), bucket.width // (8 * patch))
     return tables

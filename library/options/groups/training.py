@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import ClassVar
 
@@ -66,7 +67,10 @@ class DistributedOptions(OptionGroup):
     title: ClassVar[str] = "Several processes"
 
     ddp_timeout: int | None = opt(
-        None, "How long processes wait for each other.", unit="minutes", no_effect=_OWN_AVERAGE
+        None,
+        "How long processes wait for each other, for instance while the first one draws samples. Not set means 120.",
+        unit="minutes",
+        minimum=1,
     )
     ddp_gradient_as_bucket_view: bool = opt(False, "Setting of DDP.", no_effect=_OWN_AVERAGE)
     ddp_static_graph: bool = opt(False, "Setting of DDP.", no_effect=_OWN_AVERAGE)
@@ -81,3 +85,8 @@ class DistributedOptions(OptionGroup):
     zero3_init_flag: bool = opt(False, "Build the model in shards (ZeRO 3).", later=_DEEPSPEED)
     zero3_save_16bit_model: bool = opt(False, "Save in 16 bits (ZeRO 3).", later=_DEEPSPEED)
     fp16_master_weights_and_gradients: bool = opt(False, "Keep master weights in fp16.", later=_DEEPSPEED)
+
+    @property
+    def timeout(self) -> timedelta:
+        """How long processes wait for each other."""
+        return timedelta(minutes=self.ddp_timeout or 120)
