@@ -6,6 +6,8 @@ Besides `create_network` a module may have `check_network_args` and `check_netwo
 from __future__ import annotations
 
 import importlib
+import inspect
+import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -13,7 +15,10 @@ from types import ModuleType
 from typing import Any
 
 from library.errors import OptionError
+from library.log import get_logger
 from library.options.groups import NetworkOptions
+
+logger = get_logger(__name__)
 
 KNOWN = ("networks.lora", "networks.lora_sd3", "lycoris.kohya")
 
@@ -56,6 +61,8 @@ def check_network(module: ModuleType, options: NetworkOptions, arguments: Mappin
     }
     check = getattr(module, "check_network_args", None)
     args = check(arguments, **shared) if check is not None else None
+    if check is None:
+        _warn_of_unknown(module, arguments)
     for path in options.base_weights or ():
         _check_file(module, "--base_weights", path, shared, args=None)
     if options.network_weights:
@@ -68,6 +75,27 @@ def changes_encoders(path: Path) -> bool:
     from library.tensorfile import read_header
 
     return any(name.startswith("lora_te") for name in read_header(path, "--base_weights").tensors)
+
+
+def _warn_of_unknown(module: ModuleType, arguments: Mapping[str, str]) -> None:
+    """Name the arguments that a module of another package does not read, where its source tells what it reads."""
+    known = _keys_read(module.create_network)
+    for key in sorted(arguments.keys() - known) if known else ():
+        near = get_close_matches(key, known, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        logger.warning("--network_args %s: %s does not read it, so it has no effect.%s", key, module.__name__, hint)
+
+
+def _keys_read(function: Any) -> set[str]:
+    """Names of arguments that a function takes or looks up in its `kwargs`; none if that cannot be told."""
+    try:
+        source = inspect.getsource(function)
+        named = set(inspect.signature(function).parameters)
+    except (OSError, TypeError, ValueError):
+        return set()
+    looked_up = set(re.findall(r"""kwargs(?:\.get\(|\.pop\(|\[)\s*["'](\w+)["']""", source))
+    is_handed_on = re.search(r"""[(,]\s*(?:\*\*)?kwargs\s*[,)]""", source.partition(":\n")[2])
+    return set() if is_handed_on or not looked_up else looked_up | named
 
 
 def _check_file(module: ModuleType, flag: str, path: Path, shared: Mapping[str, Any], *, args: object) -> None:

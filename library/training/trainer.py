@@ -8,7 +8,7 @@ reported before torch is loaded.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,14 +31,13 @@ from library.training.prompts import SamplePrompt, load_prompts
 if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
-    from torch import Tensor, nn
+    from torch import nn
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
 
-    from library.data.cache import TensorCache
     from library.families.base import ModelFamily
     from library.training.batch_loss import BatchLoss
-    from library.training.caching import EncodingSetup, TextCaching
+    from library.training.encoders import Encoders
     from library.training.text_stage import TextStage
 
 logger = get_logger(__name__)
@@ -58,12 +57,9 @@ class Trainer:
     seed: int
     accelerator: Accelerator
     denoiser: nn.Module
-    live: list[str]  # text encoders that run in every step
-    tokenizers: Any
+    encoders: Encoders
     text: TextStage
     batch_loss: BatchLoss
-    latent_cache: TensorCache | None = None
-    text_cache: TensorCache | None = None
     optimizer: Optimizer
     schedule: LRScheduler
 
@@ -73,7 +69,6 @@ class Trainer:
         self.losses = LossLog()
         self.saved_files: list[Path] = []
         self.step = 0
-        self._vae: nn.Module | None = None
 
     @property
     def loss_history(self) -> list[float]:
@@ -210,68 +205,27 @@ class Trainer:
         self.weight_dtype = precision_dtype(precision)
 
     def load(self) -> None:
-        """Fill the caches, then load what the steps need. What may be missing is looked for before anything is read."""
-        from library.device import release_unused_memory
-        from library.training.caching import LatentCaching, refuse_broken_pictures
+        """Fill the caches, load the encoders that run in every step, then the denoiser."""
+        from library.training.encoders import Encoders
 
-        cache, latents = self.options.cache, None
-        if cache.caches_latents:
-            latents = LatentCaching(self._encoding(cache.vae_batch_size, cache.cache_latents_to_disk, is_vae=True))
-        else:
-            refuse_broken_pictures(self.plan, self.plan.records, self.accelerator)
-        text = self._prepare_text()
-        if latents is None:
-            self.vae()
-        else:
-            self.latent_cache = latents.fill()
-            release_unused_memory(self.device)
-        self._load_text(text)
-        release_unused_memory(self.device)
+        sample_prompts = self.options.sampling.sample_prompts
+        self.encoders = Encoders(
+            self.options.cache,
+            family=self.family,
+            files=self.files,
+            plan=self.plan,
+            accelerator=self.accelerator,
+            dtype=self.weight_dtype,
+            keeps_full_vae=self.options.precision.no_half_vae,
+            trained=self.trained_encoders(),
+            prompts=sorted({text for prompt in self.prompts for text in (prompt.prompt, prompt.negative_prompt)}),
+            prompt_folder=Path(sample_prompts).parent if sample_prompts else None,
+        )
+        self.encoders.load()
+        self.text = self.encoders.text
         self.denoiser = self.family.load_denoiser(self.files, self.weight_dtype, self.device)
         if self.options.training.gradient_checkpointing:
             self.denoiser.gradient_checkpointing = True  # type: ignore[assignment]
-
-    def _prepare_text(self) -> TextCaching | None:
-        """Find the tokenizers of the encoders that run in every step, and what the text cache lacks."""
-        from library.training.caching import TextCaching
-
-        cache, family = self.options.cache, self.family
-        present = [name for name in family.encoder_names if family.has_encoder(self.files, name)]
-        self.live = [name for name in present if name in self.trained_encoders() or not cache.caches_text]
-        self.tokenizers = family.load_tokenizers(self.files, self.live) if self.live else None
-        cached = [name for name in present if name not in self.live]
-        if not cached:
-            return None
-        size = cache.text_encoder_batch_size or max(spec.batch_size for spec in self.plan.specs)
-        setup = self._encoding(size, cache.cache_text_encoder_outputs_to_disk)
-        return TextCaching(setup, cached, self._prompt_texts(), self._prompt_folder())
-
-    def _load_text(self, caching: TextCaching | None) -> None:
-        """Fill the text cache, and load the encoders that have to run in every step."""
-        from library.training.text_stage import TextStage
-
-        family, live = self.family, self.live
-        prompt_states: Mapping[str, Mapping[str, Tensor]] = {}
-        if caching is not None:
-            self.text_cache, prompt_states = caching.fill()
-        encoders = family.load_text_encoders(self.files, self.encoder_dtype(), self.device, live) if live else {}
-        trained = self.trained_encoders()
-        self.text = TextStage(family, self.device, encoders, self.tokenizers, prompt_states, trained)
-
-    def _encoding(self, batch_size: int, to_disk: bool, *, is_vae: bool = False) -> EncodingSetup:
-        from library.training.caching import EncodingSetup
-
-        dtype = self.encoder_dtype(is_vae=is_vae)
-        return EncodingSetup(self.family, self.files, self.plan, self.accelerator, dtype, batch_size, to_disk)
-
-    def _prompt_texts(self) -> list[str]:
-        return sorted({text for prompt in self.prompts for text in (prompt.prompt, prompt.negative_prompt)})
-
-    def _prompt_folder(self) -> Path | None:
-        """Sample prompts are cached beside their file."""
-        sampling = self.options.sampling
-        to_disk = self.options.cache.cache_text_encoder_outputs_to_disk and sampling.sample_prompts
-        return Path(sampling.sample_prompts).parent if to_disk else None
 
     def build_optimizer(self) -> None:
         """Optimizer and schedule over what trains."""
@@ -349,7 +303,7 @@ class Trainer:
         loss = self.options.loss
         settings = LossSettings(loss.loss_type, loss.huber_schedule, loss.huber_c, loss.huber_scale)
         return BatchLoss(
-            self.family, self.denoiser, self.text, self.vae, settings, self.accelerator.autocast, self.seed
+            self.family, self.denoiser, self.text, self.encoders.vae, settings, self.accelerator.autocast, self.seed
         )
 
     def _batches(self) -> Iterator[Batch]:
@@ -360,8 +314,8 @@ class Trainer:
             self.plan.records,
             self.plan.crops,
             self.plan.specs,
-            latents=self.latent_cache,
-            text=self.text_cache,
+            latents=self.encoders.latents,
+            text=self.encoders.texts,
             seed=self.seed,
             max_steps=self.plan.steps.max_steps,
         )
@@ -468,12 +422,11 @@ class Trainer:
 
         if self.prompts and self.accelerator.is_main_process:
             self.set_training(False)
-            vae = self.vae()
             save_samples(
                 self.prompts,
                 family=self.family,
                 denoiser=self.denoiser,
-                vae=vae,
+                vae=self.encoders.vae(),
                 text=self.text,
                 device=self.device,
                 autocast=self.accelerator.autocast,
@@ -482,32 +435,10 @@ class Trainer:
                 step=self.step,
                 epoch_end=epoch_end,
             )
-            self._park_vae()
+            self.encoders.park_vae()
         self.accelerator.wait_for_everyone()
-
-    # Parts that come and go
 
     @property
     def device(self) -> torch.device:
         """Where the model runs."""
         return self.accelerator.device
-
-    def encoder_dtype(self, *, is_vae: bool = False) -> torch.dtype:
-        """Precision of the frozen encoders: the weight dtype, but float32 where fp16 has no hardware or is refused."""
-        import torch
-
-        keep_full = is_vae and self.options.precision.no_half_vae
-        if keep_full or (self.weight_dtype == torch.float16 and self.device.type == "cpu"):
-            return torch.float32
-        return self.weight_dtype
-
-    def vae(self) -> nn.Module:
-        """The VAE, loaded when first needed."""
-        if self._vae is None:
-            self._vae = self.family.load_vae(self.files, self.encoder_dtype(is_vae=True), self.device)
-        return self._vae.to(self.device)
-
-    def _park_vae(self) -> None:
-        """Make room on the device where only samples need the VAE."""
-        if self._vae is not None and self.latent_cache is not None:
-            self._vae = self._vae.to("cpu")

@@ -580,6 +580,7 @@ def test_an_output_dir_that_cannot_be_written_gives_5(place, attempt):
 def test_a_launch_that_got_fewer_processes_gives_3(attempt, monkeypatch):
     for name in ("WORLD_SIZE", "RANK"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     outcome = attempt.run()
     assert outcome.code == 3

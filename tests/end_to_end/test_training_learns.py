@@ -15,8 +15,8 @@ def loss_at_fixed_draws(trainer):
         plan.records,
         plan.crops,
         plan.specs,
-        latents=trainer.latent_cache,
-        text=trainer.text_cache,
+        latents=trainer.encoders.latents,
+        text=trainer.encoders.texts,
         seed=trainer.seed,
         max_steps=1,
     )

@@ -1,0 +1,122 @@
+"""The frozen models around the denoiser: text encoders and VAE, their caches, and when each is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from library.data.cache import TensorCache
+from library.device import release_unused_memory
+from library.families.base import ModelFamily
+from library.training.caching import EncodingSetup, LatentCaching, TextCaching, refuse_broken_pictures
+from library.training.planning import DataPlan
+from library.training.text_stage import TextStage
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch import Tensor, nn
+
+    from library.options.groups import CacheOptions
+
+
+class Encoders:
+    """What turns pictures and captions into the denoiser's inputs; after `load` as caches, as live models, or both.
+
+    Args:
+        options: What is cached, and how.
+        files: The family's files.
+        accelerator: Says where models run.
+        dtype: Of the frozen weights.
+        keeps_full_vae: The VAE runs in float32.
+        trained: Names of the text encoders that train; they run in every step.
+        prompts: Texts of the sample prompts, negative ones included.
+        prompt_folder: Where their cached states lie, if on disk.
+
+    Attributes:
+        latents: Filled cache, or None where pictures are encoded in every step.
+        texts: Filled cache, or None.
+        text: Gives the text states of batches and prompts.
+    """
+
+    def __init__(
+        self,
+        options: CacheOptions,
+        *,
+        family: ModelFamily,
+        files: Any,
+        plan: DataPlan,
+        accelerator: Accelerator,
+        dtype: torch.dtype,
+        keeps_full_vae: bool,
+        trained: Sequence[str],
+        prompts: Sequence[str],
+        prompt_folder: Path | None,
+    ) -> None:
+        self.options, self.family, self.files, self.plan = options, family, files, plan
+        self.accelerator, self.trained = accelerator, tuple(trained)
+        self.prompts = prompts
+        self.prompt_folder = prompt_folder if options.cache_text_encoder_outputs_to_disk else None
+        has_no_fp16 = dtype == torch.float16 and accelerator.device.type == "cpu"
+        self._text_dtype = torch.float32 if has_no_fp16 else dtype
+        self._vae_dtype = torch.float32 if keeps_full_vae else self._text_dtype
+        self._vae: nn.Module | None = None
+        self.latents: TensorCache | None = None
+        self.texts: TensorCache | None = None
+        self.text: TextStage
+
+    def load(self) -> None:
+        """Fill the caches and load what runs in every step. What may be missing is looked for before weights are read.
+
+        Raises:
+            DatasetError: Pictures are damaged.
+            CheckpointError: Tokenizers are nowhere, or weights are damaged.
+            OutputError: Cache files cannot be written.
+        """
+        device = self.accelerator.device
+        latents = self._prepare_latents()
+        present = [name for name in self.family.encoder_names if self.family.has_encoder(self.files, name)]
+        live = [name for name in present if name in self.trained or not self.options.caches_text]
+        tokenizers = self.family.load_tokenizers(self.files, live) if live else None
+        texts = self._prepare_texts([name for name in present if name not in live])
+        if latents is None:
+            self.vae()
+        else:
+            self.latents = latents.fill()
+            release_unused_memory(device)
+        prompts: Mapping[str, Mapping[str, Tensor]] = {}
+        if texts is not None:
+            self.texts, prompts = texts.fill()
+            release_unused_memory(device)
+        encoders = self.family.load_text_encoders(self.files, self._text_dtype, device, live) if live else {}
+        self.text = TextStage(self.family, device, encoders, tokenizers, prompts, self.trained)
+
+    def vae(self) -> nn.Module:
+        """The VAE on the device, loaded when first needed."""
+        if self._vae is None:
+            self._vae = self.family.load_vae(self.files, self._vae_dtype, self.accelerator.device)
+        return self._vae.to(self.accelerator.device)
+
+    def park_vae(self) -> None:
+        """Make room on the device where only samples need the VAE."""
+        if self._vae is not None and self.latents is not None:
+            self._vae = self._vae.to("cpu")
+
+    def _prepare_latents(self) -> LatentCaching | None:
+        if not self.options.caches_latents:
+            refuse_broken_pictures(self.plan, self.plan.records, self.accelerator)
+            return None
+        to_disk = self.options.cache_latents_to_disk
+        return LatentCaching(self._setup(self._vae_dtype, self.options.vae_batch_size, to_disk))
+
+    def _prepare_texts(self, names: Sequence[str]) -> TextCaching | None:
+        if not names:
+            return None
+        batch_size = self.options.text_encoder_batch_size or max(spec.batch_size for spec in self.plan.specs)
+        setup = self._setup(self._text_dtype, batch_size, self.options.cache_text_encoder_outputs_to_disk)
+        return TextCaching(setup, names, self.prompts, self.prompt_folder)
+
+    def _setup(self, dtype: torch.dtype, batch_size: int, to_disk: bool) -> EncodingSetup:
+        return EncodingSetup(self.family, self.files, self.plan, self.accelerator, dtype, batch_size, to_disk)

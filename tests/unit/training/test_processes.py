@@ -1,0 +1,64 @@
+"""Launches that are refused and allowed, by what launchers leave in the environment."""
+
+import pytest
+
+from library.errors import EnvironmentFault
+from library.training.processes import check_launch, num_processes
+
+LAUNCHER = {"MASTER_ADDR", "WORLD_SIZE", "RANK", "ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_FSDP"}
+LAUNCHER |= {"ACCELERATE_USE_DEEPSPEED", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"}
+ONE = {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1"}
+RANKS = {"MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2", "RANK": "1"}
+
+
+@pytest.fixture
+def launched_with(monkeypatch):
+    """launched_with(variables) gives the process these launcher variables and no others."""
+
+    def change(variables):
+        for name in LAUNCHER:
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        {"MASTER_ADDR": "10.0.0.7"},
+        {"WORLD_SIZE": ""},
+        RANKS,
+        ONE,
+        {**ONE, **RANKS},
+        {**ONE, "ACCELERATE_USE_FSDP": "false", "ACCELERATE_USE_DEEPSPEED": "0"},
+        {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ""},
+    ],
+    ids=["python", "cluster", "empty", "torchrun", "accelerate", "accelerate of two", "switched off", "no number"],
+)
+def test_launch_that_does_what_it_says_is_allowed(launched_with, variables):
+    launched_with(variables)
+    check_launch()
+    assert num_processes() == (2 if "RANK" in variables else 1)
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({**ONE, "MASTER_ADDR": "127.0.0.1"}, ("several processes", "torchrun")),
+        ({**ONE, "ACCELERATE_USE_FSDP": "true"}, ("FSDP", "multi-GPU")),
+        ({**ONE, **RANKS, "ACCELERATE_USE_FSDP": "1"}, ("FSDP", "multi-GPU")),
+        ({**ONE, "ACCELERATE_USE_DEEPSPEED": "True"}, ("DeepSpeed", "multi-GPU")),
+        ({"ACCELERATE_USE_DEEPSPEED": "yes"}, ("DeepSpeed", "multi-GPU")),
+        ({**ONE, "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, ("twice", "--gradient_accumulation_steps")),
+    ],
+)
+def test_launch_that_would_do_something_else_is_refused(launched_with, variables, words):
+    launched_with(variables)
+    with pytest.raises(EnvironmentFault) as refusal:
+        check_launch()
+    assert refusal.value.exit_code == 3
+    for word in words:
+        assert word in str(refusal.value)
