@@ -233,7 +233,8 @@ def text_entries(
         records: The pictures.
         captions: What is encoded for each of them.
         family: Name of the model family.
-        identity: Hash of the encoders' weights and tokenizers, with precision and settings that change their output.
+        identity: Hash of the encoders' weights, with precision and settings that change their output. Tokenizers are
+            no part of it: where all is cached they need not be there.
         to_disk: False keeps the states in memory.
     """
     places = _Places()

@@ -87,15 +87,19 @@ def _warn_of_unknown(module: ModuleType, arguments: Mapping[str, str]) -> None:
 
 
 def _keys_read(function: Any) -> set[str]:
-    """Names of arguments that a function takes or looks up in its `kwargs`; none if that cannot be told."""
+    """Names that a function takes, looks up in its `kwargs` or has in a table; none if that cannot be told."""
     try:
         source = inspect.getsource(function)
-        named = set(inspect.signature(function).parameters)
+        parameters = inspect.signature(function).parameters
     except (OSError, TypeError, ValueError):
         return set()
-    looked_up = set(re.findall(r"""kwargs(?:\.get\(|\.pop\(|\[)\s*["'](\w+)["']""", source))
-    is_handed_on = re.search(r"""[(,]\s*(?:\*\*)?kwargs\s*[,)]""", source.partition(":\n")[2])
-    return set() if is_handed_on or not looked_up else looked_up | named
+    looked_up = re.findall(r"""kwargs(?:\.get\(|\.pop\(|\[)\s*["'](\w+)["']""", source)
+    is_handed_on = re.search(r"[(,=]\s*(\*\*)?kwargs\s*[,)\n]", source.partition(":\n")[2])
+    if is_handed_on or not looked_up:
+        return set()
+    tables = (function.__globals__.get(name) for name in function.__code__.co_names)
+    renamed = {key for table in tables if isinstance(table, dict) for key in table if isinstance(key, str)}
+    return {*looked_up, *renamed, *parameters} - {"kwargs"}
 
 
 def _check_file(module: ModuleType, flag: str, path: Path, shared: Mapping[str, Any], *, args: object) -> None:

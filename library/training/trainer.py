@@ -208,7 +208,7 @@ class Trainer:
         """Fill the caches, load the encoders that run in every step, then the denoiser."""
         from library.training.encoders import Encoders
 
-        sample_prompts = self.options.sampling.sample_prompts
+        file = self.options.sampling.sample_prompts
         self.encoders = Encoders(
             self.options.cache,
             family=self.family,
@@ -219,7 +219,7 @@ class Trainer:
             keeps_full_vae=self.options.precision.no_half_vae,
             trained=self.trained_encoders(),
             prompts=sorted({text for prompt in self.prompts for text in (prompt.prompt, prompt.negative_prompt)}),
-            prompt_folder=Path(sample_prompts).parent if sample_prompts else None,
+            prompt_folder=file.with_name(f"{file.name}_cache") if file else None,
         )
         self.encoders.load()
         self.text = self.encoders.text

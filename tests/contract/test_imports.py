@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -292,3 +293,12 @@ def test_modules_say_what_they_are():
         if path.name != "__init__.py" and ast.get_docstring(tree_of(path)) is None
     ]
     report(problems)
+
+
+@pytest.mark.parametrize("folder", ["data", "training"])
+def test_the_map_names_every_file(folder: str):
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    listed = re.search(rf"^  {folder}/ (.*?)^(?=\S|  \S)", page, re.MULTILINE | re.DOTALL)
+    assert listed
+    files = {path.stem for path in (ROOT / "library" / folder).glob("*.py")} - {"__init__"}
+    assert files - set(re.findall(r"\w+", listed[1])) == set()

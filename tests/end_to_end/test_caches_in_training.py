@@ -76,6 +76,16 @@ def test_clip_trained_live_with_t5_from_the_cache_equals_all_live(training, data
     assert_same(cached, live)
 
 
+@pytest.mark.parametrize("flags", [(), (UNET_ONLY,)], ids=["with encoders", "denoiser"])
+def test_cached_equals_live_in_bf16(training, dataset, flags):
+    bf16 = (STEPS, "--mixed_precision=bf16", *flags)
+    live = training.compare(dataset, *bf16)
+    cached = training.compare(dataset, *bf16, LATENTS, TEXT)
+    assert moved(live) > 1e-3
+    assert cached.losses == pytest.approx(live.losses, rel=1e-5)
+    assert_same(cached, live)
+
+
 def test_masks_change_what_is_trained(training, dataset):
     plain = training.unet_only(dataset, STEPS)
     masked = training.unet_only(dataset, STEPS, *MASKS)

@@ -1,5 +1,6 @@
 """A saved LoRA, converted, does in diffusers what it does here; and the other way round."""
 
+import inspect
 import re
 
 import pytest
@@ -182,6 +183,13 @@ def test_there_and_back_has_the_same_effect(ours, tmp_path):
 WHOLE = ["to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "norm1_context.linear"]
 
 
+SAVED_PARTS = inspect.signature(StableDiffusion3Pipeline.save_lora_weights).parameters
+
+
+@pytest.mark.skipif(
+    "transformer_lora_adapter_metadata" not in SAVED_PARTS,
+    reason="this diffusers does not save the alpha of a LoRA",
+)
 @pytest.mark.parametrize("targets", [WHOLE, ["to_v"]])
 def test_lora_trained_with_diffusers_has_the_same_effect_here(targets, ours, pipeline, tmp_path):
     from peft.utils import get_peft_model_state_dict

@@ -7,6 +7,7 @@ import torch
 from safetensors import safe_open
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
+from library.errors import CheckpointError
 from library.models.mmdit import MMDiT, MMDiTConfig
 
 lycoris = pytest.importorskip("lycoris")
@@ -88,3 +89,39 @@ def test_what_the_trainer_has_to_respect(mmdit, tmp_path):
     network.apply_to([], mmdit, False, True)
     groups, names = network.prepare_optimizer_params(None, 0, None)
     assert (groups, names) == ([], [])
+
+
+# In the script
+
+
+@pytest.fixture
+def dataset(training):
+    return training.dataset(training.pictures())
+
+
+LYCORIS = ("--network_module=lycoris.kohya", "--max_train_steps=1", "--network_args")
+
+
+def test_file_of_another_algorithm_is_an_error(training, dataset):
+    loha = training.unet_only(dataset, *LYCORIS, "algo=loha")
+    assert any("hada_w" in name for name in loha.weights)
+    with pytest.raises(CheckpointError) as refusal:
+        training.unet_only(dataset, f"--network_weights={loha.file}", *LYCORIS, "algo=lokr", "factor=4")
+    message = str(refusal.value)
+    assert message.startswith(f"--network_weights {loha.file} does not fit the network: ") and "lokr_w" in message
+    assert "\n" not in message and message.endswith("Use the arguments that it was trained with.")
+
+
+def test_file_of_the_same_network_is_continued(training, dataset):
+    first = training.unet_only(dataset, *LYCORIS, "algo=lokr", "factor=4")
+    flags = (f"--network_weights={first.file}", "--learning_rate=1e-12", *LYCORIS, "algo=lokr", "factor=4")
+    again = training.unet_only(dataset, *flags)
+    torch.testing.assert_close(again.weights, first.weights, rtol=0, atol=1e-6)
+    assert any(str(first.file) in line for line in again.log)
+
+
+def test_argument_that_nobody_reads_is_a_warning_with_the_nearest_name(training, dataset):
+    run = training.unet_only(dataset, *LYCORIS, "algoo=lokr", "factor=4", "constrain=0", "preset=full")
+    (warning,) = (line for line in run.log if "has no effect" in line)
+    assert warning.startswith("--network_args algoo: lycoris.kohya does not read it")
+    assert warning.endswith("Did you mean algo?")
