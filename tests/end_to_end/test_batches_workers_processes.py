@@ -1,5 +1,6 @@
 """What must not change a training: how a step is cut into batches, who reads pictures, how many processes share it."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -103,3 +104,29 @@ def test_accelerate_launch_of_two_processes_without_a_gpu_is_an_error(training, 
     assert len(errors) == 1
     assert "several processes" in errors[0] and "torchrun" in errors[0]
     assert run.accounts == ()
+
+
+FAULT_OF_THE_SECOND = """
+import os
+from library.data import loader
+from library.errors import DatasetError
+
+def unreadable(path, size):
+    raise DatasetError(f"{path}: the disk is gone. Plug it in.")
+
+if os.environ["RANK"] == "1":
+    loader.load_image = unreadable
+"""
+
+
+def test_fault_of_one_process_ends_both(training, launch, tmp_path):
+    """The second cannot read a picture in the first step, while the first waits for its gradients."""
+    script = tmp_path / "witness.py"
+    script.write_text(FAULT_OF_THE_SECOND + script.read_text(encoding="utf-8"), encoding="utf-8")
+    dataset = training.dataset(training.pictures(), batch_size=1)
+    flags = ("--max_train_steps=2", "--network_train_unet_only", "--cache_text_encoder_outputs")
+    run = launch(training.arguments(dataset, *flags), TORCHRUN)
+    assert run.code != 0
+    assert re.search(r"error: .*\.png: the disk is gone. Plug it in.$", run.output, re.MULTILINE), run.output
+    assert run.accounts == ()
+    assert not list(tmp_path.glob("out*/*.safetensors"))

@@ -82,7 +82,6 @@ def test_cached_equals_live_in_bf16(training, dataset, flags):
     live = training.compare(dataset, *bf16)
     cached = training.compare(dataset, *bf16, LATENTS, TEXT)
     assert moved(live) > 1e-3
-    assert cached.losses == pytest.approx(live.losses, rel=1e-5)
     assert_same(cached, live)
 
 

@@ -34,5 +34,3 @@ def test_mean_is_of_the_last_known_losses():
         log.push(torch.tensor(loss))
     assert log.mean_of_last(2) == 1.5
     assert log.mean_of_last(50) == pytest.approx(11 / 3)
-
-
