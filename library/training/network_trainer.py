@@ -133,6 +133,19 @@ class NetworkTrainer(Trainer):
         )
 
     def _create_network(self, encoders: list[nn.Module]) -> Any:
+        """The network, not yet attached. What a module of another package makes of wrong arguments is told plainly."""
+        try:
+            return self._call_network_module(encoders)
+        except (KeyError, TypeError, ValueError, AssertionError) as error:
+            name = self.options.network.network_module
+            if name.startswith("networks."):
+                raise
+            reason = f"{type(error).__name__}: {error}"
+            raise OptionError(
+                f"--network_module {name} cannot make a network of these --network_args ({reason}). Check their values."
+            ) from error
+
+    def _call_network_module(self, encoders: list[nn.Module]) -> Any:
         options = self.options.network
         if options.dim_from_weights:
             made = self.module.create_network_from_weights(

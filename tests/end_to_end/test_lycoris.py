@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-from library.errors import CheckpointError
+from library.errors import CheckpointError, OptionError
 from library.models.mmdit import MMDiT, MMDiTConfig
 
 lycoris = pytest.importorskip("lycoris")
@@ -125,3 +125,8 @@ def test_argument_that_nobody_reads_is_a_warning_with_the_nearest_name(training,
     (warning,) = (line for line in run.log if "has no effect" in line)
     assert warning.startswith("--network_args algoo: lycoris.kohya does not read it")
     assert warning.endswith("Did you mean algo?")
+
+
+def test_value_that_the_package_does_not_know_is_one_sentence(training, dataset):
+    with pytest.raises(OptionError, match=r"lycoris\.kohya cannot make a network .*KeyError: 'lokrr'"):
+        training.unet_only(dataset, *LYCORIS, "algo=lokrr")
