@@ -87,6 +87,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the script; returns the exit code."""
     arguments = make_parser().parse_args(argv)
     try:
+        if arguments.target.exists() and arguments.target.samefile(arguments.source):
+            raise OptionError(f"{arguments.source} is source and target at once. Give another name for the target.")
         print(convert(arguments.source, arguments.target, to=arguments.to, fold=arguments.fold_alpha))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

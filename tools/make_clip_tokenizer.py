@@ -20,6 +20,9 @@ import zipfile
 import zlib
 from pathlib import Path
 
+if __package__ in (None, ""):  # run as a file: the toolkit is one folder up
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from library.errors import CheckpointError, EnvironmentFault, UserError
 from library.models.tokenizers import hub_folder_name, setup_tokenizer_dir
 from library.tensorfile import write_atomically

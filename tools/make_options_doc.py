@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+
+if __package__ in (None, ""):  # run as a file: the toolkit is one folder up
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from library.families.sd3.options import NETWORK_SCRIPT, Sd3NetworkOptions
 from library.options.document import options_page

@@ -10,10 +10,14 @@ pictures mean nothing. The same seed gives the same file.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+if __package__ in (None, ""):  # run as a file: the project is two folders up
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from examples.tiny_sd3.tokenizers import CLIP_LENGTH, write_tokenizers
 from library.rng import torch_stream

@@ -40,7 +40,7 @@ _REASONS = {  # by the first header key that differs
     "interpolation": "another resize_interpolation",
     "flip": "flip_aug changed",
 }
-_ENCODER_REASONS = {"latents": "another VAE", "text": "another text encoder or setting"}
+_ENCODER_REASONS = {"latents": "another VAE or precision", "text": "another text encoder, precision or setting"}
 
 
 @dataclass(frozen=True)

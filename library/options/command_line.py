@@ -163,6 +163,9 @@ def _explain_unknown(name: str, flags: Mapping[str, Option], prog: str) -> str:
             f"'{name}' is one argument, but should be {first} and its value"
             f"{_odd_characters(name)}: type a plain space or = between them."
         )
+    before, glue, after = name[2:].partition("--")
+    if glue and f"--{before}" in flags:
+        return f"'{name}' is two options without a space between them: --{before} and --{after}."
     near = nearest_hint(name[2:], [flag[2:] for flag in flags], "--")
     return f"{name} is not an option of {prog}.{near or ' See --help.'}"
 

@@ -237,6 +237,6 @@ class TextCaching:
             rows = {name: state.cpu() for name, state in states.items()}
             return [{name: state[i] for name, state in rows.items()} for i in range(len(ids))]
 
-        for target, reasons in self.missing:
+        for what, (target, reasons) in zip(("text", "prompts"), self.missing, strict=True):
             if reasons:
-                setup.fill(target, reasons, _chunks(list(reasons), setup.batch_size), load, encode, "text")
+                setup.fill(target, reasons, _chunks(list(reasons), setup.batch_size), load, encode, what)

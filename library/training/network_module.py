@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from library.errors import OptionError
+from library.errors import EnvironmentFault, OptionError
 from library.log import get_logger
 from library.options.groups import NetworkOptions
 
@@ -28,10 +28,16 @@ def import_network_module(name: str) -> ModuleType:
 
     Raises:
         OptionError: It cannot be imported, or makes no networks.
+        EnvironmentFault: It belongs to a known package that is not installed.
     """
     try:
         module = importlib.import_module(name)
     except (ImportError, TypeError, ValueError) as error:  # the last two: names such as ".lora"
+        if isinstance(error, ModuleNotFoundError) and name in KNOWN:
+            raise EnvironmentFault(
+                f"--network_module {name} needs a package that is not installed ({error}). "
+                "Run `python3 quickstart.py setup --extras lycoris`, or `pip install lycoris-lora`."
+            ) from error
         near = get_close_matches(name, KNOWN, n=1, cutoff=0.8)
         advice = f"Did you mean {near[0]}?" if near else "Use networks.lora, or install the package it comes from."
         raise OptionError(f"--network_module {name}: cannot be imported ({error}). {advice}") from error

@@ -279,14 +279,13 @@ def _runs_on_cpu(kind: OptimizerKind, arguments: Mapping[str, Any]) -> bool:
 
 
 def _without_rates(kind: OptimizerKind, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    rates = {group["lr"] for group in groups if group.get("lr") is not None}
-    if len(rates) > 1:
-        listed = ", ".join(f"{rate:g}" for rate in sorted(rates))
+    rates = sorted({group["lr"] for group in groups if group.get("lr") is not None})
+    if rates:
         logger.warning(
-            "%s with relative_step sets the learning rate itself, so the rates %s have no effect; "
-            "use --optimizer_args relative_step=False scale_parameter=False warmup_init=False to keep them.",
+            "%s with relative_step sets the learning rate itself, so the one given (%s) has no effect; "
+            "use --optimizer_args relative_step=False scale_parameter=False warmup_init=False to keep it.",
             kind.name,
-            listed,
+            ", ".join(f"{rate:g}" for rate in rates),
         )
     return [{key: value for key, value in group.items() if key != "lr"} for group in groups]
 

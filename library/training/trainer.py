@@ -187,7 +187,8 @@ class Trainer:
         precision = self.options.precision.mixed_precision
         if precision == "fp16" and not has_accelerator():
             logger.warning(
-                "fp16 without a GPU has no loss scaling, small gradients may vanish; use --mixed_precision bf16."
+                "fp16 without a GPU has no loss scaling, small gradients may vanish, and it is slow; "
+                "use --mixed_precision bf16, or leave it out."
             )
         self.accelerator = Accelerator(
             mixed_precision=precision,
@@ -252,11 +253,14 @@ class Trainer:
     def announce(self) -> None:
         """The start banner."""
         from library.device import device_words
+        from library.training.optimizers import sets_its_own_rate
 
         optimizer, checkpoints = self.options.optimizer, self.options.training.gradient_checkpointing
+        is_own = sets_its_own_rate(optimizer.optimizer_name, optimizer.optimizer_args)
+        rate = "at a rate of its own" if is_own else f"at {optimizer.learning_rate:g}"
         lines = [
             self.plan.steps.describe(),
-            f"seed {self.seed}, {optimizer.optimizer_name} at {optimizer.learning_rate:g}, "
+            f"seed {self.seed}, {optimizer.optimizer_name} {rate}, "
             f"mixed precision {self.options.precision.mixed_precision}, "
             f"gradient checkpointing {'on' if checkpoints else 'off'}, on {device_words(self.device)}",
             *self.describe_trainables(),

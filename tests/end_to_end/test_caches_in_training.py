@@ -153,7 +153,7 @@ def test_another_mask_setting_makes_all_texts_and_no_latents_anew(training, data
     before = entries(pictures)
     again = training.unet_only(dataset, STEPS, LATENTS, TEXT, "--apply_t5_attn_mask")
     assert changed(before, entries(pictures)) == set(entries(pictures, "_te"))
-    assert "text: making 4 of 4 (4 another text encoder or setting)" in again.log
+    assert "text: making 4 of 4 (4 another text encoder, precision or setting)" in again.log
     fresh = training.unet_only(dataset, STEPS, "--apply_t5_attn_mask")
     assert again.losses == pytest.approx(fresh.losses, rel=1e-5)
 
@@ -169,7 +169,7 @@ def test_another_vae_makes_all_latents_and_no_texts_anew(training, dataset, tiny
     vae = f"--vae={tmp_path / 'vae.safetensors'}"
     again = training.unet_only(dataset, STEPS, LATENTS, TEXT, *separate, vae, model=files.model)
     assert changed(before, entries(pictures)) == set(entries(pictures, "_0064x0064_sd3"))
-    assert "latents: making 4 of 4 (4 another VAE)" in again.log
+    assert "latents: making 4 of 4 (4 another VAE or precision)" in again.log
 
 
 def test_damaged_entry_is_made_anew(training, dataset, tmp_path):

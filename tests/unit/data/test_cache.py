@@ -91,7 +91,7 @@ def test_every_change_has_its_reason(record):
     cache.write(only(cache), {"latents": latents()})
     shifted = replace(CROP, top=5)
     assert reason(latent_cache(record)) is None
-    assert reason(latent_cache(record, identity="other")) == "another VAE"
+    assert reason(latent_cache(record, identity="other")) == "another VAE or precision"
     assert reason(latent_cache(record, shifted)) == "another size or crop"
     assert reason(latent_cache(record, replace(CROP, resized=Size(70, 40)))) == "another size or crop"
     assert reason(latent_cache(record, flip_aug=True)) == "flip_aug changed"
@@ -119,7 +119,7 @@ def test_captions_and_encoders_of_text_entries(record):
     cache.write(only(cache), {"context": torch.zeros(3, 4), "mask": torch.ones(3, dtype=torch.int64)})
     assert reason(text_cache(record, "a cat")) is None
     assert reason(text_cache(record, "a dog")) == "the caption changed"
-    assert reason(text_cache(record, "a cat", identity="masked")) == "another text encoder or setting"
+    assert reason(text_cache(record, "a cat", identity="masked")) == "another text encoder, precision or setting"
 
 
 def test_files_that_are_not_valid_entries_are_made_again(record):

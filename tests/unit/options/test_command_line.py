@@ -173,3 +173,8 @@ def test_all_slips_are_listed():
 
 def test_values_after_an_unknown_flag_are_not_reported_again():
     assert error_of("--learning_rat", "1e-4").count("1e-4") == 0
+
+
+def test_two_switches_without_a_space_between_them_are_named():
+    message = error_of("--network_train_unet_only--cache_latents")
+    assert message.endswith("two options without a space between them: --network_train_unet_only and --cache_latents.")

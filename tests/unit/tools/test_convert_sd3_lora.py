@@ -32,6 +32,13 @@ def test_run_as_a_file(lora, tmp_path):
     assert torch.equal(up, torch.full((16, 2), 0.5))
 
 
+def test_the_source_is_never_overwritten(lora, capsys):
+    before = lora.read_bytes()
+    assert main([str(lora), str(lora), "--to", "diffusers"]) == 2
+    assert "source and target at once" in capsys.readouterr().err
+    assert lora.read_bytes() == before
+
+
 def test_alpha_is_folded_on_request(lora, tmp_path):
     assert main([str(lora), str(tmp_path / "folded.safetensors"), "--to", "kohya", "--fold_alpha"]) == 0
     assert sorted(load_file(tmp_path / "folded.safetensors")) == [f"{NAME}.lora_down.weight", f"{NAME}.lora_up.weight"]

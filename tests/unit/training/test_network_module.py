@@ -2,13 +2,14 @@
 
 import importlib
 import logging
+import sys
 
 import pytest
 
-from library.errors import OptionError
+from library.errors import EnvironmentFault, OptionError
 from library.log import LOGGER_NAME
 from library.options.groups import NetworkOptions
-from library.training.network_module import check_network
+from library.training.network_module import check_network, import_network_module
 
 OPTIONS = NetworkOptions(network_module="foreign")
 BODIES = {
@@ -52,3 +53,10 @@ def test_nothing_is_said_where_it_cannot_be_told(warnings_of, body):
 def test_our_own_modules_refuse_instead():
     with pytest.raises(OptionError, match="x_attn_dim"):
         check_network(importlib.import_module("networks.lora"), OPTIONS, {"x_attn_dimm": "4"}, depth=2)
+
+
+def test_known_module_of_a_missing_package_names_the_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lycoris", None)
+    monkeypatch.setitem(sys.modules, "lycoris.kohya", None)
+    with pytest.raises(EnvironmentFault, match="pip install lycoris-lora"):
+        import_network_module("lycoris.kohya")
