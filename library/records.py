@@ -48,6 +48,8 @@ class ImageRecord:
         dataset: Index of the dataset in the configuration.
         subset: Index of the subset in that dataset.
         loss_weight: Factor on this picture's loss.
+        mask: A picture that says where to learn, or None; a subset with alpha_mask has it in the picture itself.
+        is_reg: A regularisation picture.
     """
 
     path: Path
@@ -58,6 +60,8 @@ class ImageRecord:
     dataset: int
     subset: int
     loss_weight: float = 1.0
+    mask: Path | None = None
+    is_reg: bool = False
 
 
 class PlannedItem(NamedTuple):
@@ -103,6 +107,10 @@ class Batch:
         latents: Shape [B, C, h, w], scaled, or None where they have to be encoded.
         text: Named encoder outputs, each [B, ...], or None where nothing is cached.
         posterior_seeds: One seed per sample for the draw from the VAE's posterior.
+        masks: Where to learn, 0..1, at the size of the latents. Shape [B, 1, h, w], or None where no sample has one;
+            samples without one are all 1.
+        preserves_output: Of each sample, whether the model shall keep drawing it as it does without the network.
+            Shape [B], bool, on the CPU; None where no sample asks for it.
     """
 
     plan: BatchPlan
@@ -113,6 +121,8 @@ class Batch:
     latents: Tensor | None = None
     text: dict[str, Tensor] | None = None
     posterior_seeds: tuple[int, ...] = ()
+    masks: Tensor | None = None
+    preserves_output: Tensor | None = None
 
     @property
     def weight(self) -> float:
@@ -130,6 +140,7 @@ class Batch:
             loss_weights=self.loss_weights.to(device, non_blocking=True),
             images=move(self.images),
             latents=move(self.latents),
+            masks=move(self.masks),
             text=self.text and {name: t.to(device, non_blocking=True) for name, t in self.text.items()},
         )
 
@@ -144,5 +155,6 @@ class Batch:
             loss_weights=self.loss_weights.pin_memory(),
             images=pin(self.images),
             latents=pin(self.latents),
+            masks=pin(self.masks),
             text=self.text and {name: t.pin_memory() for name, t in self.text.items()},
         )

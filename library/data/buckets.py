@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 from library.data.problems import dataset_error, first_names
-from library.data.schema import DatasetSpec
+from library.data.specs import DatasetSpec
 from library.errors import DatasetError
 from library.log import get_logger
 from library.records import CropPlan, ImageRecord, Size

@@ -23,7 +23,7 @@ from library.tensorfile import read_header, write_tensors
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from library.data.schema import DatasetSpec
+    from library.data.specs import DatasetSpec
 
 FORMAT = "1"  # raise it when the same inputs give other tensors or other names
 

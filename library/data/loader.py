@@ -26,7 +26,7 @@ from library.rng import python_stream, stream_seed
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from library.data.schema import DatasetSpec, SubsetSpec
+    from library.data.specs import DatasetSpec, SubsetSpec
 
 
 def posterior_seed(record: ImageRecord, bucket: Size, is_flipped: bool) -> int:

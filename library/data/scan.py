@@ -17,7 +17,7 @@ from pathlib import Path
 from library.data.captions import CaptionRules
 from library.data.headers import IMAGE_SUFFIXES, PictureHeader, read_header
 from library.data.problems import dataset_error, first_names
-from library.data.schema import DatasetSpec, SubsetSpec
+from library.data.specs import DatasetSpec, SubsetSpec
 from library.errors import DatasetError
 from library.log import get_logger
 from library.records import ImageRecord

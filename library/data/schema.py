@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,44 +16,12 @@ from library.data.captions import CaptionRules
 from library.data.config_file import find_line, read_dataset_file
 from library.data.keys import KEYS, Level, explain_unknown, names_at, read_option, read_value
 from library.data.problems import dataset_error
+from library.data.specs import DatasetSpec, SubsetSpec
 from library.log import get_logger
-from library.records import Size
 
 logger = get_logger(__name__)
 
 Values = dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SubsetSpec:
-    """One folder of pictures. Names and meanings are those of the dataset file; every value is resolved."""
-
-    image_dir: Path
-    num_repeats: int = 1
-    class_tokens: str | None = None
-    caption_extension: str = ".caption"
-    captions: CaptionRules = field(default_factory=CaptionRules)
-    flip_aug: bool = False
-    random_crop: bool = False
-    resize_interpolation: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class DatasetSpec:
-    """Subsets that share resolution, buckets and batch size. Names and meanings are those of the dataset file.
-
-    `min_bucket_reso` and `max_bucket_reso` are multiples of `bucket_reso_steps` where buckets use them.
-    """
-
-    resolution: Size
-    batch_size: int = 1
-    enable_bucket: bool = False
-    min_bucket_reso: int = 256
-    max_bucket_reso: int = 1024
-    bucket_reso_steps: int = 64
-    bucket_no_upscale: bool = False
-    resize_interpolation: str | None = None
-    subsets: tuple[SubsetSpec, ...] = ()
 
 
 def load_dataset_config(

@@ -17,7 +17,7 @@ from library.log import get_logger
 from library.records import BatchPlan, CropPlan, ImageRecord
 
 if TYPE_CHECKING:
-    from library.data.schema import DatasetSpec
+    from library.data.specs import DatasetSpec
 
 logger = get_logger(__name__)
 

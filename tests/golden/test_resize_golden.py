@@ -9,7 +9,7 @@ from safetensors.torch import load
 
 from library.data.buckets import plan_crop
 from library.data.images import load_image, prepare_image
-from library.data.schema import DatasetSpec
+from library.data.specs import DatasetSpec
 from library.records import Size
 
 DATA = Path(__file__).parent / "data" / "pixels"

@@ -11,7 +11,8 @@ from library.data.batches import count_steps, epoch_plan, for_process
 from library.data.buckets import make_buckets, plan_crop
 from library.data.captions import CaptionRules, apply_caption_rules, cache_conflicts, fixed_caption
 from library.data.crops import random_crop
-from library.data.schema import DatasetSpec, parse_dataset_config
+from library.data.schema import parse_dataset_config
+from library.data.specs import DatasetSpec
 from library.errors import DatasetError
 from library.records import CropPlan, ImageRecord, Size
 

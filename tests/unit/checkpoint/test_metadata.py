@@ -18,7 +18,7 @@ from library.checkpoint.metadata import (
     tensor_hashes,
 )
 from library.data.captions import CaptionRules
-from library.data.schema import DatasetSpec, SubsetSpec
+from library.data.specs import DatasetSpec, SubsetSpec
 from library.records import CropPlan, ImageRecord, Size
 from library.tensorfile import read_header, read_tensors, write_tensors
 

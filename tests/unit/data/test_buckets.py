@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from library.data.buckets import cover, make_buckets, plan_crop, plan_crops, select_bucket
-from library.data.schema import DatasetSpec
+from library.data.specs import DatasetSpec
 from library.errors import DatasetError
 from library.records import CropPlan, ImageRecord, Size
 

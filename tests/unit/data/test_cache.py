@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from library.data.cache import CacheEntry, TensorCache, latent_entries, prompt_entries, text_entries
-from library.data.schema import DatasetSpec, SubsetSpec
+from library.data.specs import DatasetSpec, SubsetSpec
 from library.errors import CheckpointError, DatasetError, OutputError
 from library.records import CropPlan, ImageRecord, Size
 from library.tensorfile import read_header

@@ -15,7 +15,7 @@ from library.data.cache import TensorCache, latent_entries, text_entries
 from library.data.captions import CaptionRules
 from library.data.images import load_image, prepare_image
 from library.data.loader import BatchDataset, make_loader, posterior_seed
-from library.data.schema import DatasetSpec, SubsetSpec
+from library.data.specs import DatasetSpec, SubsetSpec
 from library.errors import DatasetError
 from library.records import ImageRecord, Size
 

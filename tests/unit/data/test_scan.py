@@ -10,7 +10,7 @@ from PIL import Image, ImageOps, features
 from library.data.captions import CaptionRules
 from library.data.headers import read_header
 from library.data.scan import natural_order, scan_datasets
-from library.data.schema import DatasetSpec, SubsetSpec
+from library.data.specs import DatasetSpec, SubsetSpec
 from library.errors import DatasetError
 from library.records import Size
 
