@@ -7,7 +7,6 @@ reported before torch is loaded.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,25 +16,15 @@ from library.log import get_logger
 from library.records import Batch
 from library.training.checks import check_block_swap, check_output_dir, check_picture_sizes
 from library.training.loss_log import LossLog
-from library.training.planning import DataPlan, plan_data
-from library.training.processes import (
-    average_over_processes,
-    check_launch,
-    check_started,
-    num_processes,
-    scale_fp16_gradients,
-    shared_gradients,
-)
+from library.training.processes import average_over_processes, scale_fp16_gradients, shared_gradients
 from library.training.prompts import SamplePrompt, load_prompts
+from library.training.run import Run
 
 if TYPE_CHECKING:
-    import torch
-    from accelerate import Accelerator
     from torch import nn
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
 
-    from library.families.base import ModelFamily
     from library.training.batch_loss import BatchLoss
     from library.training.encoders import Encoders
     from library.training.text_stage import TextStage
@@ -43,7 +32,7 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 
-class Trainer:
+class Trainer(Run):
     """Runs a training from options to saved files. Subclasses say what trains.
 
     Attributes:
@@ -51,11 +40,6 @@ class Trainer:
         saved_files: In the order they were written.
     """
 
-    family: ModelFamily
-    files: Any
-    plan: DataPlan
-    seed: int
-    accelerator: Accelerator
     denoiser: nn.Module
     encoders: Encoders
     text: TextStage
@@ -64,7 +48,7 @@ class Trainer:
     schedule: LRScheduler
 
     def __init__(self, options: Any) -> None:
-        self.options = options
+        super().__init__(options)
         self.prompts: tuple[SamplePrompt, ...] = ()
         self.losses = LossLog()
         self.saved_files: list[Path] = []
@@ -76,10 +60,6 @@ class Trainer:
         return self.losses.values
 
     # What a kind of training defines
-
-    def make_family(self) -> ModelFamily:
-        """The model family, made from the options."""
-        raise NotImplementedError
 
     def check_trainables(self) -> None:
         """Refuse options that do not fit `self.files`, before weights are read."""
@@ -125,11 +105,10 @@ class Trainer:
         return 0
 
     def check_options(self) -> None:
-        """Everything that can be told from the options alone."""
+        """Also: schedule, sample prompts and output folder."""
         from library.training.schedules import check_schedule
 
-        check_launch()
-        self.family = self.make_family()
+        super().check_options()
         optimizer, sampling = self.options.optimizer, self.options.sampling
         check_schedule(
             optimizer.lr_scheduler, optimizer.lr_warmup_steps, optimizer.lr_scheduler_args, options=optimizer
@@ -143,32 +122,12 @@ class Trainer:
             )
         check_output_dir(Path(self.options.saving.output_dir))
 
-    def plan_run(self) -> None:
-        """Data and steps, from headers only."""
-        training = self.options.training
-        self.plan = plan_data(
-            Path(self.options.data.dataset_config),
-            self.options.dataset_defaults(),
-            bucket_multiple=self.family.bucket_multiple,
-            num_processes=num_processes(),
-            accumulation=training.gradient_accumulation_steps,
-            max_steps=training.max_train_steps,
-            max_epochs=training.max_train_epochs,
-        )
-        self.family = self.family.for_buckets(
-            [spec.resolution for spec in self.plan.specs], sorted({crop.bucket for crop in self.plan.crops})
-        )
-        if self.options.cache.caches_text:
-            self.plan.refuse_caption_conflicts()
-        if self.options.cache.caches_latents:
-            self.plan.refuse_crop_conflicts()
-
     def inspect_files(self) -> None:
-        """Headers of the model files, and what they say about the options."""
+        """Also: what the model files say about the options."""
         from library.device import has_accelerator
         from library.training.optimizers import check_optimizer
 
-        self.files = self.family.inspect()
+        super().inspect_files()
         buckets = {crop.bucket: None for crop in self.plan.crops}
         prompts = self.prompts if self.options.sampling.is_on else ()
         check_picture_sizes(self.family.longest_side(self.files), buckets, prompts, self.plan.source)
@@ -178,32 +137,18 @@ class Trainer:
         check_optimizer(optimizer.optimizer_name, optimizer.optimizer_args, optimizer.learning_rate)
 
     def start(self) -> None:
-        """Processes, device, precision and seed."""
-        from accelerate import Accelerator
-        from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, set_seed
+        """Also: what fp16 means here."""
+        from library.device import has_accelerator
 
-        from library.device import has_accelerator, precision_dtype
-
-        precision = self.options.precision.mixed_precision
-        if precision == "fp16" and not has_accelerator():
+        precision = self.options.precision
+        if precision.mixed_precision == "fp16" and not has_accelerator():
             logger.warning(
                 "fp16 without a GPU has no loss scaling, small gradients may vanish, and it is slow; "
                 "use --mixed_precision bf16, or leave it out."
             )
-        self.accelerator = Accelerator(
-            mixed_precision=precision,
-            cpu=not has_accelerator(),
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=self.options.distributed.timeout)],
-        )
-        check_started(self.accelerator)
-        if self.options.precision.full_fp16 and self.accelerator.scaler is not None:
+        super().start()
+        if precision.full_fp16 and self.accelerator.scaler is not None:
             scale_fp16_gradients(self.accelerator.scaler)
-        seed = self.options.training.seed
-        drawn = [random.SystemRandom().randrange(1 << 31) if seed is None else seed]
-        broadcast_object_list(drawn)
-        self.seed = drawn[0]
-        set_seed(self.seed)
-        self.weight_dtype = precision_dtype(precision)
 
     def load(self) -> None:
         """Fill the caches, load the encoders that run in every step, then the denoiser."""
@@ -441,8 +386,3 @@ class Trainer:
             )
             self.encoders.park_vae()
         self.accelerator.wait_for_everyone()
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model runs."""
-        return self.accelerator.device
