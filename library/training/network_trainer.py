@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from library.training.run_metadata import RunMetadata
 
 logger = get_logger(__name__)
+
+
+STRENGTH = 1.0  # of the network while it trains
 
 
 class NetworkTrainer(Trainer):
@@ -149,11 +153,11 @@ class NetworkTrainer(Trainer):
         options = self.options.network
         if options.dim_from_weights:
             made = self.module.create_network_from_weights(
-                1.0, str(options.network_weights), None, encoders, self.denoiser, **self.network_args
+                STRENGTH, str(options.network_weights), None, encoders, self.denoiser, **self.network_args
             )
             return made[0] if isinstance(made, tuple) else made
         return self.module.create_network(
-            1.0,
+            STRENGTH,
             options.network_dim,
             options.network_alpha,
             None,
@@ -214,6 +218,15 @@ class NetworkTrainer(Trainer):
         for model in models:
             if model.training != is_training:  # walking through all modules takes a moment
                 model.train(is_training)
+
+    @contextmanager
+    def unchanged_model(self) -> Iterator[None]:
+        """The network is off."""
+        self.network.set_multiplier(0.0)
+        try:
+            yield
+        finally:
+            self.network.set_multiplier(STRENGTH)
 
     def after_step(self) -> None:
         """Keep the norms below --scale_weight_norms."""

@@ -8,6 +8,7 @@ reported before torch is loaded.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +80,10 @@ class Trainer(Run):
 
     def set_training(self, is_training: bool) -> None:
         """Switch what trains between training and evaluation."""
+        raise NotImplementedError
+
+    def unchanged_model(self) -> AbstractContextManager[None]:
+        """A context in which the model is as it was before training."""
         raise NotImplementedError
 
     def after_step(self) -> None:
@@ -252,7 +257,14 @@ class Trainer(Run):
         loss = self.options.loss
         settings = LossSettings(loss.loss_type, loss.huber_schedule, loss.huber_c, loss.huber_scale)
         return BatchLoss(
-            self.family, self.denoiser, self.text, self.encoders.vae, settings, self.accelerator.autocast, self.seed
+            self.family,
+            self.denoiser,
+            self.text,
+            self.encoders.vae,
+            settings,
+            self.accelerator.autocast,
+            self.unchanged_model,
+            self.seed,
         )
 
     def _batches(self) -> Iterator[Batch]:
