@@ -26,7 +26,7 @@ def describe_datasets(
     """Facts about the training data for `metadata.build_metadata`: datasets, tag_frequency and dataset_dirs.
 
     Args:
-        records: All pictures.
+        records: Pictures that are trained on.
         crops: One for each record.
         datasets: The configured datasets as nested mappings (`dataclasses.asdict`).
         max_tag_bytes: Limit on the tag counts; beyond it the rarest tags are left out.
@@ -51,6 +51,8 @@ def describe_datasets(
         )
         all_tags = {**tags, **all_tags}
         for subset, indices in counts:
+            if subset["is_reg"]:
+                continue
             entry = {"n_repeats": subset["num_repeats"], "img_count": len(indices)}
             folders[_free_name(_folder(subset), folders)] = entry
     return {"datasets": described, "tag_frequency": _cut_tags(all_tags, budget), "dataset_dirs": folders}
@@ -61,10 +63,10 @@ def _describe_dataset(
 ) -> dict[str, object]:
     names = ("enable_bucket", "min_bucket_reso", "max_bucket_reso", "resize_interpolation")
     return {
-        "is_dreambooth": True,
+        "is_dreambooth": all(subset["metadata_file"] is None for subset in dataset["subsets"]),
         "batch_size_per_device": dataset["batch_size"],
-        "num_train_images": sum(record.repeats for record in records),
-        "num_reg_images": 0,
+        "num_train_images": sum(record.repeats for record in records if not record.is_reg),
+        "num_reg_images": sum(record.repeats for record in records if record.is_reg),
         "resolution": list(dataset["resolution"]),
         **{name: dataset[name] for name in names},
         "bucket_info": _describe_buckets(records, crops) if dataset["enable_bucket"] else None,
@@ -89,15 +91,18 @@ def _describe_subset(subset: Mapping[str, Any], num_images: int) -> dict[str, ob
     names = (
         *("num_repeats", "color_aug", "flip_aug", "random_crop", "shuffle_caption", "keep_tokens"),
         *("keep_tokens_separator", "secondary_separator", "enable_wildcard", "caption_prefix", "caption_suffix"),
-        *("resize_interpolation", "class_tokens", "is_reg"),
+        "resize_interpolation",
     )
-    not_yet = {"color_aug": False, "is_reg": False}
-    chosen = {name: values.get(name, not_yet.get(name)) for name in names}
-    return {"img_count": num_images, **chosen, "image_dir": _folder(subset)}
+    source = {"class_tokens": subset["class_tokens"], "is_reg": subset["is_reg"]}
+    if subset["metadata_file"] is not None:
+        source = {"metadata_file": Path(subset["metadata_file"]).name}
+    chosen = {name: values[name] for name in names}
+    return {"img_count": num_images, **chosen, "image_dir": _folder(subset), **source}
 
 
 def _folder(subset: Mapping[str, Any]) -> str:
-    return Path(subset["image_dir"]).name
+    """Name of the folder; of the metadata file where pictures of any folder are named in one."""
+    return Path(subset["image_dir"] or subset["metadata_file"]).name
 
 
 def _free_name(name: str, taken: Mapping[str, object]) -> str:

@@ -225,6 +225,29 @@ def test_datasets_are_described(tmp_path):
     assert json.loads(metadata["ss_tag_frequency"]) == {"dogs": {"a dog": 2, "red": 2, "running": 1}}
 
 
+def test_regularisation_and_metadata_files_are_described(tmp_path):
+    crop = CropPlan(Size(32, 32), 0, 0, Size(32, 32))
+    subsets = (
+        SubsetSpec(image_dir=tmp_path / "dogs", num_repeats=2),
+        SubsetSpec(image_dir=tmp_path / "any", is_reg=True, class_tokens="dog"),
+        SubsetSpec(image_dir=None, metadata_file=tmp_path / "tags.json"),
+    )
+    records = [
+        ImageRecord(tmp_path / "a.png", "a", "a dog", Size(32, 32), 2, 0, 0),
+        ImageRecord(tmp_path / "b.png", "b", "dog", Size(32, 32), 3, 0, 1, is_reg=True),
+        ImageRecord(tmp_path / "c.png", "c", "cat", Size(32, 32), 1, 0, 2),
+    ]
+    facts = describe_datasets(records, [crop] * 3, [asdict(DatasetSpec(resolution=Size(32, 32), subsets=subsets))])
+    (dataset,) = facts["datasets"]
+    assert (dataset["num_train_images"], dataset["num_reg_images"], dataset["is_dreambooth"]) == (3, 3, False)
+    assert [subset.get("is_reg") for subset in dataset["subsets"]] == [False, True, None]
+    assert dataset["subsets"][2]["metadata_file"] == "tags.json"
+    assert facts["dataset_dirs"] == {
+        "dogs": {"n_repeats": 2, "img_count": 1},
+        "tags.json": {"n_repeats": 1, "img_count": 1},
+    }
+
+
 def test_no_buckets_no_bucket_info(tmp_path):
     facts = describe_datasets(*make_data(tmp_path, ["a"], enable_bucket=False))
     assert facts["datasets"][0]["bucket_info"] is None
