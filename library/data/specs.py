@@ -28,7 +28,7 @@ class SubsetSpec:
         is_reg: Regularisation pictures.
         alpha_mask: The transparency of a picture is its mask.
         custom_attributes: Handed to the loss; "diff_output_preservation" is the only known key.
-        face_crop_aug_range: Smallest and largest share of the crop that the face takes.
+        face_crop_aug_range: How many times as large as a face the crop around it is, from and to.
         validation_split: Share of the pictures kept for validation, 0-1; 1 keeps them all.
         background: What shows through transparency, as red, green, blue.
         missing_caption: What happens to a picture without caption and class_tokens.

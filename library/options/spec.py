@@ -132,13 +132,19 @@ class ScriptOptions:
         config: Where options were read from.
         given: Names of the options that the command line or the file set.
         warnings: One line each, for the log.
+        required: Names of options that must be given.
+        unused: {option: reason} of options that are known, so that commands can be shared between scripts, and
+            dropped before anything is checked; those given are named in a warning.
+        preset: Values that the script itself sets, whatever is given.
     """
 
     config: ConfigOptions = field(default_factory=ConfigOptions)
     given: frozenset[str] = frozenset()
     warnings: tuple[str, ...] = ()
 
-    required: ClassVar[tuple[str, ...]] = ()
+    required: ClassVar[tuple[str | tuple[str, ...], ...]] = ()  # of several in one place any one will do
+    unused: ClassVar[Mapping[str, str]] = {}
+    preset: ClassVar[Mapping[str, object]] = {}
 
     def __post_init__(self) -> None:
         values = {name: getattr(group, name) for group in self.groups() for name in group.__dataclass_fields__}
@@ -209,9 +215,11 @@ def parse_options(
         raise OptionError(" ".join([*line.problems, *problems]))
     if values.get("output_config"):
         raise Finished(_output_config(values, options))
-    groups = _build_groups(options_class, values)
-    remarks = [*_warnings(groups, ignored or {}), *_repeat_warnings(line.repeated, values)]
     given = frozenset(name for name, value in values.items() if value is not None)
+    used = {name: value for name, value in values.items() if name not in options_class.unused}
+    groups = _build_groups(options_class, {**used, **options_class.preset})
+    unused = {name: reason for name, reason in options_class.unused.items() if name in given}
+    remarks = [*_warnings(groups, ignored or {}, unused), *_repeat_warnings(line.repeated, values)]
     return options_class(**groups, given=given, warnings=tuple(remarks))
 
 
@@ -306,10 +314,15 @@ def _build_groups(options_class: type[ScriptOptions], values: Mapping[str, objec
     return groups
 
 
-def _missing(required: Sequence[str], values: Mapping[str, object]) -> Iterator[str]:
-    names = [f"--{name}" for name in required if values.get(name) is None]
-    if names:
-        yield f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} needed."
+def _missing(required: Sequence[str | tuple[str, ...]], values: Mapping[str, object]) -> Iterator[str]:
+    choices = [(name,) if isinstance(name, str) else name for name in required]
+    absent = [names for names in choices if all(values.get(name) is None for name in names)]
+    single = [f"--{names[0]}" for names in absent if len(names) == 1]
+    if single:
+        yield f"{', '.join(single)} {'is' if len(single) == 1 else 'are'} needed."
+    for names in absent:
+        if len(names) > 1:
+            yield f"One of {', '.join(f'--{name}' for name in names)} is needed."
 
 
 def _value_problems(group: OptionGroup) -> Iterator[str]:
@@ -324,9 +337,13 @@ def _value_problems(group: OptionGroup) -> Iterator[str]:
         yield f"{', '.join(flags)}: not available yet ({reason})."
 
 
-def _warnings(groups: Mapping[str, OptionGroup], ignored: Mapping[str, str]) -> Iterator[str]:
+def _warnings(
+    groups: Mapping[str, OptionGroup], ignored: Mapping[str, str], unused: Mapping[str, str]
+) -> Iterator[str]:
     """One line for everything without effect, then the remarks of the groups."""
     by_reason: defaultdict[str, list[str]] = defaultdict(list)
+    for name in unused:
+        by_reason[unused[name]].append(f"--{name}")
     for group in groups.values():
         reasons = {**dict(group.without_effect()), **ignored}
         for name, option in group_options(type(group)).items():

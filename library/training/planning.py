@@ -2,24 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from library.data.batches import StepCount, count_steps, epoch_plan, for_process
-from library.data.buckets import plan_crops
-from library.data.captions import CaptionRules, cache_conflicts, fixed_caption
-from library.data.scan import scan_datasets
-from library.data.schema import load_dataset_config
+from library.data.buckets import fit_buckets
+from library.data.captions import cache_conflicts
+from library.data.findings import Fault, Findings
+from library.data.index import PictureIndex
+from library.data.problems import dataset_error, first_names
+from library.data.regularisation import balance_regularisation
+from library.data.scan import Scan, scan_datasets
+from library.data.validation import split_validation
+from library.data.variants import caption_variants
 from library.errors import OptionError
 from library.log import get_logger
 from library.records import BatchPlan, CropPlan, ImageRecord
 
 if TYPE_CHECKING:
-    from library.data.specs import DatasetSpec
+    from library.data.specs import DatasetSpec, SubsetSpec
 
 logger = get_logger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanSettings:
+    """What a plan depends on beside the data.
+
+    Attributes:
+        num_processes: Processes that share an epoch.
+        accumulation: Batches of one process per optimizer step.
+        max_steps: Optimizer steps, unless `max_epochs` is given.
+        max_epochs: Length of the run in epochs.
+        prior_loss_weight: Factor on the loss of regularisation pictures.
+        on_bad_file: "error", "skip" or "quarantine".
+        num_variants: Caption variants kept in a text cache; None for the one fixed caption.
+    """
+
+    num_processes: int = 1
+    accumulation: int = 1
+    max_steps: int = 1
+    max_epochs: int | None = None
+    prior_loss_weight: float = 1.0
+    on_bad_file: str = "error"
+    num_variants: int | None = None
 
 
 @dataclass(frozen=True)
@@ -27,84 +56,177 @@ class DataPlan:
     """What will be trained on.
 
     Attributes:
-        source: The dataset configuration file, for messages.
+        source: The dataset configuration file or the folder given instead, for messages.
         specs: The datasets as configured.
-        records: Every picture, in a stable order.
+        records: Every picture: first those that are trained, then those kept for validation.
         crops: One per record.
+        num_training: How many records are trained.
+        findings: All that was noticed.
         steps: The step arithmetic.
+        settings: What the plan was made with.
+        scan: What it was made from.
+        index: What is remembered of the files.
     """
 
     source: str
     specs: tuple[DatasetSpec, ...]
     records: tuple[ImageRecord, ...]
     crops: tuple[CropPlan, ...]
+    num_training: int
+    findings: Findings
     steps: StepCount
-    num_processes: int
-    accumulation: int
+    settings: PlanSettings
+    scan: Scan
+    index: PictureIndex
 
-    def fixed_captions(self) -> tuple[str, ...]:
-        """The caption of each record after the rules that are not random; what a text cache holds."""
-        return tuple(fixed_caption(record.caption, self._rules(record)) for record in self.records)
+    @property
+    def training_records(self) -> tuple[ImageRecord, ...]:
+        """Pictures that are trained on, regularisation included."""
+        return self.records[: self.num_training]
+
+    @property
+    def validation_records(self) -> tuple[ImageRecord, ...]:
+        """Pictures that are kept for validation."""
+        return self.records[self.num_training :]
+
+    def caption_variants(self) -> tuple[tuple[str, ...], ...]:
+        """The captions of each record that a text cache holds, beside the empty one."""
+        return self._variants
+
+    @cached_property
+    def _variants(self) -> tuple[tuple[str, ...], ...]:
+        number = self.settings.num_variants
+        return tuple(
+            caption_variants(record, self.subset(record).captions, number if index < self.num_training else None)
+            for index, record in enumerate(self.records)
+        )
 
     def refuse_caption_conflicts(self) -> None:
         """Raise OptionError where cached encoder outputs would silence a random caption rule."""
-        names = sorted({name for record in self.records for name in cache_conflicts(self._rules(record))})
+        has_variants = self.settings.num_variants is not None
+        rules = {id(self.subset(record).captions): self.subset(record).captions for record in self.training_records}
+        names = sorted({name for own in rules.values() for name in cache_conflicts(own, has_variants)})
+        if not names:
+            return
+        advice = "Remove one of them"
+        if not has_variants and set(names) - {"token_warmup_step"}:
+            advice += ", or give --text_encoder_cache_variants 10 to cache ten versions of each caption"
+        raise OptionError(
+            f"--cache_text_encoder_outputs cannot be used with {', '.join(names)} in {self.source}: "
+            f"a cached caption cannot change. {advice}."
+        )
+
+    def refuse_pixel_conflicts(self) -> None:
+        """Raise OptionError where cached latents would silence a random change of the picture."""
+        names = sorted({name for spec in self.specs for subset in spec.subsets for name in subset.changes_pixels})
         if names:
             raise OptionError(
-                f"--cache_text_encoder_outputs cannot be used with {', '.join(names)} in {self.source}: "
-                "a cached caption cannot change. Remove one of them."
+                f"--cache_latents cannot be used with {', '.join(names)} in {self.source}: "
+                "a cached picture is always the same. Remove one of them."
             )
 
-    def refuse_crop_conflicts(self) -> None:
-        """Raise OptionError where cached latents would silence random crops."""
-        if any(subset.random_crop for spec in self.specs for subset in spec.subsets):
-            raise OptionError(
-                f"--cache_latents cannot be used with random_crop in {self.source}: "
-                "a cached picture is always cut at the same place. Remove one of them."
+    def refuse_faults(self) -> None:
+        """Raise DatasetError where the data cannot be trained on as it is, with everything that is wrong.
+
+        With `on_bad_file` other than "error" pictures that cannot be used are listed in a warning instead.
+        """
+        findings, is_strict = self.findings, self.settings.on_bad_file == "error"
+        problems = [*findings.problems, *(str(fault) for fault in findings.faults if is_strict)]
+        if problems:
+            raise dataset_error(self.source, problems)
+        if findings.faults:
+            listed = "".join(f"\n  {fault}" for fault in findings.faults)
+            logger.warning(
+                "%s: %d pictures cannot be used and are left out, as --on_bad_file says; %d are used:%s",
+                self.source,
+                len({fault.picture for fault in findings.faults}),
+                len(self.records),
+                listed,
             )
+
+    def tell(self) -> None:
+        """Log what was noticed about the data."""
+        for line in self.findings.remarks:
+            logger.info("%s", line)
+        for line in self.findings.notes:
+            logger.warning("%s", line)
+        if self.findings.left_out:
+            reasons: dict[str, list[str]] = {}
+            for fault in self.findings.left_out:
+                reasons.setdefault(fault.problem, []).append(fault.path.name)
+            for problem, names in reasons.items():
+                logger.warning("left out: %d (%s): %s", len(names), first_names(names), problem)
+        if self.validation_records:
+            logger.info("kept for validation: %d pictures", len(self.validation_records))
+
+    def without(self, broken: Mapping[Path, str]) -> DataPlan:
+        """The same plan without pictures that turned out to be damaged; their reasons join the faults."""
+        scan = Scan(tuple(r for r in self.scan.records if r.path not in broken), self.scan.findings)
+        faults = tuple(Fault(path, problem) for path, problem in broken.items())
+        scan = replace(scan, findings=scan.findings + Findings(faults=faults))
+        return make_plan(self.source, self.specs, scan, self.index, self.settings)
 
     def epoch(self, epoch: int, *, seed: int, rank: int) -> tuple[BatchPlan, ...]:
         """The batches of one process in an epoch (counted from 1)."""
         plans = epoch_plan(
-            self.records,
-            self.crops,
+            self.training_records,
+            self.crops[: self.num_training],
             [spec.batch_size for spec in self.specs],
             seed,
             epoch,
-            num_processes=self.num_processes,
-            accumulation=self.accumulation,
+            num_processes=self.settings.num_processes,
+            accumulation=self.settings.accumulation,
         )
-        return for_process(plans, rank, self.num_processes)
+        return for_process(plans, rank, self.settings.num_processes)
 
-    def _rules(self, record: ImageRecord) -> CaptionRules:
-        return self.specs[record.dataset].subsets[record.subset].captions
+    def subset(self, record: ImageRecord) -> SubsetSpec:
+        """The subset that a record belongs to."""
+        return self.specs[record.dataset].subsets[record.subset]
 
 
 def plan_data(
-    config: Path,
-    defaults: Mapping[str, object],
-    *,
-    bucket_multiple: int,
-    num_processes: int,
-    accumulation: int,
-    max_steps: int,
-    max_epochs: int | None,
+    source: str, specs: Sequence[DatasetSpec], settings: PlanSettings, *, index_dir: Path | None = None
 ) -> DataPlan:
-    """Read the dataset configuration, scan the folders and count the steps.
+    """Scan the folders, choose buckets, split off validation and count the steps. Faults are found, not raised.
 
-    Raises:
-        DatasetError: With every problem of the configuration or of the pictures.
+    Args:
+        source: The dataset file, for messages.
+        specs: The datasets.
+        settings: What else the plan depends on.
+        index_dir: Where the index of pictures lies; None for the user's cache folder.
     """
-    specs = load_dataset_config(config, defaults, bucket_multiple=bucket_multiple)
-    records = scan_datasets(specs, str(config))
-    crops = plan_crops(records, specs, str(config))
+    index = PictureIndex.open(index_dir)
+    scan = scan_datasets(specs, source, index=index)
+    return make_plan(source, specs, scan, index, settings)
+
+
+def make_plan(
+    source: str, specs: Sequence[DatasetSpec], scan: Scan, index: PictureIndex, settings: PlanSettings
+) -> DataPlan:
+    """`plan_data` from what a scan found. A pure function."""
+    fit = fit_buckets(scan.records, specs)
+    split = split_validation(fit.records, specs)
+    balanced = balance_regularisation(split.training, weight=settings.prior_loss_weight)
+    crops = dict(zip((r.key for r in fit.records), fit.crops, strict=True))
+    records = (*balanced.records, *split.validation)
     steps = count_steps(
-        records,
-        crops,
+        balanced.records,
+        [crops[record.key] for record in balanced.records],
         [spec.batch_size for spec in specs],
-        num_processes=num_processes,
-        accumulation=accumulation,
-        max_steps=max_steps,
-        max_epochs=max_epochs,
+        num_processes=settings.num_processes,
+        accumulation=settings.accumulation,
+        max_steps=settings.max_steps,
+        max_epochs=settings.max_epochs,
     )
-    return DataPlan(str(config), specs, records, crops, steps, num_processes, accumulation)
+    return DataPlan(
+        source=source,
+        specs=tuple(specs),
+        records=records,
+        crops=tuple(crops[record.key] for record in records),
+        num_training=len(balanced.records),
+        findings=scan.findings + fit.findings + split.findings + balanced.findings,
+        steps=steps,
+        settings=settings,
+        scan=scan,
+        index=index,
+    )

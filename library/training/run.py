@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from library.data.schema import load_dataset_config
 from library.log import get_logger
-from library.training.planning import DataPlan, plan_data
+from library.training.planning import DataPlan, PlanSettings, plan_data
 from library.training.processes import check_launch, check_started, num_processes
 
 if TYPE_CHECKING:
@@ -55,24 +56,67 @@ class Run:
         self.family = self.make_family()
 
     def plan_run(self) -> None:
-        """Data and steps, from headers only."""
-        training = self.options.training
-        self.plan = plan_data(
-            Path(self.options.data.dataset_config),
-            self.options.dataset_defaults(),
-            bucket_multiple=self.family.bucket_multiple,
-            num_processes=num_processes(),
-            accumulation=training.gradient_accumulation_steps,
-            max_steps=training.max_train_steps,
-            max_epochs=training.max_train_epochs,
-        )
-        self.family = self.family.for_buckets(
-            [spec.resolution for spec in self.plan.specs], sorted({crop.bucket for crop in self.plan.crops})
-        )
+        """Data and steps, from headers only.
+
+        Raises:
+            DatasetError: Something is wrong with the dataset file, a folder, a picture or a caption; all is listed.
+            OptionError: Caches would silence something that changes from epoch to epoch.
+        """
+        self.set_plan(self.make_plan())
+        self.plan.tell()
+        self.plan.refuse_faults()
         if self.options.cache.caches_text:
             self.plan.refuse_caption_conflicts()
         if self.options.cache.caches_latents:
-            self.plan.refuse_crop_conflicts()
+            self.plan.refuse_pixel_conflicts()
+
+    def make_plan(self) -> DataPlan:
+        """The plan with all its faults."""
+        options = self.options
+        source = str(options.data.dataset_config)
+        defaults = options.dataset_defaults()
+        specs = load_dataset_config(Path(source), defaults, bucket_multiple=self.family.bucket_multiple)
+        return plan_data(source, specs, self.plan_settings(), index_dir=getattr(options.cache, "index_dir", None))
+
+    def plan_settings(self) -> PlanSettings:
+        """What the plan depends on beside the data."""
+        options = self.options
+        return PlanSettings(
+            num_processes=num_processes(),
+            accumulation=options.training.gradient_accumulation_steps,
+            max_steps=options.training.max_train_steps,
+            max_epochs=options.training.max_train_epochs,
+            prior_loss_weight=options.loss.prior_loss_weight,
+            on_bad_file=getattr(options.data, "on_bad_file", "error"),
+            num_variants=getattr(options.cache, "text_encoder_cache_variants", None),
+        )
+
+    def set_plan(self, plan: DataPlan) -> None:
+        """Take a plan, and tell the family which sizes it has."""
+        self.plan = plan
+        self.family = self.family.for_buckets(
+            [spec.resolution for spec in plan.specs], sorted({crop.bucket for crop in plan.crops})
+        )
+
+    def leave_out(self, broken: Mapping[Path, str]) -> None:
+        """Plan again without pictures that turned out to be damaged.
+
+        Raises:
+            DatasetError: `--on_bad_file` is "error", or nothing is left; all are listed.
+        """
+        self.set_plan(self.plan.without(broken))
+        self.plan.refuse_faults()
+
+    def quarantine(self) -> None:
+        """With `--on_bad_file quarantine`, move the pictures that cannot be used out of the way."""
+        from library.data.quarantine import quarantine
+
+        if getattr(self.options.data, "on_bad_file", "error") == "quarantine" and self.accelerator.is_main_process:
+            moved = quarantine(self.plan.findings.faults)
+            if moved:
+                folders = sorted({str(place.parent) for _, place in moved})
+                logger.warning("moved %d files to %s", len(moved), ", ".join(folders))
+        self.accelerator.wait_for_everyone()
 
     def inspect_files(self) -> None:
         """Headers of the model files."""
@@ -107,7 +151,7 @@ class Run:
 
         rank, number = self.accelerator.process_index, self.accelerator.num_processes
         distinct = list({record.path: record for record in records}.values())
-        found = broken_pictures(distinct[rank::number], is_shown=rank == 0)
+        found = broken_pictures(distinct[rank::number], self.plan.index, is_shown=rank == 0)
         return dict(gather_object(list(found.items())))  # type: ignore[attr-defined]
 
     @property

@@ -61,14 +61,14 @@ class RunMetadata:
             return
         self._hashes = hash_in_background(family.part_files(files))
         name, args, rate = options["optimizer_type"], options["optimizer_args"], options["learning_rate"]
-        steps = plan.steps
+        steps, trained = plan.steps, plan.training_records
         self._facts: dict[str, Any] = {
             "session_id": random.SystemRandom().randrange(1 << 32),
             "training_started_at": time.time(),
             "seed": seed,
-            "num_train_images": steps.samples,
-            "num_reg_images": 0,
-            "num_validation_images": 0,
+            "num_train_images": sum(record.repeats for record in trained if not record.is_reg),
+            "num_reg_images": sum(record.repeats for record in trained if record.is_reg),
+            "num_validation_images": len(plan.validation_records),
             "num_batches_per_epoch": steps.batches_per_process,
             "num_epochs": steps.epochs,
             "max_train_steps": steps.max_steps,
@@ -76,7 +76,7 @@ class RunMetadata:
             "lr_scheduler": forced_schedule(name, args, rate) or options["lr_scheduler"],
             "cache_latents": options["cache_latents"] or options["cache_latents_to_disk"],
             "network_args": dict(network_args),
-            **describe_datasets(plan.records, plan.crops, [dataclasses.asdict(spec) for spec in plan.specs]),
+            **describe_datasets(trained, plan.crops[: len(trained)], [dataclasses.asdict(spec) for spec in plan.specs]),
             **family.metadata(files),
         }
 

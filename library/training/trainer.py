@@ -101,6 +101,7 @@ class Trainer(Run):
         self.plan_run()
         self.inspect_files()
         self.start()
+        self.look_at_pictures()
         self.load()
         self.build_trainables()
         self.build_optimizer()
@@ -155,12 +156,20 @@ class Trainer(Run):
         if precision.full_fp16 and self.accelerator.scaler is not None:
             scale_fp16_gradients(self.accelerator.scaler)
 
-    def load(self) -> None:
-        """Fill the caches, load the encoders that run in every step, then the denoiser."""
+    def look_at_pictures(self) -> None:
+        """Decode what will be decoded, once: damage behind an intact header is told before weights are read."""
+        self.encoders = self._make_encoders()
+        broken = self.broken_pictures(self.encoders.decoded_records())
+        if broken:
+            self.leave_out(broken)
+            self.encoders = self._make_encoders()
+        self.quarantine()
+
+    def _make_encoders(self) -> Encoders:
         from library.training.encoders import Encoders
 
         file = self.options.sampling.sample_prompts
-        self.encoders = Encoders(
+        return Encoders(
             self.options.cache,
             family=self.family,
             files=self.files,
@@ -172,6 +181,9 @@ class Trainer(Run):
             prompts=sorted({text for prompt in self.prompts for text in (prompt.prompt, prompt.negative_prompt)}),
             prompt_folder=file.with_name(f"{file.name}_cache") if file else None,
         )
+
+    def load(self) -> None:
+        """Fill the caches, load the encoders that run in every step, then the denoiser."""
         self.encoders.load()
         self.text = self.encoders.text
         self.denoiser = self.family.load_denoiser(self.files, self.weight_dtype, self.device)

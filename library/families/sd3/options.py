@@ -114,11 +114,11 @@ class Sd3NetworkOptions(CommonOptions):
     distributed: DistributedOptions = field(default_factory=DistributedOptions)
     hub: HubOptions = field(default_factory=HubOptions)
 
-    required: ClassVar[tuple[str, ...]] = (
+    required: ClassVar[tuple[str | tuple[str, ...], ...]] = (
         "pretrained_model_name_or_path",
-        "dataset_config",
         "output_dir",
         "network_module",
+        ("dataset_config", "train_data_dir", "in_json"),
     )
 
     def dataset_defaults(self) -> dict[str, object]:
@@ -153,6 +153,7 @@ IGNORED: Mapping[str, str] = {
     "scale_v_pred_loss_like_noise_pred": _FLOW,
     "v_pred_like_loss": _FLOW,
     "debiased_estimation_loss": _FLOW,
+    "weighted_captions": "SD3's encoders read captions without weights",
     "sample_sampler": "SD3 samples with Euler",
     "save_clip": _LORA_ONLY,
     "save_t5xxl": _LORA_ONLY,

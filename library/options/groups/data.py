@@ -8,12 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol
 
+from library.options.groups.training import ValidationOptions
 from library.options.spec import OptionGroup, opt
 from library.records import Size
-
-_FOLDERS = "pictures are named in a --dataset_config file for now"
-_MASKS = "masks for the loss"
-_AUGMENTATION = "this augmentation"
 
 # options that are called alike in the dataset file
 _SAME_NAME = (
@@ -36,8 +33,20 @@ _SAME_NAME = (
     "caption_tag_dropout_rate",
     "token_warmup_min",
     "token_warmup_step",
+    "missing_caption",
+    "empty_caption",
+    "caption_encoding",
+    "recursive",
     "flip_aug",
     "random_crop",
+    "color_aug",
+    "face_crop_aug_range",
+    "alpha_mask",
+    "background",
+    "min_image_size",
+    "max_aspect_ratio",
+    "max_crop_fraction",
+    "max_image_pixels",
 )
 
 
@@ -48,13 +57,41 @@ class DatasetOptions(OptionGroup):
     title: ClassVar[str] = "Data"
 
     dataset_config: Path | None = opt(None, "Dataset file (.toml or .json), see docs/dataset_config.md.")
+    train_data_dir: Path | None = opt(
+        None,
+        "Folder of folders of pictures named N_words: N repeats, the words are the caption where there is no file. "
+        "With --in_json the folder that names of pictures start from.",
+    )
+    reg_data_dir: Path | None = opt(None, "Folder of folders of regularisation pictures, named N_words.")
+    in_json: Path | None = opt(None, "Metadata file (.json or .jsonl) with names, captions and tags of the pictures.")
+    recursive: bool = opt(False, "Take pictures of sub-folders too.")
     train_batch_size: int = opt(1, "Pictures in a batch.", minimum=1)
     dataset_repeats: int = opt(1, "How often each picture is seen in an epoch.", minimum=1)
-    train_data_dir: Path | None = opt(None, "Folder of folders of pictures, named N_words.", later=_FOLDERS)
-    reg_data_dir: Path | None = opt(None, "Folder of folders of regularisation pictures.", later=_FOLDERS)
-    in_json: Path | None = opt(None, "Metadata file with captions and tags.", later=_FOLDERS)
     dataset_class: str | None = opt(None, "Own dataset class as module.Class.", later="datasets of your own class")
-    debug_dataset: bool = opt(False, "Show what would be trained, and end.", later="showing a dataset")
+    cache_info: bool = opt(
+        False,
+        "Keep the sizes of pictures in a file in each folder.",
+        no_effect="sizes are always remembered, and checked",
+    )
+
+    dry_run: bool = opt(False, "Show what would be trained, without loading any weights, and end.")
+    debug_dataset: bool = opt(False, "Show the batches of the first epochs with their captions as text, and end.")
+    on_bad_file: str = opt(
+        "error",
+        "What happens if pictures cannot be used: stop and list them, leave them out, or also move them to a folder "
+        ".quarantine beside them.",
+        choices=("error", "skip", "quarantine"),
+    )
+    min_image_size: int = opt(
+        0, "Leave out pictures with a shorter side below this; 0 for none.", unit="pixels", minimum=0
+    )
+    max_aspect_ratio: float | None = opt(
+        None, "Leave out pictures whose longer side is more than this many times the shorter one.", minimum=1
+    )
+    max_crop_fraction: float | None = opt(
+        None, "Leave out pictures that lose a larger share of their area to the crop.", unit="0-1", minimum=0, maximum=1
+    )
+    max_image_pixels: int = opt(500_000_000, "Refuse pictures with more pixels than this.", unit="pixels", minimum=1)
 
     resolution: str | None = opt(None, "Size of training pictures: one side, or width,height.", unit="pixels")
     enable_bucket: bool = opt(
@@ -87,32 +124,62 @@ class DatasetOptions(OptionGroup):
     token_warmup_step: float = opt(
         0, "The number of parts grows up to this step; below 1 it is a share of all steps.", unit="steps", minimum=0
     )
-    weighted_captions: bool = opt(False, "Read (word:1.3) in captions as weights.", later="weighted captions")
+    weighted_captions: bool = opt(False, "Read (word:1.3) in captions as weights.")
+    missing_caption: str = opt(
+        "error",
+        "What happens to pictures without caption file and class_tokens: stop and list them, or train them with an "
+        "empty caption.",
+        choices=("error", "allow"),
+    )
+    empty_caption: str = opt(
+        "error",
+        "What happens to caption files without text: stop and list them, train with an empty caption, or with "
+        "class_tokens.",
+        choices=("error", "allow", "class_tokens"),
+    )
+    caption_encoding: str | None = opt(
+        None, "Encoding of caption files that are neither UTF-8 nor marked UTF-16, such as cp1252."
+    )
 
     flip_aug: bool = opt(False, "Mirror half of the pictures, at random.")
     random_crop: bool = opt(False, "Cut pictures at a random place instead of the middle.")
-    color_aug: bool = opt(False, "Change hue or gamma slightly, at random.", later=_AUGMENTATION)
+    color_aug: bool = opt(False, "Change hue or gamma slightly, at random.")
     face_crop_aug_range: str | None = opt(
-        None, "Cut around the face at a random scale, as low,high.", later=_AUGMENTATION
+        None,
+        "Cut around the face that the file name tells (name_x_y_width_height), low to high times as wide as the face.",
+        unit="low,high",
     )
-    conditioning_data_dir: Path | None = opt(None, "Folder of mask pictures.", later=_MASKS)
-    alpha_mask: bool = opt(False, "Take the transparency of pictures as mask for the loss.", later=_MASKS)
-    cache_info: bool = opt(False, "Keep sizes and captions in a file in each folder.", later="an index of pictures")
+    conditioning_data_dir: Path | None = opt(None, "Folder of mask pictures; only in a dataset file, for each subset.")
+    alpha_mask: bool = opt(False, "The transparency of a picture says where the loss counts.")
+    background: str = opt("white", "What shows through transparency.", unit="white, black or #rrggbb")
 
     @property
     def size(self) -> Size | None:
         """`--resolution` as width and height in pixels."""
         return None if self.resolution is None else _parse_size(self.resolution)
 
+    @property
+    def places(self) -> dict[str, Path | None]:
+        """The options that name the pictures."""
+        return {name: getattr(self, name) for name in ("dataset_config", "in_json", "train_data_dir", "reg_data_dir")}
+
     def check(self) -> Iterator[str]:
         if self.resolution is not None and _parse_size(self.resolution) is None:
             yield f"--resolution needs one number or width,height in pixels, got {self.resolution!r}."
         if self.min_bucket_reso > self.max_bucket_reso:
             yield f"--min_bucket_reso {self.min_bucket_reso} is above --max_bucket_reso {self.max_bucket_reso}."
+        if self.conditioning_data_dir is not None:
+            yield (
+                "--conditioning_data_dir has a place only in a dataset file: write conditioning_data_dir into the "
+                "subset of a --dataset_config file."
+            )
 
     def without_effect(self) -> Iterator[tuple[str, str]]:
         if self.caption_extention is not None:
             yield "caption_extension", "--caption_extention goes before it"
+        if self.dataset_config is not None:
+            for name in ("train_data_dir", "reg_data_dir", "in_json"):
+                yield name, "the --dataset_config file names the pictures"
 
 
 class HasDataset(Protocol):
@@ -121,15 +188,20 @@ class HasDataset(Protocol):
     @property
     def data(self) -> DatasetOptions: ...
 
+    @property
+    def validation(self) -> ValidationOptions: ...
+
 
 def dataset_defaults(options: HasDataset) -> dict[str, object]:
     """What applies where the dataset file says nothing: values by key of the dataset file, without unset ones."""
-    data = options.data
+    data, validation = options.data, options.validation
     values = {
         "resolution": data.size,
         "batch_size": data.train_batch_size,
         "num_repeats": data.dataset_repeats,
         "caption_extension": data.caption_extention or data.caption_extension,
+        "validation_split": validation.validation_split,
+        "validation_seed": validation.validation_seed,
         **{name: getattr(data, name) for name in _SAME_NAME},
     }
     return {key: value for key, value in values.items() if value is not None}

@@ -29,8 +29,10 @@ class LossOptions(OptionGroup):
     max_timestep: int | None = opt(
         None, "Timesteps are below this. Not set means 1000.", unit="1-1000", minimum=1, maximum=1000
     )
-    prior_loss_weight: float = opt(1.0, "Weight of regularisation pictures.", later="regularisation pictures")
-    masked_loss: bool = opt(False, "Count the loss only where a mask is white.", later="masks for the loss")
+    prior_loss_weight: float = opt(1.0, "Factor on the loss of regularisation pictures.", minimum=0)
+    masked_loss: bool = opt(
+        False, "The loss counts only where a mask is white; needs conditioning_data_dir or alpha_mask in a subset."
+    )
     noise_offset: float | None = opt(None, "Shift the noise of each channel by about this much.", unit="about 0.1")
     noise_offset_random_strength: bool = opt(False, "Draw the shift between 0 and --noise_offset.")
     adaptive_noise_scale: float | None = opt(None, "Add this times the mean of the latents to --noise_offset.")

@@ -11,7 +11,7 @@ from typing import ClassVar
 from library.options.spec import OptionGroup, opt
 
 _RESUME = "continuing a run"
-_VALIDATION = "validation"
+_VALIDATION = "the loss on validation pictures"
 _DEEPSPEED = "DeepSpeed"
 _OWN_AVERAGE = "gradients are averaged without DDP"
 
@@ -53,8 +53,10 @@ class ValidationOptions(OptionGroup):
 
     title: ClassVar[str] = "Validation"
 
-    validation_split: float = opt(0.0, "Share of the pictures kept for validation.", unit="0-1", later=_VALIDATION)
-    validation_seed: int | None = opt(None, "Seed of the choice and of the noise.", later=_VALIDATION)
+    validation_split: float = opt(
+        0.0, "Share of the pictures that are kept for validation and not trained.", unit="0-1", minimum=0, maximum=1
+    )
+    validation_seed: int | None = opt(None, "Seed of the choice of these pictures. Not set means 0.")
     validate_every_n_steps: int | None = opt(None, "Validate every n steps.", later=_VALIDATION, zero_is_off=True)
     validate_every_n_epochs: int | None = opt(None, "Validate every n epochs.", later=_VALIDATION, zero_is_off=True)
     max_validation_steps: int | None = opt(None, "Most batches of a validation.", later=_VALIDATION)

@@ -2,9 +2,12 @@
 
 import re
 from dataclasses import FrozenInstanceError
+from pathlib import Path
 
 import pytest
 
+from library.data.keys import KEYS
+from library.data.spec_building import base_values
 from library.errors import OptionError
 from library.families.sd3.options import IGNORED, NETWORK_SCRIPT, Sd3NetworkOptions
 from library.options.groups import CacheOptions, DatasetOptions, NetworkOptions, OptimizerOptions, SavingOptions
@@ -50,6 +53,21 @@ def parse(*argv: str) -> Sd3NetworkOptions:
         ("--min_bucket_reso=2048", "--min_bucket_reso 2048 is above --max_bucket_reso 1024."),
         ("--output_name=sub/name", "The folder goes to --output_dir."),
         ("--loss_type=huber", "--loss_type huber cannot be used with --huber_schedule snr"),
+        ("--prior_loss_weight=-1", "--prior_loss_weight must be at least 0, got -1."),
+        ("--validation_split=1.5", "--validation_split must be between 0 and 1, got 1.5."),
+        ("--max_crop_fraction=2", "--max_crop_fraction must be between 0 and 1, got 2."),
+        ("--max_aspect_ratio=0.5", "--max_aspect_ratio must be at least 1, got 0.5."),
+        ("--min_image_size=-1", "--min_image_size must be at least 0, got -1."),
+        ("--max_image_pixels=0", "--max_image_pixels must be at least 1, got 0."),
+        ("--on_bad_file=ignore", "--on_bad_file needs one of error, skip, quarantine, got 'ignore'."),
+        ("--missing_caption=skip", "--missing_caption needs one of error, allow, got 'skip'."),
+        ("--empty_caption=skip", "--empty_caption needs one of error, allow, class_tokens, got 'skip'."),
+        ("--conditioning_data_dir=masks", "write conditioning_data_dir into the subset of a --dataset_config file."),
+        ("--text_encoder_cache_variants=4", "--text_encoder_cache_variants needs --cache_text_encoder_outputs or"),
+        (
+            "--text_encoder_cache_variants=0 --cache_text_encoder_outputs",
+            "--text_encoder_cache_variants must be at least 1, got 0.",
+        ),
         ("--loss_type=smooth_l1", "Give --huber_schedule exponential or constant."),
     ],
 )
@@ -62,8 +80,46 @@ def test_what_is_needed_is_listed_at_once():
     with pytest.raises(OptionError) as caught:
         parse_options(Sd3NetworkOptions, ["--output_dir="], **NETWORK_SCRIPT)
     assert str(caught.value) == (
-        "--pretrained_model_name_or_path, --dataset_config, --output_dir, --network_module are needed."
+        "--pretrained_model_name_or_path, --output_dir, --network_module are needed. "
+        "One of --dataset_config, --train_data_dir, --in_json is needed."
     )
+
+
+@pytest.mark.parametrize("flag", ["--dataset_config=d.toml", "--train_data_dir=t", "--in_json=m.json"])
+def test_each_way_to_name_pictures_is_enough(flag):
+    others = [item for item in NEEDED if "dataset_config" not in item]
+    assert parse_options(Sd3NetworkOptions, [*others, flag], **NETWORK_SCRIPT).warnings == ()
+    with pytest.raises(OptionError, match=r"^One of --dataset_config, --train_data_dir, --in_json is needed\.$"):
+        parse_options(Sd3NetworkOptions, [*others, "--reg_data_dir=r"], **NETWORK_SCRIPT)
+
+
+def test_other_ways_beside_a_dataset_file_are_one_warning():
+    (line,) = parse("--train_data_dir=t", "--reg_data_dir=r", "--in_json=m.json").warnings
+    flags = "--train_data_dir, --reg_data_dir, --in_json"
+    assert line == f"Options without effect here: {flags} (the --dataset_config file names the pictures)."
+
+
+def test_weighted_captions_and_cache_info_are_warned_about():
+    (line,) = parse("--weighted_captions", "--cache_info").warnings
+    assert "--cache_info (sizes are always remembered, and checked)" in line
+    assert "--weighted_captions (SD3's encoders read captions without weights)" in line
+
+
+def test_cache_dir_without_a_cache_on_disk_is_warned_about():
+    (line,) = parse("--cache_dir=c", "--cache_latents").warnings
+    assert line.startswith("--cache_dir keeps only the sizes of the pictures: without --cache_latents_to_disk or")
+    for flag in ("--cache_latents_to_disk", "--cache_text_encoder_outputs_to_disk"):
+        assert parse("--cache_dir=c", flag).warnings == ()
+
+
+def test_the_index_of_pictures_lies_in_the_cache_folder():
+    assert CacheOptions(cache_dir=Path("c")).index_dir == Path("c/index")
+    assert CacheOptions().index_dir is None
+
+
+def test_variants_of_captions_work_with_either_cache():
+    for flag in ("--cache_text_encoder_outputs", "--cache_text_encoder_outputs_to_disk"):
+        assert parse("--text_encoder_cache_variants=4", flag).cache.text_encoder_cache_variants == 4
 
 
 def test_problems_of_several_groups_are_listed_at_once():
@@ -79,8 +135,8 @@ def test_groups_check_themselves_without_a_parser():
         NetworkOptions(network_dim=0)
     with pytest.raises(OptionError, match="--save_model_as needs one of"):
         SavingOptions(save_model_as="zip")
-    with pytest.raises(OptionError, match="--train_data_dir: not available yet"):
-        DatasetOptions(train_data_dir="x")  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="--dataset_class: not available yet"):
+        DatasetOptions(dataset_class="x")
 
 
 def example_value(name: str) -> list[str]:
@@ -157,3 +213,20 @@ def test_dataset_defaults_use_the_keys_of_the_dataset_file():
     assert defaults["caption_extension"] == ".caption" and defaults["caption_separator"] == ","
     assert "caption_prefix" not in defaults and "train_batch_size" not in defaults
     assert parse("--caption_extention=.txt").dataset_defaults()["caption_extension"] == ".txt"
+    splits = parse("--validation_split=0.25", "--validation_seed=3").dataset_defaults()
+    assert (splits["validation_split"], splits["validation_seed"]) == (0.25, 3)
+
+
+def test_every_default_of_the_command_line_is_that_of_the_dataset_file():
+    values, problems = base_values(parse("--resolution=64").dataset_defaults())
+    builtin, _ = base_values({"resolution": 64})
+    assert values == builtin and not problems
+
+
+def test_every_key_of_a_dataset_file_has_an_option_unless_it_is_about_one_folder():
+    flags = "--resolution=64 --caption_prefix=a --caption_suffix=b --secondary_separator=; --resize_interpolation=area "
+    flags += "--validation_seed=1 --face_crop_aug_range=1,2 --caption_encoding=cp1252 --max_aspect_ratio=2 "
+    flags += "--max_crop_fraction=0.5"
+    one_folder = {"image_dir", "metadata_file", "conditioning_data_dir", "is_reg", "class_tokens", "custom_attributes"}
+    without_option = one_folder | {"network_multiplier", "cache_info"}
+    assert set(parse(*flags.split()).dataset_defaults()) == set(KEYS) - without_option

@@ -4,7 +4,7 @@ import torch
 
 from library.diffusion.loss import LossSettings
 from library.diffusion.objective import FlowObjective
-from library.training.step import compute_loss
+from library.training.step import OutputPreservation, compute_loss
 
 OBJECTIVE = FlowObjective(weighting_scheme="sigma_sqrt")
 LOSS = LossSettings()
@@ -61,3 +61,27 @@ def test_gradients_reach_the_weights_inside_predict():
     weight = torch.nn.Parameter(torch.tensor(0.5))
     compute_loss(latents, noise, draw, lambda x, t: weight * x, OBJECTIVE, loss=LOSS).mean().backward()
     assert weight.grad is not None and weight.grad.isfinite()
+
+
+def test_preserved_samples_are_compared_with_the_unchanged_model():
+    latents, noise, draw = inputs()
+    rows = torch.tensor([2, 0])
+
+    def unchanged(noisy_latents, timesteps):
+        assert torch.equal(timesteps, draw.timesteps[rows])
+        return 0.2 * noisy_latents
+
+    plain = compute_loss(latents, noise, draw, predict, OBJECTIVE, loss=LOSS)
+    kept = compute_loss(
+        latents, noise, draw, predict, OBJECTIVE, loss=LOSS, preservation=OutputPreservation(rows, unchanged)
+    )
+    noisy = OBJECTIVE.corrupt(latents, noise, draw)
+    expected = (0.3 * noisy).pow(2).mean((1, 2, 3))  # sigma_sqrt: the difference of the two velocities
+    torch.testing.assert_close(kept[[0, 2]], expected[[0, 2]], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(kept[1], plain[1])
+
+
+def test_a_preserved_sample_has_no_loss_while_the_model_is_unchanged():
+    latents, noise, draw = inputs()
+    kept = OutputPreservation(torch.arange(3), predict)
+    assert compute_loss(latents, noise, draw, predict, OBJECTIVE, loss=LOSS, preservation=kept).abs().max() == 0

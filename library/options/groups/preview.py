@@ -1,0 +1,24 @@
+"""Options of the preview page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from library.options.spec import OptionGroup, opt
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreviewOptions(OptionGroup):
+    """The page that shows what will be trained."""
+
+    title: ClassVar[str] = "Preview"
+
+    output: Path = opt(Path("preview.html"), "The page to write: one HTML file with everything inside.")
+    max_pictures: int | None = opt(
+        None,
+        "Show at most this many pictures, evenly spread, and all that cannot be used. Not set means all.",
+        minimum=1,
+    )
+    sd3: bool = opt(False, "Read captions as SD3 and SD3.5 do. Not needed: there is no other family yet.")
