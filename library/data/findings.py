@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -51,14 +52,16 @@ class Findings:
 
     def __add__(self, other: Findings) -> Findings:
         """Both, what occurs in both once."""
+        return joined((self, other))
 
-        def joined(first: tuple, second: tuple) -> tuple:  # type: ignore[type-arg]
-            return tuple(dict.fromkeys((*first, *second)))
 
-        return Findings(
-            joined(self.problems, other.problems),
-            joined(self.faults, other.faults),
-            joined(self.left_out, other.left_out),
-            joined(self.notes, other.notes),
-            joined(self.remarks, other.remarks),
-        )
+def joined(findings: Iterable[Findings]) -> Findings:
+    """All of several, what occurs more than once only once."""
+    parts = tuple(findings)
+
+    def distinct(name: str) -> tuple:  # type: ignore[type-arg]
+        return tuple(dict.fromkeys(item for part in parts for item in getattr(part, name)))
+
+    return Findings(
+        distinct("problems"), distinct("faults"), distinct("left_out"), distinct("notes"), distinct("remarks")
+    )

@@ -1,264 +1,260 @@
-"""From folders to `ImageRecord`s: which pictures there are, how large, with which caption.
+"""From folders and metadata files to `ImageRecord`s: which pictures there are, how large, with which caption and mask.
 
-Reads directory listings, image headers and caption files, never pixels. Everything that is wrong in any folder is
-reported at once.
+Reads directory listings, image headers and caption files, never pixels. Everything that is wrong is noticed and
+nothing is raised for it: the findings go to the one who decides.
 """
 
 from __future__ import annotations
 
-import codecs
 import os
 import re
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
-from library.data.captions import CaptionRules
-from library.data.headers import IMAGE_SUFFIXES, PictureHeader, read_header
-from library.data.problems import dataset_error, first_names
+from library.data.caption_files import read_captions
+from library.data.findings import Fault, Findings, joined
+from library.data.header_reading import HeaderReader
+from library.data.index import PictureIndex
+from library.data.listing import list_pictures
+from library.data.mask_files import pair_masks
+from library.data.metadata_file import read_metadata
+from library.data.picture_notes import SeenPicture, mask_fault, picture_findings, too_large
+from library.data.problems import first_names
 from library.data.specs import DatasetSpec, SubsetSpec
-from library.errors import DatasetError
-from library.log import get_logger
-from library.records import ImageRecord
-
-logger = get_logger(__name__)
-
-CAPTION_SUFFIXES = (".txt", ".caption", ".cap", ".captions", ".tags", ".tag", ".text", ".prompt")
-UNREADABLE_SUFFIXES = frozenset((".heic", ".heif", ".psd", ".svg", ".tga", ".jp2", ".dng", ".cr2", ".nef", ".arw"))
-
-
-def scan_datasets(specs: Sequence[DatasetSpec], source: str) -> tuple[ImageRecord, ...]:
-    """Find all pictures of all datasets, in the order of the file, then by name.
-
-    Args:
-        specs: From the dataset file.
-        source: The dataset file, for messages.
-
-    Raises:
-        DatasetError: Lists missing and empty folders, broken images, unusable captions.
-    """
-    scan = _Scan(source)
-    records = []
-    for dataset, spec in enumerate(specs):
-        for number, subset in enumerate(spec.subsets):
-            prefix = scan.key_prefix(subset.image_dir, dataset, number)
-            for path, header, caption in scan.read_subset(subset):
-                records.append(
-                    ImageRecord(
-                        path=path,
-                        key=prefix + path.name,
-                        caption=caption,
-                        size=header.size,
-                        repeats=subset.num_repeats,
-                        dataset=dataset,
-                        subset=number,
-                    )
-                )
-    if scan.problems:
-        raise dataset_error(source, tuple(scan.problems))
-    scan.log_warnings()
-    return tuple(records)
-
-
-def read_caption(path: Path, rules: CaptionRules) -> tuple[str, int]:
-    """Read a caption file.
-
-    Returns:
-        The first line that is not blank, or with wildcards all of them joined by newlines; and how many there are.
-
-    Raises:
-        DatasetError: It has no text or is not UTF-8. The message starts with the path and has no full stop.
-    """
-    try:
-        data = path.read_bytes()
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        found = "UTF-16" if is_utf16 else f"byte {data[error.start]:#04x} at {error.start}"
-        raise DatasetError(f"{path} is not UTF-8 ({found}); save it again as UTF-8") from None
-    except OSError as error:
-        raise DatasetError(f"{path} cannot be read ({error.strerror or error})") from None
-    lines = [line.strip() for line in re.split(r"\r\n|\n|\r", text) if line.strip()]
-    if not lines:
-        raise DatasetError(f"{path} has no text; write a caption into it or delete it")
-    return ("\n".join(lines) if rules.enable_wildcard else lines[0]), len(lines)
-
-
-def natural_order(name: str) -> tuple[list[tuple[int, int, str]], str]:
-    """Sort key that puts "img2" before "img10"."""
-    parts = re.split(r"(\d+)", name.casefold())
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts], name
+from library.records import ImageRecord, Size
 
 
 @dataclass(frozen=True)
-class _Listing:
-    """The direct children of a folder."""
+class Scan:
+    """What the data holds.
 
-    images: tuple[Path, ...]
-    other_files: frozenset[str]
-
-
-class _Scan:
-    """State of one scan: faults and warnings so far, and headers already read (a folder may be in two datasets)."""
-
-    def __init__(self, source: str) -> None:
-        self.source = source
-        self.problems: dict[str, None] = {}  # in order, each once
-        self.headers: dict[Path, PictureHeader | None] = {}
-        self.folder_names: set[str] = set()
-        self.without_caption: dict[Path, None] = {}
-        self.with_more_lines: dict[Path, None] = {}
-
-    def key_prefix(self, folder: Path, dataset: int, subset: int) -> str:
-        """The folder's own name; for a second folder of this name preceded by its place in the file."""
-        name = Path(os.path.abspath(folder)).name
-        if name not in self.folder_names:
-            self.folder_names.add(name)
-            return f"{name}/"
-        return f"{dataset}.{subset}/{name}/"
-
-    def read_subset(self, subset: SubsetSpec) -> list[tuple[Path, PictureHeader, str]]:
-        try:
-            listing = _list_folder(subset.image_dir, self.source)
-        except DatasetError as error:
-            self._add(error)
-            return []
-        captions = self._read_captions(subset, listing)
-        found = []
-        for path in listing.images:
-            header = self._header(path)
-            if header is not None and path in captions:
-                found.append((path, header, captions[path]))
-        return found
-
-    def log_warnings(self) -> None:
-        turned = sum(header is not None and header.orientation > 1 for header in self.headers.values())
-        if turned:
-            logger.info("pictures turned or mirrored as their EXIF orientation says: %d", turned)
-        if self.without_caption:
-            logger.warning(
-                "pictures without caption file and class_tokens, trained with an empty caption: %d (%s)",
-                len(self.without_caption),
-                first_names([path.name for path in self.without_caption]),
-            )
-        if self.with_more_lines:
-            logger.warning(
-                "caption files with several lines, of which only the first is used (enable_wildcard uses all): %d (%s)",
-                len(self.with_more_lines),
-                first_names([path.name for path in self.with_more_lines]),
-            )
-
-    def _add(self, problem: DatasetError | str) -> None:
-        self.problems[str(problem)] = None
-
-    def _header(self, path: Path) -> PictureHeader | None:
-        if path not in self.headers:
-            try:
-                self.headers[path] = read_header(path)
-            except DatasetError as error:
-                self.headers[path] = None
-                self._add(error)
-        return self.headers[path]
-
-    def _has_captions_elsewhere(self, subset: SubsetSpec, listing: _Listing) -> bool:
-        """Captions under another extension than the one asked for are a mistake, unless class_tokens are given."""
-        stems = {path.stem for path in listing.images}
-        if any(stem + subset.caption_extension in listing.other_files for stem in stems):
-            return False
-        suffixes = Counter(
-            Path(name).suffix
-            for name in listing.other_files
-            if Path(name).stem in stems and Path(name).suffix.lower() in CAPTION_SUFFIXES
-        )
-        if not suffixes:
-            return False
-        suffix, count = suffixes.most_common(1)[0]
-        wanted = subset.caption_extension
-        hint = f"{subset.image_dir} has no {wanted} files but {suffix} files beside its pictures ({count})"
-        if subset.class_tokens is None:
-            self._add(f'{hint}; set caption_extension = "{suffix}"')
-            return True
-        logger.warning('%s; class_tokens are used instead, unless caption_extension = "%s" is set', hint, suffix)
-        return False
-
-    def _read_captions(self, subset: SubsetSpec, listing: _Listing) -> dict[Path, str]:
-        """Captions by image; images whose caption is unusable are left out and reported."""
-        if self._has_captions_elsewhere(subset, listing):
-            return {}
-        captions: dict[Path, str] = {}
-        owners: dict[str, Path] = {}
-        for path in listing.images:
-            name = path.stem + subset.caption_extension
-            if name not in listing.other_files:
-                if subset.class_tokens is None:
-                    self.without_caption[path] = None
-                captions[path] = subset.class_tokens or ""
-                continue
-            if name in owners:
-                self._add(f"{path} and {owners[name].name} share the caption file {name}; rename one")
-                continue
-            owners[name] = path
-            try:
-                captions[path], num_lines = read_caption(path.with_name(name), subset.captions)
-            except DatasetError as error:
-                self._add(error)
-                continue
-            if num_lines > 1 and not subset.captions.enable_wildcard:
-                self.with_more_lines[path.with_name(name)] = None
-        return captions
-
-
-def _list_folder(folder: Path, source: str) -> _Listing:
-    """The direct children of `folder` without those whose name starts with a dot.
-
-    Raises:
-        DatasetError: The folder is missing, unreadable, or has no images.
+    Attributes:
+        records: Pictures that can be used, in the order of the dataset file, then by name.
+        findings: All that was noticed on the way.
     """
+
+    records: tuple[ImageRecord, ...]
+    findings: Findings = Findings()
+
+
+def scan_datasets(
+    specs: Sequence[DatasetSpec], source: str, *, index: PictureIndex | None = None, num_threads: int | None = None
+) -> Scan:
+    """Find all pictures of all datasets. Raises nothing for what is wrong with them.
+
+    Args:
+        specs: The datasets.
+        source: The dataset file, for messages.
+        index: Knows the headers of files that have not changed, and learns the others.
+        num_threads: Threads that read headers; None chooses.
+    """
+    scanner = _Scanner(source, index, HeaderReader(index, num_threads))
+    records = [
+        record
+        for dataset, spec in enumerate(specs)
+        for number, subset in enumerate(spec.subsets)
+        for record in scanner.read_subset(subset, dataset, number)
+    ]
+    if index is not None:
+        index.save()
+    shared = _shared_files(specs, scanner.pictures)
+    seen = [
+        SeenPicture(record.path, scanner.headers.headers[record.path], specs[record.dataset].subsets[record.subset])
+        for record in records
+    ]
+    findings = joined((*scanner.findings, Findings(problems=shared), picture_findings(seen)))
+    return Scan(tuple(records), findings)
+
+
+@dataclass(frozen=True)
+class _Pictures:
+    """The pictures of one subset before they are opened.
+
+    Attributes:
+        images: In order.
+        names: Of `images`, below `root`; they become keys.
+        captions: By picture; pictures that are not in it cannot be used.
+        root: The folder that gives the keys their first part.
+        links: Those that are links, or may be.
+        stated_sizes: What a metadata file says of them, in pixels.
+    """
+
+    images: Sequence[Path]
+    names: Sequence[str]
+    captions: Mapping[Path, str]
+    root: Path
+    links: frozenset[Path]
+    stated_sizes: Mapping[Path, Size]
+
+
+class _Scanner:
+    """State of one scan.
+
+    Attributes:
+        headers: Of all files, each read once.
+        findings: So far.
+        pictures: Of every subset so far, by dataset and subset.
+    """
+
+    def __init__(self, source: str, index: PictureIndex | None, headers: HeaderReader) -> None:
+        self.source = source
+        self.index = index
+        self.headers = headers
+        self.findings: list[Findings] = []
+        self.pictures: dict[tuple[int, int], _Pictures] = {}
+        self.key_prefixes: set[str] = set()
+
+    def read_subset(self, subset: SubsetSpec, dataset: int, number: int) -> list[ImageRecord]:
+        """The usable pictures of one subset, in order."""
+        pictures = self._from_metadata(subset) if subset.metadata_file is not None else self._from_folder(subset)
+        self.pictures[dataset, number] = pictures
+        sizes = self._sizes(pictures, subset)
+        masks = self._masks(pictures, sizes, subset) if subset.conditioning_data_dir is not None else None
+        prefix = self._key_prefix(pictures.root, dataset, number)
+        return [
+            ImageRecord(
+                path=path,
+                key=prefix + name,
+                caption=pictures.captions[path],
+                size=sizes[path],
+                repeats=subset.num_repeats,
+                dataset=dataset,
+                subset=number,
+                mask=masks[path] if masks is not None else None,
+                is_reg=subset.is_reg,
+            )
+            for path, name in zip(pictures.images, pictures.names, strict=True)
+            if path in sizes and path in pictures.captions and (masks is None or path in masks)
+        ]
+
+    def _from_folder(self, subset: SubsetSpec) -> _Pictures:
+        assert subset.image_dir is not None
+        listing = list_pictures(subset, self.source)
+        self.findings.append(listing.findings)
+        if self.index is not None:
+            for folder, names in listing.files.items():
+                self.index.keep_only(folder, names)
+        captions: Mapping[Path, str] = {}
+        if listing.images:
+            reading = read_captions(subset, listing.images, listing.other_files)
+            self.findings.append(reading.findings)
+            captions = reading.captions
+        return _Pictures(listing.images, listing.names, captions, subset.image_dir, listing.links, {})
+
+    def _from_metadata(self, subset: SubsetSpec) -> _Pictures:
+        assert subset.metadata_file is not None
+        reading = read_metadata(subset)
+        self.findings.append(reading.findings)
+        captions = {entry.path: entry.caption for entry in reading.entries}
+        stated = {entry.path: entry.size for entry in reading.entries if entry.size is not None}
+        images = tuple(captions)
+        root = _common_root(images, subset.image_dir)
+        names = [_name_below(path, root) for path in images]
+        return _Pictures(images, names, captions, root, frozenset(images), stated)
+
+    def _sizes(self, pictures: _Pictures, subset: SubsetSpec) -> dict[Path, Size]:
+        """Sizes of the pictures that can be used."""
+        self.headers.read(pictures.images)
+        faults = [Fault(path, self.headers.problems[path]) for path in pictures.images if path in self.headers.problems]
+        sizes = {}
+        for path in pictures.images:
+            header = self.headers.headers.get(path)
+            fault = header and too_large(path, header, subset)
+            if fault is not None:
+                faults.append(fault)
+            elif header is not None:
+                sizes[path] = header.size
+        stated = pictures.stated_sizes
+        wrong = [path.name for path, size in stated.items() if path in sizes and sizes[path] != size]
+        line = f"{subset.metadata_file}: image_size is not the picture's, whose own is used: {len(wrong)}"
+        remarks = (f"{line} ({first_names(wrong)})",) if wrong else ()
+        self.findings.append(Findings(faults=tuple(faults), remarks=remarks))
+        return sizes
+
+    def _masks(self, pictures: _Pictures, sizes: Mapping[Path, Size], subset: SubsetSpec) -> dict[Path, Path]:
+        """The masks that can be used, by picture; of those pictures whose size is known."""
+        pairs = pair_masks(pictures.images, subset)
+        self.headers.read(tuple(pairs.masks.values()))
+        usable, faults, resized = {}, [], []
+        for picture, mask in pairs.masks.items():
+            header = self.headers.headers.get(mask)
+            if header is None:
+                faults.append(Fault(mask, self.headers.problems[mask], picture))
+                continue
+            if picture not in sizes:
+                continue
+            fault = mask_fault(mask, header.size, picture, sizes[picture])
+            if fault is not None:
+                faults.append(fault)
+                continue
+            usable[picture] = mask
+            if header.size != sizes[picture]:
+                resized.append(mask.name)
+        line = f"masks of another size than their picture, brought to it: {len(resized)} ({first_names(resized)})"
+        self.findings += [pairs.findings, Findings(faults=tuple(faults), notes=(line,) if resized else ())]
+        return usable
+
+    def _key_prefix(self, root: Path, dataset: int, number: int) -> str:
+        """The folder's own name; for a second folder of this name preceded by its place in the file."""
+        name = os.path.basename(os.path.abspath(root))
+        if name not in self.key_prefixes and not re.fullmatch(r"\d+\.\d+", name):
+            self.key_prefixes.add(name)
+            return f"{name}/"
+        return f"{dataset}.{number}/{name}/"
+
+
+def _common_root(images: Sequence[Path], image_dir: Path | None) -> Path:
+    """`image_dir` where all pictures are below it, else the innermost folder that holds them all."""
+    folders = {os.path.abspath(folder) for folder in {path.parent for path in images}}
+    if not folders:
+        return image_dir or Path(".")
+    own = [] if image_dir is None else [os.path.abspath(image_dir)]
     try:
-        with os.scandir(folder) as entries:
-            children = [(entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(".")]
-    except FileNotFoundError:
-        raise DatasetError(f"image_dir {folder} does not exist{_place_hint(folder, source)}") from None
-    except NotADirectoryError:
-        raise DatasetError(f"image_dir {folder} is a file; name the folder it is in") from None
-    except OSError as error:
-        raise DatasetError(f"image_dir {folder} cannot be read ({error.strerror or error})") from None
-    files = {name for name, is_folder in children if not is_folder}
-    images = {name for name in files if Path(name).suffix.lower() in IMAGE_SUFFIXES}
-    folders = tuple(sorted(name for name, is_folder in children if is_folder))
-    unreadable = sorted(name for name in files if Path(name).suffix.lower() in UNREADABLE_SUFFIXES)
-    if not images:
-        raise DatasetError(f"image_dir {folder} has no images{_content_hint(files, folders)}")
-    if unreadable:
-        logger.warning(
-            "%s: files of types that cannot be read are skipped: %d (%s)",
-            folder,
-            len(unreadable),
-            first_names(unreadable),
-        )
-    ordered = tuple(folder / name for name in sorted(images, key=natural_order))
-    return _Listing(images=ordered, other_files=frozenset(files - images))
+        common = os.path.commonpath([*own, *folders])
+    except ValueError:  # on several drives
+        return Path(".")
+    if image_dir is not None and common == own[0]:
+        return image_dir
+    return Path(os.path.commonpath(folders))
 
 
-def _place_hint(folder: Path, source: str) -> str:
-    """Where a missing folder may be instead."""
-    if not folder.is_absolute():
-        beside = Path(source).parent / folder
-        if beside.is_dir():
-            return f" in the current folder {Path.cwd()}, where paths start; it is at {beside}"
-    for parent in Path(os.path.abspath(folder)).parents:
-        if parent.is_dir():
-            return f"; the nearest folder that does is {parent}"
-    return ""
+def _name_below(path: Path, root: Path) -> str:
+    """The path from a folder on, with slashes on every system; the whole path where it lies on another drive."""
+    try:
+        return Path(os.path.relpath(path, root)).as_posix()
+    except ValueError:
+        return path.as_posix()
 
 
-def _content_hint(files: set[str], folders: tuple[str, ...]) -> str:
-    """What a folder without images holds instead."""
-    if folders:
-        return f", only folders ({first_names(folders)}): name each in a subset of its own"
-    if files:
-        suffixes = Counter(Path(name).suffix.lower() or "no extension" for name in files)
-        listed = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common(4))
-        return f"; its files are {listed}. Name a folder with pictures"
-    return ", it is empty; put pictures into it, or remove the subset"
+def _shared_files(specs: Sequence[DatasetSpec], pictures: Mapping[tuple[int, int], _Pictures]) -> tuple[str, ...]:
+    """A line for each two subsets of one dataset that reach the same files."""
+    lines = []
+    for dataset, spec in enumerate(specs):
+        subsets = range(len(spec.subsets)) if len(spec.subsets) > 1 else ()
+        places = [_real_places(pictures[dataset, number]) for number in subsets]
+        for first, second in combinations(subsets, 2):
+            shared = sorted(places[first][place].name for place in places[first].keys() & places[second].keys())
+            if shared:
+                both = " and ".join(f"{number + 1} ({_name_of(spec.subsets[number])})" for number in (first, second))
+                names = f"{len(shared)} files in common ({first_names(shared)})"
+                lines.append(f"dataset {dataset + 1}: subsets {both} have {names}; remove them from one of the two")
+    return tuple(lines)
+
+
+def _real_places(pictures: _Pictures) -> dict[str, Path]:
+    """The pictures by where they really are, so that they are recognised under another name."""
+    folders: dict[str, str] = {}
+    places = {}
+    for path in pictures.images:
+        folder, name = os.path.split(path)
+        if folder not in folders:
+            folders[folder] = os.path.realpath(folder)
+        place = os.path.realpath(path) if path in pictures.links else os.path.join(folders[folder], name)
+        places[place] = path
+    return places
+
+
+def _name_of(subset: SubsetSpec) -> str:
+    return str(subset.metadata_file or subset.image_dir)
