@@ -131,7 +131,7 @@ def count_steps(
     """Count batches and optimizer steps without making a plan.
 
     Args:
-        records: All pictures; at least one.
+        records: All pictures. Without any there are no steps.
         crops: One for each record.
         batch_sizes: One for each dataset.
         num_processes: Processes that share an epoch.
@@ -144,6 +144,8 @@ def count_steps(
     per_process = _ceil_div(num_batches, num_processes)
     per_epoch = _ceil_div(per_process, accumulation)
     steps = max_steps if max_epochs is None else max_epochs * per_epoch
+    if not records:
+        steps = 0
     repeats = {record.repeats for record in records}
     return StepCount(
         images=len(records),
@@ -155,7 +157,7 @@ def count_steps(
         batches_per_epoch=num_batches,
         batches_per_process=per_process,
         steps_per_epoch=per_epoch,
-        epochs=_ceil_div(steps, per_epoch),
+        epochs=_ceil_div(steps, per_epoch) if steps else 0,
         max_steps=steps,
     )
 

@@ -8,16 +8,15 @@ way it is resized to cover that size and the rest is cut away. Pure functions; n
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
-from library.data.problems import dataset_error, first_names
-from library.data.specs import DatasetSpec
+from library.data.findings import Fault, Findings
+from library.data.problems import first_names
+from library.data.specs import DatasetSpec, SubsetSpec
 from library.errors import DatasetError
-from library.log import get_logger
 from library.records import CropPlan, ImageRecord, Size
-
-logger = get_logger(__name__)
 
 WARN_ENLARGED = 1.5  # times the width or height
 WARN_CUT = 0.5  # share of the picture's area
@@ -56,40 +55,54 @@ def plan_crop(size: Size, spec: DatasetSpec) -> CropPlan:
     return CropPlan(resized=resized, left=left, top=top, bucket=bucket)
 
 
-def plan_crops(records: Iterable[ImageRecord], specs: Sequence[DatasetSpec], source: str) -> tuple[CropPlan, ...]:
-    """`plan_crop` for every record; warns about pictures that are enlarged or cut a lot.
+@dataclass(frozen=True)
+class Fit:
+    """Pictures with the crop of each, and why the others are not among them."""
+
+    records: tuple[ImageRecord, ...]
+    crops: tuple[CropPlan, ...]
+    findings: Findings
+
+
+def fit_buckets(records: Sequence[ImageRecord], specs: Sequence[DatasetSpec]) -> Fit:
+    """`plan_crop` for every picture that passes the filters of its subset.
+
+    Pictures that fit no bucket are faults; those that a filter keeps out are left out. Notes tell how many are
+    enlarged or cut a lot.
 
     Args:
         records: As scanned.
         specs: The datasets that the records' `dataset` counts.
-        source: The dataset file, for messages.
-
-    Raises:
-        DatasetError: Lists all pictures that fit no bucket.
     """
-    crops, problems, enlarged, cut = [], [], [], []
+    kept, faults, left_out = [], [], []
+    plan = lru_cache(maxsize=None)(lambda size, dataset: plan_crop(size, specs[dataset]))  # many have the same size
     for record in records:
+        subset = specs[record.dataset].subsets[record.subset]
         try:
-            crop = plan_crop(record.size, specs[record.dataset])
+            reason = _filter_of_size(record.size, subset) or _filter_of_crop(plan(record.size, record.dataset), subset)
         except DatasetError as error:
-            problems.append(f"{record.path} {error}")
+            faults.append(Fault(record.path, str(error)))
             continue
-        crops.append(crop)
-        if crop.resized.height > WARN_ENLARGED * record.size.height:
-            enlarged.append(record.path.name)
-        if crop.bucket.width * crop.bucket.height < WARN_CUT * crop.resized.width * crop.resized.height:
-            cut.append(record.path.name)
-    if problems:
-        raise dataset_error(source, problems, "pictures cannot be used")
-    if enlarged:
-        logger.warning(
-            "pictures enlarged more than %s times: %d (%s)", WARN_ENLARGED, len(enlarged), first_names(enlarged)
-        )
-    if cut:
-        logger.warning(
-            "pictures that lose more than half of their area to the crop: %d (%s)", len(cut), first_names(cut)
-        )
-    return tuple(crops)
+        if reason is None:
+            kept.append(record)
+        else:
+            left_out.append(Fault(record.path, reason))
+    crops = [plan(record.size, record.dataset) for record in kept]
+    problem = f"filters leave out all {len(left_out)} pictures ({first_names([f.path.name for f in left_out])})"
+    advice = "loosen min_image_size, max_aspect_ratio or max_crop_fraction"
+    is_all = left_out and not kept and not faults
+    found = Findings(
+        problems=(f"{problem}; {advice}",) if is_all else (),
+        faults=tuple(dict.fromkeys(faults)),
+        left_out=tuple(dict.fromkeys(left_out)),
+        notes=_notes(kept, crops),
+    )
+    return Fit(tuple(kept), tuple(crops), found)
+
+
+def crop_loss(crop: CropPlan) -> float:
+    """Share of the picture's area that is cut away, 0-1."""
+    return 1 - crop.bucket.width * crop.bucket.height / (crop.resized.width * crop.resized.height)
 
 
 def mean_aspect_error(records: Sequence[ImageRecord], crops: Sequence[CropPlan]) -> float:
@@ -103,6 +116,35 @@ def cover(image: Size, bucket: Size) -> Size:
     if image.width / image.height > bucket.width / bucket.height:
         return Size(int(image.width * (bucket.height / image.height) + 0.5), bucket.height)
     return Size(bucket.width, int(image.height * (bucket.width / image.width) + 0.5))
+
+
+def _filter_of_size(size: Size, subset: SubsetSpec) -> str | None:
+    """Why the subset does not want a picture of this size. The same words for all pictures of a reason."""
+    if min(size) < subset.min_image_size:
+        return f"is smaller than min_image_size {subset.min_image_size}"
+    if subset.max_aspect_ratio is not None and max(size) > subset.max_aspect_ratio * min(size):
+        return f"is longer or higher than max_aspect_ratio {subset.max_aspect_ratio:g} allows"
+    return None
+
+
+def _filter_of_crop(crop: CropPlan, subset: SubsetSpec) -> str | None:
+    if subset.max_crop_fraction is not None and crop_loss(crop) > subset.max_crop_fraction:
+        return f"would lose more of its area to the crop than max_crop_fraction {subset.max_crop_fraction:g} allows"
+    return None
+
+
+def _notes(records: Sequence[ImageRecord], crops: Sequence[CropPlan]) -> tuple[str, ...]:
+    """How many pictures are enlarged or cut a lot, each counted once."""
+    pairs = list(zip(records, crops, strict=True))
+    enlarged = {r.path: None for r, crop in pairs if crop.resized.height > WARN_ENLARGED * r.size.height}
+    cut = {r.path: None for r, crop in pairs if crop_loss(crop) > WARN_CUT}
+    counted = (
+        (f"pictures enlarged more than {WARN_ENLARGED} times", enlarged),
+        ("pictures that lose more than half of their area to the crop", cut),
+    )
+    return tuple(
+        f"{what}: {len(paths)} ({first_names([path.name for path in paths])})" for what, paths in counted if paths
+    )
 
 
 @lru_cache(maxsize=64)
@@ -152,7 +194,7 @@ def _shrink(image: Size, resolution: Size, step: int) -> Size:
 def _too_small(image: Size, step: int) -> DatasetError:
     return DatasetError(
         f"at {image} pixels a side becomes shorter than bucket_reso_steps {step}; remove the picture, "
-        "or turn bucket_no_upscale off"
+        "leave such ones out with min_image_size or max_aspect_ratio, or turn bucket_no_upscale off"
     )
 
 

@@ -68,7 +68,7 @@ def apply_caption_rules(
             texts one is drawn.
     """
     caption = _join_prefix_and_suffix(caption, rules)
-    if _is_dropped(rules, draw, epoch):
+    if is_dropped(rules, draw, epoch):
         return ""
     caption = _choose_line(caption, rules, draw)
     if rules.edits_tags:
@@ -81,7 +81,8 @@ def apply_caption_rules(
 def fixed_caption(caption: str, rules: CaptionRules) -> str:
     """The caption with only those rules applied that give the same text every time, for cached encoder outputs.
 
-    Equal to `apply_caption_rules` for every rule set that `cache_conflicts` finds nothing in.
+    Equal to `apply_caption_rules` for every rule set that `cache_conflicts` finds nothing in, unless the whole caption
+    is dropped.
     """
     fixed_rules = replace(
         rules,
@@ -95,17 +96,30 @@ def fixed_caption(caption: str, rules: CaptionRules) -> str:
     return apply_caption_rules(caption, fixed_rules, draw=random.Random(0), epoch=1, step=0, max_steps=0)
 
 
-def cache_conflicts(rules: CaptionRules) -> tuple[str, ...]:
-    """Names of the active rules that need a new text every time, and so cannot act on cached encoder outputs."""
-    active = {
+def cache_conflicts(rules: CaptionRules, has_variants: bool = False) -> tuple[str, ...]:
+    """Names of the active rules that cannot act on cached encoder outputs.
+
+    Dropout of whole captions always can: the outputs of the empty caption are cached too.
+
+    Args:
+        rules: Of a subset.
+        has_variants: Several texts of each caption are cached (--text_encoder_cache_variants).
+    """
+    changing = {
         "shuffle_caption": rules.shuffle_caption,
-        "caption_dropout_rate": rules.caption_dropout_rate > 0,
-        "caption_dropout_every_n_epochs": rules.caption_dropout_every_n_epochs > 0,
         "caption_tag_dropout_rate": rules.caption_tag_dropout_rate > 0,
-        "token_warmup_step": rules.token_warmup_step > 0,
         "enable_wildcard": rules.enable_wildcard,
     }
+    active = {} if has_variants else changing
+    active["token_warmup_step"] = rules.token_warmup_step > 0
     return tuple(name for name, is_active in active.items() if is_active)
+
+
+def is_dropped(rules: CaptionRules, draw: random.Random, epoch: int) -> bool:
+    """Whether the whole caption of a sample is left out in an epoch (counted from 1)."""
+    if rules.caption_dropout_rate > 0 and draw.random() < rules.caption_dropout_rate:
+        return True
+    return rules.caption_dropout_every_n_epochs > 0 and epoch % rules.caption_dropout_every_n_epochs == 0
 
 
 def _join_prefix_and_suffix(caption: str, rules: CaptionRules) -> str:
@@ -114,12 +128,6 @@ def _join_prefix_and_suffix(caption: str, rules: CaptionRules) -> str:
     if rules.caption_suffix:
         caption = f"{caption} {rules.caption_suffix}"
     return caption
-
-
-def _is_dropped(rules: CaptionRules, draw: random.Random, epoch: int) -> bool:
-    if rules.caption_dropout_rate > 0 and draw.random() < rules.caption_dropout_rate:
-        return True
-    return rules.caption_dropout_every_n_epochs > 0 and epoch % rules.caption_dropout_every_n_epochs == 0
 
 
 def _choose_line(caption: str, rules: CaptionRules, draw: random.Random) -> str:

@@ -27,9 +27,9 @@ def quarantine(faults: Sequence[Fault]) -> list[tuple[Path, Path]]:
     """
     moved = []
     for picture in dict.fromkeys(fault.picture for fault in faults):
+        if not picture.is_file():
+            continue
         for path in (picture, *_captions_of(picture)):
-            if not path.is_file():
-                continue
             place = _free_place(path.parent / FOLDER / path.name)
             try:
                 place.parent.mkdir(exist_ok=True)

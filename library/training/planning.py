@@ -132,6 +132,8 @@ class DataPlan:
         """
         findings, is_strict = self.findings, self.settings.on_bad_file == "error"
         problems = [*findings.problems, *(str(fault) for fault in findings.faults if is_strict)]
+        if not problems and not self.num_training:
+            problems = [*map(str, (*findings.faults, *findings.left_out)), "nothing is left to train on; add pictures"]
         if problems:
             raise dataset_error(self.source, problems)
         if findings.faults:

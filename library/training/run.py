@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from library.data.schema import load_dataset_config
+from library.data.sources import DataPlaces, specs_from_options
 from library.log import get_logger
 from library.training.planning import DataPlan, PlanSettings, plan_data
 from library.training.processes import check_launch, check_started, num_processes
@@ -73,10 +73,13 @@ class Run:
     def make_plan(self) -> DataPlan:
         """The plan with all its faults."""
         options = self.options
-        source = str(options.data.dataset_config)
-        defaults = options.dataset_defaults()
-        specs = load_dataset_config(Path(source), defaults, bucket_multiple=self.family.bucket_multiple)
-        return plan_data(source, specs, self.plan_settings(), index_dir=getattr(options.cache, "index_dir", None))
+        source, specs = specs_from_options(
+            DataPlaces(**options.data.places),
+            options.dataset_defaults(),
+            bucket_multiple=self.family.bucket_multiple,
+            masked_loss=options.loss.masked_loss,
+        )
+        return plan_data(source, specs, self.plan_settings(), index_dir=options.cache.index_dir)
 
     def plan_settings(self) -> PlanSettings:
         """What the plan depends on beside the data."""
@@ -87,8 +90,8 @@ class Run:
             max_steps=options.training.max_train_steps,
             max_epochs=options.training.max_train_epochs,
             prior_loss_weight=options.loss.prior_loss_weight,
-            on_bad_file=getattr(options.data, "on_bad_file", "error"),
-            num_variants=getattr(options.cache, "text_encoder_cache_variants", None),
+            on_bad_file=options.data.on_bad_file,
+            num_variants=options.cache.text_encoder_cache_variants,
         )
 
     def set_plan(self, plan: DataPlan) -> None:
@@ -111,7 +114,7 @@ class Run:
         """With `--on_bad_file quarantine`, move the pictures that cannot be used out of the way."""
         from library.data.quarantine import quarantine
 
-        if getattr(self.options.data, "on_bad_file", "error") == "quarantine" and self.accelerator.is_main_process:
+        if self.options.data.on_bad_file == "quarantine" and self.accelerator.is_main_process:
             moved = quarantine(self.plan.findings.faults)
             if moved:
                 folders = sorted({str(place.parent) for _, place in moved})

@@ -100,6 +100,8 @@ class Trainer(Run):
         self.check_options()
         self.plan_run()
         self.inspect_files()
+        if self.options.data.dry_run or self.options.data.debug_dataset:
+            return self.show()
         self.start()
         self.look_at_pictures()
         self.load()
@@ -155,6 +157,16 @@ class Trainer(Run):
         super().start()
         if precision.full_fp16 and self.accelerator.scaler is not None:
             scale_fp16_gradients(self.accelerator.scaler)
+
+    def show(self) -> int:
+        """What would be trained, instead of training; returns the exit code."""
+        from library.training.look import show_batches, show_plan
+
+        if self.options.data.dry_run:
+            show_plan(self, trained=self.trained_encoders())
+        if self.options.data.debug_dataset:
+            show_batches(self)
+        return 0
 
     def look_at_pictures(self) -> None:
         """Decode what will be decoded, once: damage behind an intact header is told before weights are read."""
@@ -288,7 +300,8 @@ class Trainer(Run):
             self.plan.crops,
             self.plan.specs,
             latents=self.encoders.latents,
-            text=self.encoders.texts,
+            texts=self.encoders.texts,
+            variants=self.plan.caption_variants() if self.encoders.texts is not None else None,
             seed=self.seed,
             max_steps=self.plan.steps.max_steps,
         )

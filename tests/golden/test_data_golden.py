@@ -1,4 +1,4 @@
-"""Buckets, captions and step counts equal the reference values; see data/SOURCES.d/data_planning.md."""
+"""Buckets, captions, regularisation and step counts equal the reference values; see data/SOURCES.d/data_planning.md."""
 
 import json
 import random
@@ -10,9 +10,10 @@ import pytest
 from library.data.batches import count_steps, epoch_plan, for_process
 from library.data.buckets import make_buckets, mean_aspect_error, plan_crop
 from library.data.captions import CaptionRules, apply_caption_rules
+from library.data.regularisation import balance_regularisation
 from library.data.schema import parse_dataset_config
 from library.errors import DatasetError
-from library.records import ImageRecord, Size
+from library.records import CropPlan, ImageRecord, Size
 
 DATA = Path(__file__).parent / "data"
 BUCKETS = json.loads((DATA / "buckets.json").read_text(encoding="utf-8"))
@@ -160,3 +161,33 @@ def check_run(records, crops, batch_size, run, batches_per_epoch):
     assert min(plan.step for plan in plans) == run["optimizer_steps_per_epoch"]  # the second epoch goes on
     mine = for_process(plans, run["num_processes"] - 1, run["num_processes"])
     assert len(mine) == run["batches_per_process"]
+
+
+@pytest.mark.parametrize(
+    "case", BATCHES["regularization"], ids=lambda case: f"{case['reg_images']} for {case['train_images']}"
+)
+def test_regularisation_pictures_match_the_training_pictures(case):
+    groups = (("train", False), ("reg", True))
+    records = [
+        ImageRecord(
+            Path(f"{name}{number}.png"),
+            f"{name}/{number}",
+            "",
+            Size(64, 64),
+            case[f"{name}_repeats"],
+            0,
+            0,
+            is_reg=is_reg,
+        )
+        for name, is_reg in groups
+        for number in range(case[f"{name}_images"])
+    ]
+    balanced = balance_regularisation(records, weight=0.5).records
+    regular = [record for record in balanced if record.is_reg]
+    assert len(regular) == case["used_reg_images"]
+    assert sorted((record.repeats for record in regular), reverse=True) == case["reg_repeats_after_sorted"]
+    assert sum(record.repeats for record in balanced if not record.is_reg) == case["num_train_images"]
+    assert {record.loss_weight for record in regular} == {0.5}
+    crops = [CropPlan(record.size, 0, 0, record.size) for record in balanced]
+    plans = epoch_plan(balanced, crops, [case["batch_size"]], 0, 1)
+    assert len(plans) == case["batches_per_epoch"]

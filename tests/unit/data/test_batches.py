@@ -108,3 +108,10 @@ def test_step_sizes_deal_out_the_batches_of_a_process(num_processes, accumulatio
         assert sum(steps.step_sizes) == len(for_process(plans, rank, num_processes))
     assert len(steps.step_sizes) == steps.steps_per_epoch
     assert max(steps.step_sizes) <= accumulation and min(steps.step_sizes) > 0
+
+
+@pytest.mark.parametrize("max_epochs", [None, 3])
+def test_without_pictures_there_are_no_steps(max_epochs):
+    steps = count_steps([], [], [1], num_processes=2, accumulation=3, max_steps=10, max_epochs=max_epochs)
+    assert (steps.batches_per_epoch, steps.steps_per_epoch, steps.epochs, steps.max_steps) == (0, 0, 0, 0)
+    assert steps.step_sizes == ()

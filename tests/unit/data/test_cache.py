@@ -1,18 +1,22 @@
-"""Cache entries: what makes one valid, where it lies, and what happens to files that are not ours."""
+"""Cache entries of pictures: what makes one valid, where it lies, and what happens to files that are not ours."""
 
+import errno
 import os
+import pickle
+import subprocess
+import sys
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from library.data.cache import CacheEntry, TensorCache, latent_entries, prompt_entries, text_entries
+from library.data.cache import CacheEntry, DamagedEntry, TensorCache, latent_entries
 from library.data.specs import DatasetSpec, SubsetSpec
 from library.errors import CheckpointError, DatasetError, OutputError
 from library.records import CropPlan, ImageRecord, Size
-from library.tensorfile import read_header
 
 BUCKET = Size(64, 32)
 CROP = CropPlan(resized=Size(64, 40), left=0, top=4, bucket=BUCKET)
@@ -23,23 +27,21 @@ def record(tmp_path):
     return make_record(tmp_path / "a.png")
 
 
-def make_record(path, caption="a cat", dataset=0, subset=0):
+def make_record(path, dataset=0, **fields):
+    path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         path.write_bytes(b"pixels")
-    return ImageRecord(path, f"{dataset}.{subset}/{path.name}", caption, Size(80, 50), 1, dataset, subset)
+    return ImageRecord(path, f"{dataset}.0/{path.name}", "a cat", Size(80, 50), 1, dataset, 0, **fields)
 
 
 def make_spec(folder, **subset):
     return DatasetSpec(resolution=BUCKET, subsets=(SubsetSpec(image_dir=folder, **subset),))
 
 
-def latent_cache(record, crop=CROP, *, identity="vae", to_disk=True, **subset):
+def latent_cache(record, crop=CROP, *, identity="vae", to_disk=True, cache_dir=None, **subset):
     spec = make_spec(record.path.parent, **subset)
-    return TensorCache(latent_entries([record], [crop], [spec], family="sd3", identity=identity, to_disk=to_disk))
-
-
-def text_cache(record, caption, *, identity="clip", to_disk=True):
-    return TensorCache(text_entries([record], [caption], family="sd3", identity=identity, to_disk=to_disk))
+    where = {"to_disk": to_disk, "cache_dir": cache_dir}
+    return TensorCache(latent_entries([record], [crop], [spec], family="sd3", identity=identity, **where))
 
 
 def latents(dtype=torch.float32, height=4, width=8):
@@ -58,7 +60,6 @@ def reason(cache):
 def test_names_lie_beside_the_image_and_keep_its_extension(record):
     entry = latent_cache(record).entries[0]
     assert entry.path == record.path.with_name("a.png_0064x0032_sd3.safetensors")
-    assert text_cache(record, "a cat").entries[0].path == record.path.with_name("a.png_sd3_te.safetensors")
 
 
 @pytest.mark.parametrize("to_disk", [True, False])
@@ -96,6 +97,8 @@ def test_every_change_has_its_reason(record):
     assert reason(latent_cache(record, replace(CROP, resized=Size(70, 40)))) == "another size or crop"
     assert reason(latent_cache(record, flip_aug=True)) == "flip_aug changed"
     assert reason(latent_cache(record, resize_interpolation="area")) == "another resize_interpolation"
+    assert reason(latent_cache(record, background=(0, 0, 0))) == "another background"
+    assert reason(latent_cache(record, alpha_mask=True)) == "the mask changed"
     stat = record.path.stat()
     os.utime(record.path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
     assert reason(latent_cache(record)) == "the image changed"
@@ -114,14 +117,6 @@ def test_another_bucket_has_a_file_of_its_own(record):
     assert reason(cache) is None
 
 
-def test_captions_and_encoders_of_text_entries(record):
-    cache = text_cache(record, "a cat")
-    cache.write(only(cache), {"context": torch.zeros(3, 4), "mask": torch.ones(3, dtype=torch.int64)})
-    assert reason(text_cache(record, "a cat")) is None
-    assert reason(text_cache(record, "a dog")) == "the caption changed"
-    assert reason(text_cache(record, "a cat", identity="masked")) == "another text encoder, precision or setting"
-
-
 def test_files_that_are_not_valid_entries_are_made_again(record):
     cache = latent_cache(record)
     path, entry_id = cache.entries[0].path, only(cache)
@@ -138,7 +133,11 @@ def test_files_that_are_not_valid_entries_are_made_again(record):
     assert reason(cache) == "other settings"
     save_file({"other": latents()}, path, header)
     assert reason(cache) == "damaged"
-    save_file({"latents": latents(height=3)}, path, header)
+    save_file({"latents": latents(height=3)}, path, {**header, "checksum": "0"})
+    assert reason(cache) == "damaged"
+    save_file({"latents": latents()}, path, header)  # nothing says what its bytes add up to
+    assert reason(cache) == "damaged"
+    save_file({"latents": latents()}, path, {**header, "checksum": "0", "full_rows": "many"})
     assert reason(cache) == "damaged"
     cache.write(entry_id, {"latents": latents()})
     assert cache.check() == {}
@@ -160,18 +159,58 @@ def test_a_file_replaced_by_another_run_is_not_used(record):
     cache.write(only(cache), {"latents": latents()})
     other = latent_cache(record, identity="other")
     other.write(only(other), {"latents": latents()})
-    with pytest.raises(DatasetError, match="another run has replaced it"):
+    with pytest.raises(DamagedEntry, match="another run has replaced it"):
         cache.read(only(cache))
+    assert torch.equal(other.read(only(other))["latents"], latents())
 
 
 def test_lost_and_damaged_files_are_named_while_training(record):
     cache = latent_cache(record)
     path = cache.entries[0].path
-    with pytest.raises(DatasetError, match=r"_sd3\.safetensors cannot be read \(it is gone\)"):
+    with pytest.raises(DamagedEntry, match=r"_sd3\.safetensors cannot be read \(it is gone\)"):
         cache.read(only(cache))
     path.write_bytes(b"x" * 100)
-    with pytest.raises(DatasetError, match=r"_sd3\.safetensors cannot be read"):
+    with pytest.raises(DamagedEntry, match=r"_sd3\.safetensors cannot be read \(it is damaged\)") as caught:
         cache.read(only(cache))
+    travelled = pickle.loads(pickle.dumps(caught.value))  # as from a worker
+    assert (travelled.path, str(travelled)) == (path, str(caught.value))
+
+
+def test_wrong_bytes_behind_a_right_header_are_found_and_made_again(record):
+    cache = latent_cache(record)
+    path = cache.entries[0].path
+    cache.write(only(cache), {"latents": latents()})
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    assert cache.check() == {}  # headers cannot tell
+    with pytest.raises(DamagedEntry, match="its checksum is wrong"):
+        cache.read(only(cache))
+    assert reason(cache) == "new"
+
+
+def test_values_that_are_not_finite_are_found_on_reading(record, monkeypatch):
+    cache = latent_cache(record)
+    broken = latents()
+    broken[0, 0, 0] = float("nan")
+    monkeypatch.setattr("library.data.tensor_cache.is_finite", lambda tensor: True)  # as a version without the check
+    cache.write(only(cache), {"latents": broken})
+    assert cache.check() == {}
+    with pytest.raises(DamagedEntry, match="latents has NaN or infinite values"):
+        cache.read(only(cache))
+    assert reason(cache) == "new"
+
+
+def test_the_checksum_is_compared_once_in_a_process(record):
+    cache = latent_cache(record)
+    cache.write(only(cache), {"latents": latents()})
+    cache.read(only(cache))
+    content = bytearray(cache.entries[0].path.read_bytes())
+    content[-5] ^= 1
+    cache.entries[0].path.write_bytes(content)
+    assert not torch.equal(cache.read(only(cache))["latents"], latents())
+    with pytest.raises(DamagedEntry):
+        latent_cache(record).read(only(cache))
 
 
 def test_an_empty_memory_cache_says_what_is_missing(record):
@@ -195,8 +234,6 @@ def test_equal_records_share_an_entry_and_different_ones_do_not(tmp_path):
     assert [e.path.name for e in entries] == [f"{stem}{end}.safetensors" for end in ("", "", "-2", "-3")]
     cache = TensorCache(entries)
     assert len(cache) == 3
-    texts = text_entries(records, ["one", "two", "one", "two"], family="sd3", identity="clip", to_disk=True)
-    assert [e.path.name for e in texts] == [f"a.png_sd3_te{end}.safetensors" for end in ("", "-2", "", "-2")]
 
 
 def test_images_that_differ_in_the_extension_do_not_share(tmp_path):
@@ -210,6 +247,28 @@ def test_flipped_latents_belong_to_the_entry(record):
     assert cache.entries[0].names == ("latents", "latents_flipped")
     cache.write(only(cache), {"latents": latents(), "latents_flipped": latents().flip(-1)})
     assert set(cache.read(only(cache))) == {"latents", "latents_flipped"}
+
+
+def test_masks_belong_to_the_entry(record):
+    cache = latent_cache(record, flip_aug=True, alpha_mask=True)
+    assert cache.entries[0].names == ("latents", "latents_flipped", "mask")
+    mask = torch.rand(1, 4, 8).half()
+    cache.write(only(cache), {"latents": latents(), "latents_flipped": latents().flip(-1), "mask": mask})
+    assert cache.check() == {}
+    assert torch.equal(cache.read(only(cache))["mask"], mask)
+    with pytest.raises(AssertionError):
+        cache.write(only(cache), {"latents": latents(), "latents_flipped": latents(), "mask": latents()})
+
+
+def test_another_mask_makes_the_entry_anew(tmp_path):
+    masks = make_record(tmp_path / "masks" / "a.png").path
+    record = make_record(tmp_path / "a.png", mask=masks)
+    cache = latent_cache(record, conditioning_data_dir=masks.parent)
+    cache.write(only(cache), {"latents": latents(), "mask": torch.ones(1, 4, 8).half()})
+    assert cache.check() == {}
+    masks.write_bytes(b"another mask")
+    assert reason(latent_cache(record, conditioning_data_dir=masks.parent)) == "the mask changed"
+    assert reason(latent_cache(make_record(record.path))) == "the mask changed"
 
 
 def test_latents_of_other_proportions_are_our_own_mistake(record):
@@ -236,27 +295,37 @@ def test_unusual_and_long_names(tmp_path, name):
 
 def test_long_names_with_the_same_beginning_do_not_share(tmp_path):
     records = [make_record(tmp_path / ("x" * 240 + end)) for end in ("1.png", "2.png")]
-    entries = text_entries(records, ["one", "one"], family="sd3", identity="clip", to_disk=True)
+    entries = latent_entries(records, [CROP] * 2, [make_spec(tmp_path)], family="sd3", identity="vae", to_disk=True)
     assert len({entry.path for entry in entries}) == 2
 
 
-def test_prompts_are_named_by_their_text(tmp_path):
-    entries = prompt_entries(["one", "two", "one"], folder=tmp_path / "prompts", family="sd3", identity="clip")
-    assert [e.id for e in entries] == [entries[0].id, entries[1].id, entries[0].id]
-    assert entries[0].id != entries[1].id
-    cache = TensorCache(entries)
-    cache.probe(cache.check())
-    cache.write(entries[0].id, {"context": torch.zeros(2)})
-    assert list(cache.check()) == [entries[1].id]
-    assert {path.name for path in (tmp_path / "prompts").iterdir()} == {entries[0].path.name}
-    in_memory = prompt_entries(["one"], folder=None, family="sd3", identity="clip")
-    assert TensorCache(in_memory).in_memory
+def test_a_cache_folder_keeps_images_of_one_name_apart(tmp_path):
+    records = [make_record(tmp_path / parent / "dogs" / "a.png") for parent in ("one", "two")]
+    before = sorted(tmp_path.rglob("*"))
+    caches = [latent_cache(record, cache_dir=tmp_path / "cache") for record in records]
+    for number, cache in enumerate(caches):
+        cache.probe(cache.check())
+        cache.write(only(cache), {"latents": latents() + number})
+    for number, cache in enumerate(caches):
+        assert torch.equal(cache.read(only(cache))["latents"], latents() + number)
+    folders = [cache.entries[0].path.parent for cache in caches]
+    assert [folder.name.partition("-")[0] for folder in folders] == ["dogs", "dogs"]
+    assert [folder.parent for folder in folders] == [tmp_path / "cache"] * 2
+    assert [path for path in sorted(tmp_path.rglob("*")) if tmp_path / "cache" not in (path, *path.parents)] == before
+
+
+def test_a_cache_folder_does_not_depend_on_how_its_images_are_named(tmp_path, monkeypatch):
+    record = make_record(tmp_path / "dogs" / "a.png")
+    monkeypatch.chdir(tmp_path)
+    relative = replace(record, path=Path("dogs/a.png"))
+    paths = {latent_cache(each, cache_dir=tmp_path / "cache").entries[0].path for each in (record, relative)}
+    assert len(paths) == 1
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     entry = CacheEntry("x", tmp_path / "file" / "x.safetensors", {}, about="x", content="x")
-    with pytest.raises(OutputError, match=r"file: cache files cannot be written there"):
+    with pytest.raises(OutputError, match=r"file: cache files cannot be written there.*--cache_dir"):
         TensorCache([entry]).probe(["x"])
 
 
@@ -291,4 +360,74 @@ def test_writers_in_several_threads_leave_whole_files(record):
     assert sorted(path.name for path in record.path.parent.iterdir()) == sorted(
         [record.path.name, cache[entry_id].path.name]
     )
-    assert read_header(cache[entry_id].path).metadata == cache[entry_id].header
+    assert torch.equal(cache.read(entry_id)["latents"], latents())
+
+
+WRITER = """
+import sys
+import torch
+from pathlib import Path
+from library.data.cache import CacheEntry, TensorCache
+
+path, header, value = Path(sys.argv[1]), {"format": "2", "run": sys.argv[2]}, float(sys.argv[3])
+cache = TensorCache([CacheEntry("x", path, header, about="x", content="x")])
+print("ready", flush=True)
+sys.stdin.readline()
+for _ in range(100):
+    cache.write("x", {"states": torch.full((300, 50), value)})
+"""
+
+
+def test_two_runs_on_one_folder_leave_whole_files(tmp_path):
+    path = tmp_path / "x.safetensors"
+    root = Path(__file__).resolve().parents[3]
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(path), run, value],
+            cwd=root,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        for run, value in (("one", "1"), ("two", "2"))
+    ]
+    for run in runs:
+        run.stdout.readline()
+    for run in runs:
+        run.stdin.write(b"go\n")
+        run.stdin.flush()
+    kept = {"one": 0, "two": 0}
+    while any(run.poll() is None for run in runs):
+        for value, run in ((1.0, "one"), (2.0, "two")):
+            cache = TensorCache([CacheEntry("x", path, {"format": "2", "run": run}, about="x", content="x")])
+            if "x" in cache.check():  # not there yet, or the other run's
+                continue
+            try:
+                states = cache.read("x")["states"]
+            except DamagedEntry as error:
+                assert "another run has replaced it" in str(error)
+                continue
+            assert torch.equal(states, torch.full((300, 50), value))
+            kept[run] += 1
+    assert [run.wait() for run in runs] == [0, 0]
+    assert kept["one"] + kept["two"] > 0
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_hiccup_of_a_drive_is_waited_for(record, monkeypatch):
+    cache = latent_cache(record)
+    cache.write(only(cache), {"latents": latents()})
+    real_open, failures = open, [errno.EIO, errno.ESTALE]
+
+    def flaky_open(path, *args, **kwargs):
+        if failures and str(path).endswith(".safetensors"):
+            raise OSError(failures.pop(), "hiccup", str(path))
+        return real_open(path, *args, **kwargs)
+
+    monkeypatch.setattr("library.data.patience.PAUSES", (0, 0, 0))
+    monkeypatch.setattr("builtins.open", flaky_open)
+    assert torch.equal(cache.read(only(cache))["latents"], latents())
+    assert not failures
+    failures += [errno.EIO] * 4
+    with pytest.raises(DamagedEntry, match=r"cannot be read \(hiccup\)"):
+        cache.read(only(cache))
+    assert cache.entries[0].path.exists()

@@ -26,15 +26,24 @@ def test_equal_draws_give_equal_captions():
     ("options", "name"),
     [
         ({"shuffle_caption": True}, "shuffle_caption"),
-        ({"caption_dropout_rate": 0.1}, "caption_dropout_rate"),
-        ({"caption_dropout_every_n_epochs": 3}, "caption_dropout_every_n_epochs"),
         ({"caption_tag_dropout_rate": 0.1}, "caption_tag_dropout_rate"),
-        ({"token_warmup_step": 10}, "token_warmup_step"),
         ({"enable_wildcard": True}, "enable_wildcard"),
     ],
 )
-def test_rules_that_cannot_be_cached(options, name):
+def test_rules_that_need_variants_to_be_cached(options, name):
     assert cache_conflicts(CaptionRules(**options)) == (name,)
+    assert cache_conflicts(CaptionRules(**options), has_variants=True) == ()
+
+
+@pytest.mark.parametrize("has_variants", [False, True])
+def test_warm_up_can_never_be_cached(has_variants):
+    assert cache_conflicts(CaptionRules(token_warmup_step=10), has_variants) == ("token_warmup_step",)
+
+
+@pytest.mark.parametrize("has_variants", [False, True])
+def test_dropout_of_whole_captions_can_be_cached(has_variants):
+    rules = CaptionRules(caption_dropout_rate=0.1, caption_dropout_every_n_epochs=3)
+    assert cache_conflicts(rules, has_variants) == ()
 
 
 def test_fixed_rules_can_be_cached():

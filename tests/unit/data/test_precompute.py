@@ -6,20 +6,22 @@ import threading
 import pytest
 import torch
 
-from library.data.cache import CacheEntry, TensorCache, text_entries
-from library.data.precompute import NUM_AHEAD, fill_cache
+from library.data.cache import CacheEntry, TensorCache
+from library.data.precompute import NUM_AHEAD, fill_cache, num_processors
 from library.errors import DatasetError, OutputError
 from library.log import LOGGER_NAME
-from library.records import ImageRecord, Size
+from library.records import Size
 
 
 def make_cache(folder, captions, to_disk=True):
-    records = []
-    for index in range(len(captions)):
-        path = folder / f"{index}.png"
-        path.write_bytes(b"")
-        records.append(ImageRecord(path, str(index), captions[index], Size(8, 8), 1, 0, 0))
-    return TensorCache(text_entries(records, captions, family="sd3", identity="clip", to_disk=to_disk))
+    """An entry for each caption, numbered; equal captions have equal content."""
+    return TensorCache([make_entry(folder, str(i), caption, to_disk) for i, caption in enumerate(captions)])
+
+
+def make_entry(folder, name, caption, to_disk=True):
+    header = {"format": "2", "kind": "text", "family": "sd3", "encoder": "clip", "caption": caption}
+    path = folder / f"{name}.safetensors" if to_disk else None
+    return CacheEntry(name, path, header, about=f"picture {name}", content=caption)
 
 
 class Encoder:
@@ -78,7 +80,7 @@ def test_equal_captions_are_encoded_once(tmp_path, to_disk):
     report = fill(cache, encoder)
     assert sorted(encoder.encoded) == ["four", "one", "three"]
     assert_complete(cache, captions)
-    assert report.num_made == (7 if to_disk else len(cache))
+    assert (report.num_made, report.num_encoded) == (7, 3)
 
 
 def test_only_stale_entries_are_made_and_the_log_says_why(tmp_path, caplog, monkeypatch):
@@ -86,7 +88,7 @@ def test_only_stale_entries_are_made_and_the_log_says_why(tmp_path, caplog, monk
     captions = ["one", "three", "seven", "eight"]
     fill(cache := make_cache(tmp_path, captions), Encoder(cache, captions))
     edited = ["one", "thirty", "seven", "eight"]
-    (tmp_path / "3.png_sd3_te.safetensors").write_bytes(b"torso")
+    (tmp_path / "3.safetensors").write_bytes(b"torso")
     cache = make_cache(tmp_path, edited)
     encoder = Encoder(cache, edited)
     with caplog.at_level(logging.INFO, logger=LOGGER_NAME):
@@ -160,7 +162,7 @@ def test_a_failure_while_writing_is_raised(tmp_path):
     captions = ["one", "three"]
     cache = make_cache(tmp_path, captions)
     cache.entries[1].path.mkdir()
-    with pytest.raises(OutputError, match=r"1\.png_sd3_te\.safetensors"):
+    with pytest.raises(OutputError, match=r"1\.safetensors"):
         fill(cache, Encoder(cache, captions))
 
 
@@ -172,3 +174,89 @@ def test_unwritable_folders_are_found_before_anything_is_encoded(tmp_path):
     with pytest.raises(OutputError, match="cannot be written there"):
         fill(cache, encoder, ["x"])
     assert encoder.encoded == []
+
+
+def test_with_on_fault_the_others_of_the_batch_and_all_further_ones_are_made(tmp_path):
+    captions = ["a" * n for n in range(1, 10)]
+    cache = make_cache(tmp_path, captions)
+    encoder = Encoder(cache, captions)
+    told = {}
+
+    def load(chosen):
+        for entry_id in chosen:
+            if entry_id in ("1", "6", "7"):
+                raise DatasetError(f"{entry_id}.png cannot be decoded.")
+        return encoder.load(chosen)
+
+    def on_fault(entry_id, error):
+        assert threading.current_thread() is threading.main_thread()
+        told[entry_id] = str(error)
+
+    report = fill_cache(cache, pairs(list(cache.ids)), load, encoder.encode, progress=False, on_fault=on_fault)
+    assert told == {entry_id: f"{entry_id}.png cannot be decoded." for entry_id in ("1", "6", "7")}
+    assert (report.num_made, report.num_kept, report.num_encoded) == (6, 0, 6)
+    assert list(cache.check()) == ["1", "6", "7"]
+
+
+def test_other_errors_end_the_filling_with_on_fault_too(tmp_path):
+    cache = make_cache(tmp_path, ["one"])
+
+    def load(chosen):
+        raise OutputError("the disk is full.")
+
+    with pytest.raises(OutputError):
+        fill_cache(cache, [["0"]], load, None, progress=False, on_fault=lambda entry_id, error: None)
+
+
+def test_several_encoders_make_what_one_makes(tmp_path):
+    captions = ["a" * n for n in range(1, 14)]
+    cache = make_cache(tmp_path, captions)
+    texts = dict(zip(cache.ids, captions, strict=True))
+    both_encode = threading.Barrier(2, timeout=10)
+
+    def encode(ids, inputs):
+        if "0" in ids or "2" in ids:  # the first two batches, at the same time
+            both_encode.wait()
+        return [{"context": torch.tensor([float(len(text))])} for text in inputs]
+
+    report = fill_cache(
+        cache, pairs(list(cache.ids)), lambda ids: [texts[i] for i in ids], encode, progress=False, num_encoders=2
+    )
+    assert report.num_made == 13
+    assert_complete(cache, captions)
+
+
+def test_the_report_counts_bytes_and_seconds(tmp_path):
+    captions = ["one", "three"]
+    cache = make_cache(tmp_path, captions)
+    report = fill(cache, Encoder(cache, captions))
+    assert report.num_bytes == sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert report.seconds > 0
+
+
+def test_pictures_are_resized_in_the_threads_that_decode(tmp_path):
+    import cv2
+
+    before = cv2.getNumThreads()
+    header = {"format": "2", "kind": "latents", "family": "sd3", "encoder": "vae"}
+    path = tmp_path / "a.png_0016x0016_sd3.safetensors"
+    cache = TensorCache([CacheEntry("a", path, header, "a.png", content="a", names=("latents",), size=Size(16, 16))])
+    seen = []
+
+    def load(ids):
+        seen.append(cv2.getNumThreads())
+        return None
+
+    fill_cache(cache, [["a"]], load, lambda ids, _: [{"latents": torch.zeros(16, 2, 2)}], progress=False)
+    assert seen == [1]
+    assert cv2.getNumThreads() == before
+
+
+def test_processes_of_a_machine_share_its_processors(monkeypatch):
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    alone = num_processors()
+    assert alone >= 1
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert num_processors() == max(1, alone // 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1000")
+    assert num_processors() == 1
