@@ -1,4 +1,4 @@
-"""From plans to batches: reads caches or decodes pictures, and applies captions, flips and crops.
+"""From plans to batches: reads caches or decodes pictures, and applies captions, flips, crops and masks.
 
 What a batch holds depends on its plan and the seed only, never on the worker that makes it.
 """
@@ -7,26 +7,32 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from library.data.batches import sample_id
-from library.data.cache import TensorCache
+from library.data.cache import MASK, CachedTexts, DamagedEntry, TensorCache
 from library.data.captions import apply_caption_rules
-from library.data.crops import random_crop
-from library.data.images import load_image, prepare_image
+from library.data.pictures import prepare_picture
+from library.data.variants import choose_caption
 from library.errors import UserError
+from library.log import get_logger
 from library.records import Batch, BatchPlan, CropPlan, ImageRecord, PlannedItem, Size
 from library.rng import python_stream, stream_seed
 
 if TYPE_CHECKING:
+    import random
+
     from torch import Tensor
 
     from library.data.specs import DatasetSpec, SubsetSpec
+
+logger = get_logger(__name__)
 
 
 def posterior_seed(record: ImageRecord, bucket: Size, is_flipped: bool) -> int:
@@ -38,16 +44,42 @@ def posterior_seed(record: ImageRecord, bucket: Size, is_flipped: bool) -> int:
     return stream_seed(0, "posterior", record.path.name, str(bucket), int(is_flipped))
 
 
+class Made(NamedTuple):
+    """A batch and what was wrong on the way.
+
+    Attributes:
+        batch: Complete all the same.
+        damaged: Cached latents that could not be read; the pictures were decoded instead.
+    """
+
+    batch: Batch
+    damaged: Sequence[DamagedEntry] = ()
+
+
+class _Pixels(NamedTuple):
+    """What a batch has of its pictures; see `Batch`."""
+
+    images: Tensor | None
+    latents: Tensor | None
+    masks: Tensor | None
+
+
 class BatchDataset(Dataset[Batch]):
     """Makes the batch of a plan: `dataset[plan]`.
+
+    Where the latents of a picture are cached but their file has vanished or is damaged, the pictures of the whole
+    batch are decoded, as they were for the cache.
 
     Args:
         records: All pictures.
         crops: One for each record.
         specs: The datasets that the records' `dataset` counts.
         latents: Filled; one entry for each record. None decodes the pictures.
-        text: Likewise, with the encoder outputs of the captions.
-        seed: Of the run; keys the draws of captions, flips and crops.
+        texts: Likewise, with the encoder outputs of every caption that a record may have.
+        variants: For each record the captions that one is drawn from each time. None applies the caption rules of
+            the subset to the record's caption instead.
+        cells: Pixels of a latent's side, for masks.
+        seed: Of the run; keys the draws of captions, flips, crops and colours.
         max_steps: Optimizer steps of the run, for caption warm-up.
     """
 
@@ -58,7 +90,9 @@ class BatchDataset(Dataset[Batch]):
         specs: Sequence[DatasetSpec],
         *,
         latents: TensorCache | None = None,
-        text: TensorCache | None = None,
+        texts: CachedTexts | None = None,
+        variants: Sequence[Sequence[str]] | None = None,
+        cells: int = 8,
         seed: int,
         max_steps: int,
     ) -> None:
@@ -66,33 +100,54 @@ class BatchDataset(Dataset[Batch]):
         self.crops = crops
         self.specs = specs
         self.latents = latents
-        self.text = text
+        self.texts = texts
+        self.variants = variants
+        self.cells = cells
         self.seed = seed
         self.max_steps = max_steps
+        self.has_masks = any(self._subset(record).has_masks for record in records)
+        self._warned: set[Path] = set()
 
     def __getitem__(self, plan: BatchPlan) -> Batch:
         """The batch of a plan.
 
         Raises:
-            DatasetError: An image or a cache file cannot be read.
+            DatasetError: An image or a file with cached text states cannot be read.
         """
+        made = self.make(plan)
+        self.warn(made.damaged)
+        return made.batch
+
+    def make(self, plan: BatchPlan) -> Made:
+        """The batch of a plan and what was wrong. Raises as `dataset[plan]`."""
         records = [self.records[item.record] for item in plan.items]
         flips = [self._is_flipped(item, plan) for item in plan.items]
-        is_cached = self.latents is not None
-        return Batch(
+        captions = tuple(self._caption(item, plan) for item in plan.items)
+        pixels, damaged = self._pixels(plan, flips)
+        batch = Batch(
             plan=plan,
             sample_ids=tuple(sample_id(record, item.repeat) for record, item in zip(records, plan.items, strict=True)),
-            captions=tuple(self._caption(item, plan) for item in plan.items),
+            captions=captions,
             loss_weights=torch.tensor([record.loss_weight for record in records], dtype=torch.float32),
-            images=None if is_cached else self._images(plan, flips),
-            latents=self._latents(plan, flips) if is_cached else None,
-            text=self._text(plan) if self.text is not None else None,
+            images=pixels.images,
+            latents=pixels.latents,
+            text=None if self.texts is None else self._text(self.texts, plan, captions),
             posterior_seeds=tuple(
                 posterior_seed(record, plan.size, is_flipped) for record, is_flipped in zip(records, flips, strict=True)
             ),
+            masks=pixels.masks,
+            preserves_output=self._preserves_output(records),
         )
+        return Made(batch, damaged)
 
-    def _draw(self, stream: str, item: PlannedItem, plan: BatchPlan) -> Any:
+    def warn(self, damaged: Iterable[DamagedEntry]) -> None:
+        """Say which cache files cannot be used, each once."""
+        for error in damaged:
+            if error.path not in self._warned:
+                self._warned.add(error.path)
+                logger.warning("%s Until then the picture is decoded each time.", error)
+
+    def _draw(self, stream: str, item: PlannedItem, plan: BatchPlan) -> random.Random:
         sample = sample_id(self.records[item.record], item.repeat)
         return python_stream(self.seed, stream, plan.epoch, sample)
 
@@ -105,53 +160,78 @@ class BatchDataset(Dataset[Batch]):
 
     def _caption(self, item: PlannedItem, plan: BatchPlan) -> str:
         record = self.records[item.record]
+        rules, draw = self._subset(record).captions, self._draw("caption", item, plan)
+        if self.variants is not None:
+            return choose_caption(self.variants[item.record], rules, draw=draw, epoch=plan.epoch)
         return apply_caption_rules(
-            record.caption,
-            self._subset(record).captions,
-            draw=self._draw("caption", item, plan),
-            epoch=plan.epoch,
-            step=plan.step,
-            max_steps=self.max_steps,
+            record.caption, rules, draw=draw, epoch=plan.epoch, step=plan.step, max_steps=self.max_steps
         )
 
-    def _images(self, plan: BatchPlan, flips: Sequence[bool]) -> Tensor:
-        """Shape [B, 3, H, W]."""
-        return torch.stack(
-            [self._image(item, plan, is_flipped) for item, is_flipped in zip(plan.items, flips, strict=True)]
-        )
-
-    def _image(self, item: PlannedItem, plan: BatchPlan, is_flipped: bool) -> Tensor:
-        record, crop = self.records[item.record], self.crops[item.record]
-        subset = self._subset(record)
-        if subset.random_crop:
-            crop = random_crop(crop, self._draw("crop", item, plan))
-        interpolation = subset.resize_interpolation or self.specs[record.dataset].resize_interpolation
-        return prepare_image(load_image(record.path, record.size), crop, interpolation, is_flipped)
-
-    def _latents(self, plan: BatchPlan, flips: Sequence[bool]) -> Tensor:
-        """Shape [B, C, h, w]."""
-        assert self.latents is not None
-        rows = []
-        for item, is_flipped in zip(plan.items, flips, strict=True):
-            tensors = self.latents.read(self.latents.entries[item.record].id)
-            rows.append(tensors["latents_flipped" if is_flipped else "latents"])
-        return torch.stack(rows)
-
-    def _text(self, plan: BatchPlan) -> dict[str, Tensor]:
+    def _text(self, texts: CachedTexts, plan: BatchPlan, captions: Sequence[str]) -> dict[str, Tensor]:
         """{name: [B, ...]}"""
-        assert self.text is not None
-        rows = [self.text.read(self.text.entries[item.record].id) for item in plan.items]
+        rows = [texts.read(item.record, caption) for item, caption in zip(plan.items, captions, strict=True)]
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def _preserves_output(self, records: Sequence[ImageRecord]) -> Tensor | None:
+        """Shape [B], or None where no sample asks for it."""
+        wanted = [self._subset(record).preserves_output for record in records]
+        return torch.tensor(wanted) if any(wanted) else None
+
+    def _pixels(self, plan: BatchPlan, flips: Sequence[bool]) -> tuple[_Pixels, Sequence[DamagedEntry]]:
+        """From the cache, or decoded; and what of the cache could not be read."""
+        if self.latents is None:
+            return self._decoded(plan, flips, is_random=True), ()
+        rows, damaged = [], []
+        for item in plan.items:
+            try:
+                rows.append(self.latents.read(self.latents.entries[item.record].id))
+            except DamagedEntry as error:
+                damaged.append(error)
+        return self._decoded(plan, flips, is_random=False) if damaged else self._cached(rows, flips), damaged
+
+    def _decoded(self, plan: BatchPlan, flips: Sequence[bool], *, is_random: bool) -> _Pixels:
+        """Args: is_random: With random crops and colours, which cached pictures do not have."""
+        prepared = [
+            prepare_picture(
+                self.records[item.record],
+                self.crops[item.record],
+                self.specs[self.records[item.record].dataset],
+                is_flipped=is_flipped,
+                draw=self._draw("pixels", item, plan) if is_random else None,
+                cells=self.cells,
+            )
+            for item, is_flipped in zip(plan.items, flips, strict=True)
+        ]
+        cells = (1, plan.size.height // self.cells, plan.size.width // self.cells)
+        return _Pixels(
+            images=torch.stack([picture.image for picture in prepared]),
+            latents=None,
+            masks=self._masks([picture.mask for picture in prepared], cells),
+        )
+
+    def _cached(self, rows: Sequence[Mapping[str, Tensor]], flips: Sequence[bool]) -> _Pixels:
+        names = ["latents_flipped" if is_flipped else "latents" for is_flipped in flips]
+        latents = torch.stack([row[name] for row, name in zip(rows, names, strict=True)])
+        masks = [row.get(MASK) for row in rows]
+        masks = [m if m is None or not flip else m.flip(-1) for m, flip in zip(masks, flips, strict=True)]
+        return _Pixels(images=None, latents=latents, masks=self._masks(masks, (1, *latents.shape[-2:])))
+
+    def _masks(self, masks: Sequence[Tensor | None], shape: tuple[int, ...]) -> Tensor | None:
+        """Shape [B, 1, h, w]; ones for samples without mask, None where the run has no masks at all."""
+        if not self.has_masks:
+            return None
+        return torch.stack([torch.ones(shape) if mask is None else mask.float() for mask in masks])
 
 
 class BatchLoader(DataLoader[Batch]):
     """Batches in the order of their plans. An error of a worker arrives as it was raised, in one sentence."""
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        for made in super().__iter__():
-            if isinstance(made, UserError):
-                raise made
-            yield made
+        for item in super().__iter__():
+            if isinstance(item, UserError):
+                raise item
+            self.dataset.batches.warn(item.damaged)  # type: ignore[attr-defined]
+            yield item.batch
 
 
 def make_loader(
@@ -168,7 +248,7 @@ def make_loader(
     """
     num_workers = _useful_workers(dataset, num_workers)
     return BatchLoader(
-        _ErrorsAsItems(dataset) if num_workers else dataset,
+        _Items(dataset),
         batch_size=None,
         sampler=plans,
         num_workers=num_workers,
@@ -177,15 +257,15 @@ def make_loader(
     )
 
 
-class _ErrorsAsItems(Dataset[Any]):
-    """Hands errors over as items, because torch would turn a worker's error into the text of its traceback."""
+class _Items(Dataset[Any]):
+    """What workers hand over. Errors too, because torch would turn a worker's error into the text of its traceback."""
 
-    def __init__(self, dataset: BatchDataset) -> None:
-        self.dataset = dataset
+    def __init__(self, batches: BatchDataset) -> None:
+        self.batches = batches
 
-    def __getitem__(self, plan: BatchPlan) -> Batch | UserError:
+    def __getitem__(self, plan: BatchPlan) -> Made | UserError:
         try:
-            return self.dataset[plan]
+            return self.batches.make(plan)
         except UserError as error:
             return error
 
@@ -193,7 +273,7 @@ class _ErrorsAsItems(Dataset[Any]):
 def _useful_workers(dataset: BatchDataset, asked: int) -> int:
     if dataset.latents is not None and dataset.latents.in_memory:
         return 0
-    if dataset.text is not None and dataset.text.in_memory and multiprocessing.get_start_method() != "fork":
+    if dataset.texts is not None and dataset.texts.in_memory and multiprocessing.get_start_method() != "fork":
         return 0  # every worker would get a copy of all texts
     return min(asked, _num_processors())
 

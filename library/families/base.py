@@ -72,7 +72,7 @@ class ModelFamily(Protocol):
     ) -> dict[str, nn.Module]: ...
 
     def load_tokenizers(self, files: Any, names: Sequence[str]) -> Any:
-        """The tokenizers of these encoders. No weights are read."""
+        """The tokenizers of these encoders. No weights are read; without `files` (None) no words are checked."""
 
     def vae_identity(self, files: Any) -> str:
         """Hash of the VAE's weights, for cache headers."""
@@ -83,8 +83,25 @@ class ModelFamily(Protocol):
     def text_identity(self, files: Any, names: Sequence[str]) -> dict[str, str]:
         """What the outputs of these encoders depend on, as fields of a cache header: hashes and settings."""
 
+    def npz_reader(self, files: Any, dtype: torch.dtype, encoders: Sequence[str] = ()) -> Any:
+        """Reads cache files of sd-scripts, in this precision (library/data/npz_cache.py); of texts, these encoders."""
+
     def tokenize(self, tokenizers: Any, captions: Sequence[str]) -> dict[str, Tensor]:
         """{encoder name: ids [B, L], encoder name + "_mask": [B, L]}"""
+
+    def caption_lengths(self, tokenizers: Any, captions: Sequence[str]) -> dict[str, tuple[list[int], int]]:
+        """{encoder: (tokens of each caption with begin and end, how many of them the encoder reads)}"""
+
+    def caption_cuts(self, tokenizers: Any, caption: str) -> dict[str, int]:
+        """{encoder: index of the first character that it does not read}, of encoders the caption is too long for."""
+
+    def text_state_bytes(
+        self, files: Any, names: Sequence[str], lengths: Sequence[Mapping[str, int]], *, element_bytes: int
+    ) -> int:
+        """Bytes that a cache keeps of these encoders' outputs for captions of these lengths, {encoder: tokens} each.
+
+        An encoder that is missing in a mapping counts in full.
+        """
 
     def encode_text(self, encoders: Mapping[str, nn.Module], tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """States of the encoders that are given, with the masked rows set to zero where options ask for it."""

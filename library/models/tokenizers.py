@@ -76,6 +76,11 @@ class TextTokenizer:
         """Number of tokens of the whole caption, start and end included."""
         return len(self.vocabulary.encode(caption)) + (1 if self.start is None else 2)
 
+    def cut_at(self, caption: str, length: int) -> int | None:
+        """Index of the first character that does not fit into `length` tokens; None where all of them do."""
+        room = length - (1 if self.start is None else 2)
+        return self.vocabulary.start_of(caption, room)
+
     def identity(self) -> str:
         """What the ids of a caption depend on, apart from the length."""
         return f"{self.vocabulary.identity()}:{self.start}:{self.end}:{self.pad}"

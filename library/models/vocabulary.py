@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,12 +39,14 @@ class Vocabulary:
         source: The folder it came from.
         ids: {token: id}.
         encode: Caption to ids, without start, end or padding, of any length.
+        start_of: Index of the character where the token of a number (from 0) begins; None where there are fewer tokens.
     """
 
     kind: str
     source: Path
     ids: Mapping[str, int]
     encode: Callable[[str], list[int]]
+    start_of: Callable[[str, int], int | None]
 
     @property
     def rows(self) -> int:
@@ -84,7 +87,11 @@ def _from_tokenizer(tokenizer: Tokenizer, kind: str, ids: Mapping[str, int], fol
     def encode(caption: str) -> list[int]:
         return list(tokenizer.encode(caption, add_special_tokens=False).ids)
 
-    return Vocabulary(kind, folder, ids, encode)
+    def start_of(caption: str, number: int) -> int | None:
+        spans = tokenizer.encode(caption, add_special_tokens=False).offsets
+        return int(spans[number][0]) if number < len(spans) else None
+
+    return Vocabulary(kind, folder, ids, encode, start_of)
 
 
 def _kind(ids: Mapping[str, int]) -> str | None:
@@ -164,7 +171,21 @@ def _from_sentencepiece(path: Path) -> Vocabulary | None:
     if _kind(ids) != "t5":
         return None
     _check("t5", ids, path.parent)
-    return Vocabulary("t5", path.parent, ids, processor.encode_as_ids)
+    return Vocabulary("t5", path.parent, ids, processor.encode_as_ids, partial(_start_by_trying, processor))
+
+
+def _start_by_trying(processor: Any, caption: str, number: int) -> int | None:
+    """The longest beginning of the caption that has `number` tokens. SentencePiece tells places only with protobuf."""
+    if len(processor.encode_as_ids(caption)) <= number:
+        return None
+    fits, too_long = 0, len(caption)
+    while too_long - fits > 1:
+        middle = (fits + too_long) // 2
+        if len(processor.encode_as_ids(caption[:middle])) <= number:
+            fits = middle
+        else:
+            too_long = middle
+    return fits
 
 
 def _read_json(path: Path) -> dict[str, Any]:

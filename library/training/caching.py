@@ -1,84 +1,48 @@
 """Filling the caches of a run: latents, text states, and the text states of sample prompts.
 
-Caches are checked before any weights are read; an encoder is loaded only if something is missing.
+Caches are checked before any weights are read; an encoder is loaded only if something is missing. Nothing here needs
+a trainer: the caching tools use it alike.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from library.data.cache import TensorCache, latent_entries, prompt_entries, stored_precision, text_entries
-from library.data.images import load_image, prepare_image
+from library.data.cache import (
+    MASK,
+    CachedTexts,
+    TensorCache,
+    latent_entries,
+    of_encoders,
+    prompt_entries,
+    stored_precision,
+    text_entries,
+)
 from library.data.loader import posterior_seed
-from library.data.precompute import fill_cache
-from library.data.problems import dataset_error
-from library.data.soundness import broken_pictures
+from library.data.npz_cache import find_latents, find_texts
+from library.data.pictures import Prepared, prepare_picture
+from library.data.precompute import num_processors
 from library.families.base import ModelFamily
 from library.log import get_logger
 from library.records import ImageRecord
 from library.rng import normal_per_sample
+from library.training.encoding_setup import EncodingSetup
 from library.training.planning import DataPlan
 from library.training.text_stage import TextStage
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
     from torch import Tensor, nn
 
 logger = get_logger(__name__)
 
+MAX_ENCODERS = 4  # each needs memory for a batch of pictures
 
-@dataclass(frozen=True)
-class EncodingSetup:
-    """What filling a cache needs to know of the run.
-
-    Attributes:
-        files: The family's files.
-        dtype: Precision of the encoders.
-        batch_size: Entries encoded at once.
-        to_disk: Keep the entries in files.
-    """
-
-    family: ModelFamily
-    files: Any
-    plan: DataPlan
-    accelerator: Accelerator
-    dtype: torch.dtype
-    batch_size: int
-    to_disk: bool
-
-    @property
-    def device(self) -> torch.device:
-        """Where encoders run."""
-        return self.accelerator.device
-
-    def fill(
-        self,
-        cache: TensorCache,
-        missing: Mapping[str, str],
-        batches: Sequence[Sequence[str]],
-        load: Any,
-        encode: Any,
-        what: str,
-    ) -> None:
-        """Share the batches of the missing entries {id: reason} among the processes."""
-        self.accelerator.wait_for_everyone()
-        fill_cache(
-            cache,
-            batches,
-            load,
-            encode,
-            rank=self.accelerator.process_index,
-            num_processes=self.accelerator.num_processes,
-            what=what,
-            reasons=missing,
-        )
-        self.accelerator.wait_for_everyone()
+T = TypeVar("T")
 
 
 @torch.no_grad()
@@ -90,101 +54,124 @@ def encode_pictures(family: ModelFamily, vae: nn.Module, images: Tensor, seeds: 
     return stored_precision(family.encode_images(vae, images, noise))
 
 
-def refuse_broken_pictures(plan: DataPlan, records: Iterable[ImageRecord], accelerator: Accelerator) -> None:
-    """Decode pictures, shared among the processes, and list those that are damaged behind an intact header.
-
-    Raises:
-        DatasetError: On every process, with what all have found.
-    """
-    from accelerate.utils import gather_object
-
-    rank, number = accelerator.process_index, accelerator.num_processes
-    distinct = list({record.path: record for record in records}.values())
-    problems = gather_object(broken_pictures(distinct[rank::number], is_shown=rank == 0))
-    if problems:
-        raise dataset_error(plan.source, problems)
-
-
 class LatentCaching:
     """The latent cache of the plan. What is missing is found out here; `fill` reads the VAE if there is anything.
 
+    Attributes:
+        entries: One for each record of the plan.
+        cache: Of the entries.
+        missing: {entry id: why it has to be made}.
+
     Raises:
-        DatasetError: Pictures that have to be encoded are damaged; all are listed.
-        OutputError: Cache files cannot be written.
+        DatasetError: Pictures have vanished.
     """
 
     def __init__(self, setup: EncodingSetup) -> None:
         plan, family = setup.plan, setup.family
-        identity = f"{family.vae_identity(setup.files)} {setup.dtype}"
-        entries = latent_entries(
-            plan.records, plan.crops, plan.specs, family=family.name, identity=identity, to_disk=setup.to_disk
-        )
         self.setup = setup
-        self.cache = TensorCache(entries)
-        self.record_of = {entry.id: index for index, entry in reversed(list(enumerate(entries)))}
-        self.missing = self.cache.check()
+        self.entries = latent_entries(
+            plan.records,
+            plan.crops,
+            plan.specs,
+            family=family.name,
+            identity=f"{family.vae_identity(setup.files)} {setup.dtype}",
+            to_disk=setup.to_disk,
+            cache_dir=setup.cache_dir,
+        )
+        self.cache = TensorCache(self.entries)
+        self._record_of = {entry.id: index for index, entry in reversed(list(enumerate(self.entries)))}
+        missing = setup.missing(self.cache)
+        new = {entry_id for entry_id, reason in missing.items() if reason == "new"} if setup.to_disk else set()
+        found = find_latents(self.entries, plan.records, new, reader=setup.npz_reader()) if new else {}
+        self.missing = setup.adopt(self.cache, missing, found, "latents")
+
+    def decoded_records(self) -> tuple[ImageRecord, ...]:
+        """The pictures that `fill` decodes."""
+        return tuple(self.setup.plan.records[self._record_of[entry_id]] for entry_id in self.missing)
+
+    def prepare(self) -> None:
+        """Make sure of what can be made sure of before weights are read.
+
+        Raises:
+            OutputError: Cache files cannot be written.
+        """
         self.cache.probe(self.missing)
-        used = (plan.records[self.record_of[entry_id]] for entry_id in self.missing)
-        refuse_broken_pictures(plan, used, setup.accelerator)
 
     def fill(self) -> TensorCache:
-        """The cache, complete."""
-        setup, cache, record_of = self.setup, self.cache, self.record_of
-        plan, family = setup.plan, setup.family
+        """The cache, complete.
+
+        Raises:
+            DatasetError: A picture cannot be decoded.
+            OutputError: Cache files cannot be written.
+        """
+        setup, cache = self.setup, self.cache
         if not self.missing:
             logger.info("latents: all %d are cached.", len(cache))
             return cache
-        vae = family.load_vae(setup.files, setup.dtype, setup.device)
+        vae = setup.family.load_vae(setup.files, setup.dtype, setup.device)
 
-        def load(ids: Sequence[str]) -> Tensor:
-            return torch.stack([_picture(plan, record_of[entry_id]) for entry_id in ids])
+        def load(ids: Sequence[str]) -> tuple[Tensor, list[Tensor | None]]:
+            prepared = [_prepared(setup, self._record_of[entry_id]) for entry_id in ids]
+            masks = [None if mask is None else mask.half() for _, mask in prepared]  # nothing is lost
+            return torch.stack([image for image, _ in prepared]), masks
 
-        def encode(ids: Sequence[str], images: Tensor) -> list[dict[str, Tensor]]:
-            images = images.to(setup.device)
-            records = [record_of[entry_id] for entry_id in ids]
-            flips = {name: name == "latents_flipped" for name in cache[ids[0]].names}
-            made = {name: _latents(family, vae, plan, records, images, flip) for name, flip in flips.items()}
-            return [{name: rows[i] for name, rows in made.items()} for i in range(len(ids))]
+        def encode(ids: Sequence[str], inputs: tuple[Tensor, list[Tensor | None]]) -> list[dict[str, Tensor]]:
+            images, masks = inputs[0].to(setup.device), inputs[1]
+            records = [self._record_of[entry_id] for entry_id in ids]
+            flips = {name: name == "latents_flipped" for name in cache[ids[0]].names if name != MASK}
+            made = {name: _latents(setup, vae, records, images, flip) for name, flip in flips.items()}
+            rows = [{name: latents[i] for name, latents in made.items()} for i in range(len(ids))]
+            return [row if mask is None else {**row, MASK: mask} for row, mask in zip(rows, masks, strict=True)]
 
-        by_size = defaultdict(list)
-        for entry_id in self.missing:
-            by_size[plan.crops[record_of[entry_id]].bucket].append(entry_id)
-        batches = [part for ids in by_size.values() for part in _same_names(cache, ids, setup.batch_size)]
-        setup.fill(cache, self.missing, batches, load, encode, "latents")
+        number = _num_encoders(setup.device)
+        setup.fill(cache, self.missing, self._batches(), load, encode, "latents", num_encoders=number)
         return cache
 
-
-def _same_names(cache: TensorCache, ids: Sequence[str], batch_size: int) -> list[Sequence[str]]:
-    """Batches of entries that hold the same tensors (with or without the mirrored picture)."""
-    groups = defaultdict(list)
-    for entry_id in ids:
-        groups[cache[entry_id].names].append(entry_id)
-    return [part for group in groups.values() for part in _chunks(group, batch_size)]
-
-
-def _chunks(items: Sequence[str], size: int) -> list[Sequence[str]]:
-    return [items[start : start + size] for start in range(0, len(items), size)]
+    def _batches(self) -> list[Sequence[str]]:
+        """Batches of pictures of one size whose entries hold the same tensors."""
+        groups = defaultdict(list)
+        for entry_id in self.missing:
+            entry = self.cache[entry_id]
+            groups[entry.size, entry.names].append(entry_id)
+        return [part for group in groups.values() for part in _chunks(group, self.setup.batch_size)]
 
 
-def _picture(plan: DataPlan, index: int) -> Tensor:
+def _num_encoders(device: torch.device) -> int:
+    """Batches of pictures to encode at once: on a CPU as many as torch's threads leave processors for.
+
+    The number of threads is what users set (OMP_NUM_THREADS), and the last bits of a result depend on it, so it stays.
+    """
+    return min(MAX_ENCODERS, max(1, num_processors() // torch.get_num_threads())) if device.type == "cpu" else 1
+
+
+def _prepared(setup: EncodingSetup, index: int) -> Prepared:
+    """Pixels and mask of a record, without anything random."""
+    plan = setup.plan
     record = plan.records[index]
-    spec = plan.specs[record.dataset]
-    interpolation = spec.subsets[record.subset].resize_interpolation or spec.resize_interpolation
-    return prepare_image(load_image(record.path, record.size), plan.crops[index], interpolation, False)
+    cells = setup.family.pixels_per_latent
+    return prepare_picture(record, plan.crops[index], plan.specs[record.dataset], cells=cells)
 
 
-def _latents(
-    family: ModelFamily, vae: nn.Module, plan: DataPlan, records: Sequence[int], images: Tensor, is_flipped: bool
-) -> Tensor:
+def _latents(setup: EncodingSetup, vae: nn.Module, records: Sequence[int], images: Tensor, is_flipped: bool) -> Tensor:
+    plan = setup.plan
     seeds = [posterior_seed(plan.records[index], plan.crops[index].bucket, is_flipped) for index in records]
-    latents = encode_pictures(family, vae, images.flip(-1) if is_flipped else images, seeds)
+    latents = encode_pictures(setup.family, vae, images.flip(-1) if is_flipped else images, seeds)
     return latents.cpu()
 
 
-class TextCaching:
-    """The text caches of the plan and of the sample prompts.
+def possible_captions(plan: DataPlan) -> tuple[tuple[str, ...], ...]:
+    """For each record every text that its cached caption may be: its variants, and "" where captions are dropped."""
 
-    What is missing is found out here, with the tokenizers if anything is; `fill` reads the encoders then.
+    def is_dropped(record: ImageRecord) -> bool:
+        rules = plan.specs[record.dataset].subsets[record.subset].captions
+        return rules.caption_dropout_rate > 0 or rules.caption_dropout_every_n_epochs > 0
+
+    variants = zip(plan.records, plan.caption_variants(), strict=True)
+    return tuple((*texts, "") if is_dropped(record) and "" not in texts else tuple(texts) for record, texts in variants)
+
+
+class TextCaching:
+    """The text caches of the plan and of the sample prompts. What is missing is found out here.
 
     Args:
         setup: Of the run.
@@ -192,42 +179,72 @@ class TextCaching:
         prompts: Texts of the sample prompts, negative ones included.
         prompt_folder: Where the prompts' entries lie; None keeps them in memory.
 
-    Raises:
-        CheckpointError: Tokenizers are needed and nowhere.
-        OutputError: Cache files cannot be written.
+    Attributes:
+        entries: One for each caption and folder, see `text_entries`.
+        cache: Of the entries.
+        texts: Gives the states of a record's caption, after `fill`.
+        missing: {entry id: why it has to be made}.
+        missing_prompts: Likewise.
     """
 
     def __init__(
-        self, setup: EncodingSetup, names: Sequence[str], prompts: Sequence[str], prompt_folder: Path | None
+        self, setup: EncodingSetup, names: Sequence[str], prompts: Sequence[str] = (), prompt_folder: Path | None = None
     ) -> None:
         family, plan = setup.family, setup.plan
         fields = {**family.text_identity(setup.files, names), "dtype": str(setup.dtype)}
         identity = " ".join(f"{key}={value}" for key, value in fields.items())
-        captions = plan.fixed_captions()
-        entries = text_entries(plan.records, captions, family=family.name, identity=identity, to_disk=setup.to_disk)
+        self.setup, self.names = setup, tuple(names)
+        self.entries, ids = text_entries(
+            plan.records,
+            possible_captions(plan),
+            family=family.name,
+            identity=identity,
+            to_disk=setup.to_disk,
+            cache_dir=setup.cache_dir,
+        )
         asked = prompt_entries(prompts, folder=prompt_folder, family=family.name, identity=identity)
-        self.setup, self.names = setup, names
-        self.cache, self.prompt_cache = TensorCache(entries), TensorCache(asked)
-        self.text_of = {entry.id: text for entry, text in zip((*entries, *asked), (*captions, *prompts), strict=True)}
-        self.missing = [(target, target.check()) for target in (self.cache, self.prompt_cache)]
-        for target, reasons in self.missing:
-            target.probe(reasons)
-        self.is_complete = not any(reasons for _, reasons in self.missing)
-        self.tokenizers = None if self.is_complete else family.load_tokenizers(setup.files, names)
+        self.cache, self.prompt_cache = TensorCache(self.entries), TensorCache(asked)
+        self.texts = CachedTexts(self.cache, ids, self.names)
+        self._prompts = {text: entry.id for text, entry in zip(prompts, asked, strict=True)}
+        self._text_of = {entry_id: text for own in (*ids, self._prompts) for text, entry_id in own.items()}
+        missing = setup.missing(self.cache)
+        new = {entry_id for entry_id, reason in missing.items() if reason == "new"} if setup.to_disk else set()
+        found = find_texts(ids, plan.records, new, reader=setup.npz_reader(self.names)) if new else {}
+        self.missing = setup.adopt(self.cache, missing, found, "text")
+        self.missing_prompts = setup.missing(self.prompt_cache)
+        self._tokenizers: Any = None
 
-    def fill(self) -> tuple[TensorCache, Mapping[str, Mapping[str, Tensor]]]:
+    @property
+    def is_complete(self) -> bool:
+        """Whether no encoder is needed."""
+        return not self.missing and not self.missing_prompts
+
+    def prepare(self) -> None:
+        """Make sure of what can be made sure of before weights are read; the tokenizers are, if they are needed.
+
+        Raises:
+            CheckpointError: Tokenizers are nowhere.
+            OutputError: Cache files cannot be written.
+        """
+        self.cache.probe(self.missing)
+        self.prompt_cache.probe(self.missing_prompts)
+        if not self.is_complete and self._tokenizers is None:
+            self._tokenizers = self.setup.family.load_tokenizers(self.setup.files, self.names)
+
+    def fill(self) -> tuple[CachedTexts, Mapping[str, Mapping[str, Tensor]]]:
         """The cache, complete, and the states of each prompt by its text."""
         if self.is_complete:
             logger.info("text encoder outputs: all %d are cached.", len(self.cache) + len(self.prompt_cache))
         else:
+            self.prepare()
             self._encode_missing()
-        prompts = {self.text_of[entry.id]: entry.id for entry in self.prompt_cache.entries}
-        return self.cache, {text: self.prompt_cache.read(entry_id) for text, entry_id in prompts.items()}
+        states = {text: self.prompt_cache.read(entry_id) for text, entry_id in self._prompts.items()}
+        return self.texts, {text: of_encoders(own, self.names) for text, own in states.items()}
 
     def _encode_missing(self) -> None:
-        setup, text_of = self.setup, self.text_of
+        setup, text_of = self.setup, self._text_of
         encoders = setup.family.load_text_encoders(setup.files, setup.dtype, setup.device, self.names)
-        stage = TextStage(setup.family, setup.device, encoders, self.tokenizers)
+        stage = TextStage(setup.family, setup.device, encoders, self._tokenizers)
 
         def load(ids: Sequence[str]) -> list[str]:
             return [text_of[entry_id] for entry_id in ids]
@@ -237,6 +254,19 @@ class TextCaching:
             rows = {name: state.cpu() for name, state in states.items()}
             return [{name: state[i] for name, state in rows.items()} for i in range(len(ids))]
 
-        for what, (target, reasons) in zip(("text", "prompts"), self.missing, strict=True):
-            if reasons:
-                setup.fill(target, reasons, _chunks(list(reasons), setup.batch_size), load, encode, what)
+        jobs = (("text", self.cache, self.missing), ("prompts", self.prompt_cache, self.missing_prompts))
+        for what, cache, missing in jobs:
+            if missing:
+                setup.fill(cache, missing, _batches_of_texts(cache, missing, setup.batch_size), load, encode, what)
+
+
+def _chunks(items: Sequence[T], size: int) -> list[Sequence[T]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def _batches_of_texts(cache: TensorCache, ids: Mapping[str, str], batch_size: int) -> list[Sequence[str]]:
+    """Batches with `batch_size` different texts; the entries of one text in several folders stay together."""
+    folders = defaultdict(list)
+    for entry_id in ids:
+        folders[cache[entry_id].content].append(entry_id)
+    return [[entry_id for same in part for entry_id in same] for part in _chunks(list(folders.values()), batch_size)]

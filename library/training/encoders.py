@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from library.data.cache import TensorCache
+from library.data.cache import CachedTexts, TensorCache, cache_folder
 from library.device import release_unused_memory
 from library.families.base import ModelFamily
-from library.training.caching import EncodingSetup, LatentCaching, TextCaching, refuse_broken_pictures
+from library.training.caching import EncodingSetup, LatentCaching, TextCaching
 from library.training.planning import DataPlan
 from library.training.text_stage import TextStage
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from library.options.groups import CacheOptions
+    from library.records import ImageRecord
+
+TEXT_BATCH_SIZE = 16  # T5 is read from memory once for all captions of a batch, which is what takes time on a GPU
 
 
 class Encoders:
@@ -58,14 +61,25 @@ class Encoders:
         self.options, self.family, self.files, self.plan = options, family, files, plan
         self.accelerator, self.trained = accelerator, tuple(trained)
         self.prompts = prompts
+        if prompt_folder is not None and options.cache_dir is not None:
+            prompt_folder = cache_folder(prompt_folder, options.cache_dir)
         self.prompt_folder = prompt_folder if options.cache_text_encoder_outputs_to_disk else None
-        has_no_fp16 = dtype == torch.float16 and accelerator.device.type == "cpu"
-        self._text_dtype = torch.float32 if has_no_fp16 else dtype
+        self._text_dtype = encoder_dtype(dtype, accelerator.device)
         self._vae_dtype = torch.float32 if keeps_full_vae else self._text_dtype
         self._vae: nn.Module | None = None
+        self._latent_caching: LatentCaching | None = None
         self.latents: TensorCache | None = None
-        self.texts: TensorCache | None = None
+        self.texts: CachedTexts | None = None
         self.text: TextStage
+
+    def decoded_records(self) -> tuple[ImageRecord, ...]:
+        """The pictures that will be decoded: all where latents are not cached, else those whose latents are missing.
+
+        Raises:
+            DatasetError: Pictures have vanished.
+        """
+        caching = self._prepare_latents()
+        return self.plan.records if caching is None else caching.decoded_records()
 
     def load(self) -> None:
         """Fill the caches and load what runs in every step. What may be missing is looked for before weights are read.
@@ -81,6 +95,9 @@ class Encoders:
         live = [name for name in present if name in self.trained or not self.options.caches_text]
         tokenizers = self.family.load_tokenizers(self.files, live) if live else None
         texts = self._prepare_texts([name for name in present if name not in live])
+        for caching in (latents, texts):
+            if caching is not None:
+                caching.prepare()
         if latents is None:
             self.vae()
         else:
@@ -105,18 +122,37 @@ class Encoders:
             self._vae = self._vae.to("cpu")
 
     def _prepare_latents(self) -> LatentCaching | None:
-        if not self.options.caches_latents:
-            refuse_broken_pictures(self.plan, self.plan.records, self.accelerator)
-            return None
-        to_disk = self.options.cache_latents_to_disk
-        return LatentCaching(self._setup(self._vae_dtype, self.options.vae_batch_size, to_disk))
+        if self.options.caches_latents and self._latent_caching is None:
+            to_disk = self.options.cache_latents_to_disk
+            self._latent_caching = LatentCaching(self._setup(self._vae_dtype, self.options.vae_batch_size, to_disk))
+        return self._latent_caching
 
     def _prepare_texts(self, names: Sequence[str]) -> TextCaching | None:
         if not names:
             return None
-        batch_size = self.options.text_encoder_batch_size or max(spec.batch_size for spec in self.plan.specs)
+        batch_size = text_batch_size(self.options, self.plan)
         setup = self._setup(self._text_dtype, batch_size, self.options.cache_text_encoder_outputs_to_disk)
         return TextCaching(setup, names, self.prompts, self.prompt_folder)
 
     def _setup(self, dtype: torch.dtype, batch_size: int, to_disk: bool) -> EncodingSetup:
-        return EncodingSetup(self.family, self.files, self.plan, self.accelerator, dtype, batch_size, to_disk)
+        return EncodingSetup(
+            self.family,
+            self.files,
+            self.plan,
+            self.accelerator,
+            dtype,
+            batch_size,
+            to_disk,
+            cache_dir=self.options.cache_dir,
+            skip_cache_check=self.options.skip_cache_check,
+        )
+
+
+def encoder_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """Precision of frozen encoders: as asked for, but no fp16 on a CPU, which has hardly any arithmetic for it."""
+    return torch.float32 if dtype == torch.float16 and device.type == "cpu" else dtype
+
+
+def text_batch_size(options: CacheOptions, plan: DataPlan) -> int:
+    """Captions that are encoded at once."""
+    return options.text_encoder_batch_size or max(TEXT_BATCH_SIZE, *(spec.batch_size for spec in plan.specs))

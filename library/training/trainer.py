@@ -302,6 +302,7 @@ class Trainer(Run):
             latents=self.encoders.latents,
             texts=self.encoders.texts,
             variants=self.plan.caption_variants() if self.encoders.texts is not None else None,
+            cells=self.family.pixels_per_latent,
             seed=self.seed,
             max_steps=self.plan.steps.max_steps,
         )

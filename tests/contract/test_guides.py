@@ -12,7 +12,9 @@ import toml
 from library.data.batches import StepCount
 from library.data.schema import parse_dataset_config
 from library.errors import UserError
+from library.families.sd3.cache_options import Sd3LatentCachingOptions
 from library.families.sd3.options import Sd3NetworkOptions
+from library.families.sd3.preview_options import Sd3PreviewOptions
 from library.options.entry import INTERRUPTED
 from library.options.spec import options_of
 from library.training.prompts import load_prompts
@@ -23,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 GUIDE = (ROOT / "docs" / "sd3_train_network.md").read_text(encoding="utf-8")
 OPTIONS = options_of(Sd3NetworkOptions)
+TOOLS = {*options_of(Sd3LatentCachingOptions), *options_of(Sd3PreviewOptions)} - set(OPTIONS)
 
 OTHER_PROGRAMS = {  # accelerate, torchrun, lines of prompt files, and a typo that the guide shows
     *("--num_cpu_threads_per_process", "--num_processes", "--multi_gpu", "--quiet", "--nproc_per_node"),
@@ -51,7 +54,7 @@ def flags(text: str) -> set[str]:
 def test_every_flag_that_a_page_names_exists(page: Path):
     quickstart = flags((ROOT / "quickstart.py").read_text(encoding="utf-8"))
     converter = {flag for action in make_parser()._actions for flag in action.option_strings}
-    known = {f"--{name}" for name in OPTIONS} | quickstart | converter | OTHER_PROGRAMS
+    known = {f"--{name}" for name in {*OPTIONS, *TOOLS}} | quickstart | converter | OTHER_PROGRAMS
     prose = re.sub(r"<!--.*?-->|`-- `|`--`", "", page.read_text(encoding="utf-8"))
     assert flags(prose) <= known
 

@@ -34,6 +34,7 @@ LIGHT = (  # what --help and every option or dataset error reach
     "library.tensorfile",
     "library.options",
     "library.data.schema",
+    "library.data.sources",
     "library.data.scan",
     "library.data.captions",
     "library.data.buckets",

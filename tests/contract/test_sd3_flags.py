@@ -19,7 +19,11 @@ KNOWN = {
 }
 OURS = options_of(Sd3NetworkOptions)
 
-ADDED = {"tokenizer_dir", "debug"}
+ADDED = {
+    *("tokenizer_dir", "debug", "dry_run", "on_bad_file", "cache_dir", "text_encoder_cache_variants"),
+    *("recursive", "background", "min_image_size", "max_aspect_ratio", "max_crop_fraction", "max_image_pixels"),
+    *("missing_caption", "empty_caption", "caption_encoding"),
+}
 ADDED_CHOICES = {"save_model_as": {"diffusers"}}
 TYPES = {"flag": {None}, "int": {"int"}, "float": {"float"}, "str": {"str"}, "path": {"str", "Path"}}
 TYPES["int_or_float"] = {"int_or_float"}

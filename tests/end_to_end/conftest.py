@@ -1,14 +1,16 @@
-"""Trainings on the tiny model: `training` runs sd3_train_network.py in this process, `launch` in one of its own."""
+"""Trainings on the tiny model: `training` runs sd3_train_network.py in this process, `launch` in one of its own;
+`refused` runs it up to an error that must come before weights are read."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +23,17 @@ from safetensors.torch import load_file
 from library.families.sd3.options import NETWORK_SCRIPT, Sd3NetworkOptions
 from library.log import LOGGER_NAME
 from library.options.spec import parse_options
+from library.records import Batch
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 EXAMPLES = ROOT / "examples" / "pictures"
 SQUARE = ("blue_triangle.png", "red_circle.png", "red_square.png", "red_star.png")  # 64 x 64, so one bucket
 SMALL_BUCKETS = {"resolution": 64, "enable_bucket": True, "bucket_reso_steps": 16}
 SMALL_BUCKETS |= {"min_bucket_reso": 32, "max_bucket_reso": 128}
+SUBSET_KEYS = {"alpha_mask", "is_reg", "metadata_file", "conditioning_data_dir"}  # that have no place elsewhere
+
+NOTHING: Mapping[str, Any] = {}
+NAN_FOUND = "has NaN or infinite values"
 
 # Runs the script as its command line asks, and writes what happened to $WITNESS, one file for each process.
 WITNESS = """
@@ -63,10 +70,12 @@ class FinishedRun:
     Attributes:
         trainer: As the training left it.
         log: Lines of the log, without their importance.
+        batches: All that the loop got from the data, in order.
     """
 
     trainer: Any
     log: tuple[str, ...]
+    batches: tuple[Batch, ...] = ()
 
     @property
     def losses(self) -> list[float]:
@@ -83,6 +92,12 @@ class FinishedRun:
     def weights(self) -> dict[str, Any]:
         """Tensors of the last file."""
         return load_file(self.file)
+
+    @property
+    def seen(self) -> list[str]:
+        """Names of the pictures that were trained, each as often as it was, sorted."""
+        records = self.trainer.plan.records
+        return sorted(records[item.record].path.name for batch in self.batches for item in batch.plan.items)
 
 
 class Training:
@@ -110,11 +125,15 @@ class Training:
 
     def dataset(self, pictures: Path, **keys: Any) -> Path:
         """A dataset file: one folder, batches of 2, buckets around 64 x 64, and these keys."""
+        own = {key: keys.pop(key) for key in SUBSET_KEYS & keys.keys()}
+        return self.dataset_of({"subsets": [{"image_dir": str(pictures), **own}]}, **keys)
+
+    def dataset_of(self, *datasets: Mapping[str, Any], **keys: Any) -> Path:
+        """A dataset file of several datasets, with these keys for all."""
         general = {**SMALL_BUCKETS, "caption_extension": ".txt", "batch_size": 2, **keys}
         number = len(list(self.folder.glob("dataset*.toml")))
         path = self.folder / f"dataset{number}.toml"
-        table = {"general": general, "datasets": [{"subsets": [{"image_dir": str(pictures)}]}]}
-        path.write_text(toml.dumps(table), encoding="utf-8")
+        path.write_text(toml.dumps({"general": general, "datasets": list(datasets)}), encoding="utf-8")
         return path
 
     def arguments(self, dataset: Path, *flags: str, model: Path | None = None) -> list[str]:
@@ -129,18 +148,35 @@ class Training:
             *flags,
         ]
 
-    def run(self, dataset: Path, *flags: str, model: Path | None = None) -> FinishedRun:
+    def run(
+        self, dataset: Path, *flags: str, model: Path | None = None, after: Mapping[str, Callable[[], object]] = NOTHING
+    ) -> FinishedRun:
         """Train in this process; flags that are given twice count once, the last time."""
-        return self.run_arguments(_without_repeats(self.arguments(dataset, *flags, model=model)))
+        return self.run_arguments(_without_repeats(self.arguments(dataset, *flags, model=model)), after=after)
 
-    def run_arguments(self, arguments: Sequence[str]) -> FinishedRun:
-        """Train with exactly this command line."""
+    def run_arguments(
+        self, arguments: Sequence[str], *, after: Mapping[str, Callable[[], object]] = NOTHING
+    ) -> FinishedRun:
+        """Train with exactly this command line; `after` has what happens in the world after a phase of the run."""
         from accelerate.state import AcceleratorState
 
         from sd3_train_network import Sd3NetworkTrainer
 
+        class Watched(Sd3NetworkTrainer):
+            """Keeps the batches that the loop gets."""
+
+            def __init__(self, options: Any) -> None:
+                super().__init__(options)
+                self.batches: list[Batch] = []
+
+            def _optimizer_step(self, batches: list[Batch]) -> None:
+                self.batches += batches
+                super()._optimizer_step(batches)
+
         AcceleratorState._reset_state(reset_partial_state=True)  # a process has one run, outside tests
-        trainer = Sd3NetworkTrainer(parse_options(Sd3NetworkOptions, arguments, **NETWORK_SCRIPT))
+        trainer = Watched(parse_options(Sd3NetworkOptions, arguments, **NETWORK_SCRIPT))
+        for phase, act in after.items():
+            setattr(trainer, phase, _followed(getattr(trainer, phase), act))
         lines: list[str] = []
         logger, handler = logging.getLogger(LOGGER_NAME), _Collector(lines)
         level, _ = logger.level, logger.setLevel("INFO")
@@ -150,7 +186,7 @@ class Training:
         finally:
             logger.removeHandler(handler)
             logger.setLevel(level)
-        return FinishedRun(trainer, tuple(lines))
+        return FinishedRun(trainer, tuple(lines), tuple(trainer.batches))
 
     def compare(self, dataset: Path, *flags: str, model: Path | None = None) -> FinishedRun:
         """A run whose weights can be compared: Adam divides by at least 1e-4, so that rounding is not enlarged."""
@@ -169,6 +205,14 @@ class _Collector(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.lines.append(record.getMessage())
+
+
+def _followed(phase: Callable[[], object], act: Callable[[], object]) -> Callable[[], None]:
+    def both() -> None:
+        phase()
+        act()
+
+    return both
 
 
 def _without_repeats(arguments: Sequence[str]) -> list[str]:
@@ -201,11 +245,16 @@ def training(tmp_path: Path, tiny_sd3: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.fixture
 def launch(tmp_path: Path) -> Callable[..., Launched]:
-    """launch(arguments, launcher=()) starts the script in a Python of its own, in the repository, without a GPU."""
+    """launch(arguments, launcher=()) starts the script in a Python of its own, in the repository, without a GPU.
+
+    Further options go to subprocess.run.
+    """
     script = tmp_path / "witness.py"
     script.write_text(WITNESS, encoding="utf-8")
 
-    def start(arguments: Sequence[str], launcher: Sequence[str] = (), *, is_watched: bool = True) -> Launched:
+    def start(
+        arguments: Sequence[str], launcher: Sequence[str] = (), *, is_watched: bool = True, **options: Any
+    ) -> Launched:
         witness = tmp_path / "witness."
         name = str(script) if is_watched else "sd3_train_network.py"
         environment = {**os.environ, "WITNESS": str(witness), "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
@@ -218,9 +267,74 @@ def launch(tmp_path: Path) -> Callable[..., Launched]:
             stderr=subprocess.STDOUT,
             timeout=600,
             check=False,
+            **options,
         )
         files = sorted(tmp_path.glob("witness.[0-9]"))
         accounts = tuple(json.loads(file.read_text(encoding="utf-8")) for file in files)
         return Launched(done.returncode, done.stdout.decode("utf-8", "replace"), accounts)
 
     return start
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """What a user sees of a run that ended early.
+
+    Attributes:
+        code: The exit code.
+        shown: Everything on stderr.
+        printed: Everything on stdout.
+    """
+
+    code: int
+    shown: str
+    printed: str = ""
+
+    @property
+    def error(self) -> str:
+        """The error with its list. There is one, it comes last, and no traceback is around it."""
+        found = re.findall(r"^error: .*$", self.shown, re.MULTILINE)
+        assert len(found) == 1 and "Traceback" not in self.shown, self.shown
+        return self.shown[self.shown.index(found[0]) :].rstrip()
+
+    @property
+    def has_read_weights(self) -> bool:
+        """Whether the run got as far as the numbers of the model."""
+        return NAN_FOUND in self.shown
+
+
+@pytest.fixture(scope="session")
+def nan_model(tiny_sd3: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with its tokenizers; every number is NaN, so a run that reads one ends with an error about it."""
+    folder = tmp_path_factory.mktemp("nan_model")
+    for tokenizer in tiny_sd3.parent.glob("tokenizer*"):
+        shutil.copytree(tokenizer, folder / tokenizer.name)
+    content = tiny_sd3.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    path = folder / "sd3.safetensors"
+    path.write_bytes(content[:start] + b"\xff" * (len(content) - start))
+    return path
+
+
+@pytest.fixture
+def refused(
+    training: Training, nan_model: Path, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., Refusal]]:
+    """refused(dataset, *flags) runs the script's main, on a model whose weights must not be read (or on `model`)."""
+    import sd3_train_network
+
+    logger = logging.getLogger(LOGGER_NAME)
+    before = logger.handlers[:], logger.propagate, logger.level
+
+    def run(dataset: Path, *flags: str, model: Path = nan_model) -> Refusal:
+        from accelerate.state import AcceleratorState
+
+        AcceleratorState._reset_state(reset_partial_state=True)
+        capsys.readouterr()
+        code = sd3_train_network.main(_without_repeats(training.arguments(dataset, *flags, model=model)))
+        written = capsys.readouterr()
+        return Refusal(code, written.err, written.out)
+
+    yield run
+    logger.handlers[:], logger.propagate = before[0], before[1]
+    logger.setLevel(before[2])

@@ -346,9 +346,7 @@ DATA: dict[str, Case] = {
         ("2 problems", "a.txt has no text", "b.txt has no text", "write a caption"),
     ),
     "captions_not_utf8": (
-        lambda a: a.dataset(
-            pictures=a.pictures(a_png=GOOD_PNG, a_txt=b"caf\xe9", b_png=GOOD_PNG, b_txt=b"\xe4")
-        ),
+        lambda a: a.dataset(pictures=a.pictures(a_png=GOOD_PNG, a_txt=b"caf\xe9", b_png=GOOD_PNG, b_txt=b"\xe4")),
         ("a.txt is not UTF-8 (byte 0xe9 at 3)", "b.txt is not UTF-8", "save it again as UTF-8", "caption_encoding"),
     ),
     "captions_of_another_extension": (

@@ -111,11 +111,11 @@ import os
 from library.data import loader
 from library.errors import DatasetError
 
-def unreadable(path, size):
-    raise DatasetError(f"{path}: the disk is gone. Plug it in.")
+def unreadable(record, *_, **__):
+    raise DatasetError(f"{record.path}: the disk is gone. Plug it in.")
 
 if os.environ["RANK"] == "1":
-    loader.load_image = unreadable
+    loader.prepare_picture = unreadable
 """
 
 

@@ -16,7 +16,7 @@ def loss_at_fixed_draws(trainer):
         plan.crops,
         plan.specs,
         latents=trainer.encoders.latents,
-        text=trainer.encoders.texts,
+        texts=trainer.encoders.texts,
         seed=trainer.seed,
         max_steps=1,
     )

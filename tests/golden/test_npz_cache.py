@@ -15,6 +15,7 @@ from library.data.cache import TensorCache, latent_entries
 from library.data.entry_file import DamagedFile
 from library.data.images import load_image, prepare_image
 from library.data.npz_cache import find_latents, unusable
+from library.data.pictures import prepare_picture
 from library.data.specs import DatasetSpec, SubsetSpec
 from library.families.sd3.npz_cache import Sd3NpzReader
 from library.families.sd3.text import encode
@@ -77,6 +78,11 @@ def test_the_transparency_in_a_file_is_that_of_the_picture_at_latent_size():
     assert (found["mask"].shape, found["mask"].dtype) == ((1, 12, 12), torch.float16)
     torch.testing.assert_close(found["mask"][0].float(), expected, atol=1e-3, rtol=0)
     assert 0 < expected.mean() < 1
+    subset = SubsetSpec(image_dir=CACHE, alpha_mask=True)
+    spec = DatasetSpec(resolution=Size(96, 96), resize_interpolation="area", subsets=(subset,))
+    record = ImageRecord(CACHE / "alpha.png", "alpha.png", "", Size(100, 130), 1, 0, 0)
+    ours = prepare_picture(record, crop_of("alpha"), spec, cells=8).mask
+    torch.testing.assert_close(ours, found["mask"].float(), atol=0.01, rtol=0)
 
 
 def is_accepted(folder, name, *, flip, alpha):

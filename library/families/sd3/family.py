@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from library.diffusion.objective import FlowObjective
     from library.families.sd3.checkpoint import Part, Sd3Files
+    from library.families.sd3.npz_cache import Sd3NpzReader
     from library.families.sd3.options import Sd3NetworkOptions
     from library.models.mmdit import MMDiT
     from library.models.positions import ScaledPositionTables
@@ -205,19 +206,23 @@ class Sd3Family:
             encoders[name] = encoder.to(device).requires_grad_(False).eval()
         return encoders
 
-    def load_tokenizers(self, files: Sd3Files, names: Sequence[str]) -> TokenizerSet:
-        """The tokenizers of those of these encoders that are there."""
-        from library.models.text_encoders import token_rows
+    def load_tokenizers(self, files: Sd3Files | None, names: Sequence[str]) -> TokenizerSet:
+        """The tokenizers of those of these encoders that are there; without files, of all."""
         from library.models.tokenizers import load_tokenizers
 
-        parts = {name: part for name in names if (part := self._part(files, name)) is not None}
-        return load_tokenizers(
-            list(parts),
+        load = partial(
+            load_tokenizers,
             tokenizer_dir=self.tokenizer_dir,
             cache_dir=self.tokenizer_cache_dir,
-            model_path=self.pretrained,
-            vocab_rows={name: token_rows(part.shapes(), name) for name, part in parts.items()},
+            model_path=None if self.pretrained == Path() else self.pretrained,
         )
+        if files is None:
+            return load(names)
+        from library.models.text_encoders import token_rows
+
+        parts = {name: part for name in names if (part := self._part(files, name)) is not None}
+        rows = {name: token_rows(part.shapes(), name) for name, part in parts.items()}
+        return load(list(parts), vocab_rows=rows)
 
     def vae_identity(self, files: Sd3Files) -> str:
         """Hash of the VAE's weights."""
@@ -240,6 +245,20 @@ class Sd3Family:
             identity["apply_lg_attn_mask"] = str(self.apply_lg_attn_mask)
         return identity
 
+    def npz_reader(self, files: Sd3Files, dtype: torch.dtype, encoders: Sequence[str] = ()) -> Sd3NpzReader:
+        """Reads cache files of sd-scripts as a run with these settings would have written them."""
+        from library.families.sd3.npz_cache import Sd3NpzReader
+        from library.families.sd3.parts import clip_width
+
+        return Sd3NpzReader(
+            clip_widths={name: clip_width(_given(self._part(files, name))) for name in ("clip_l", "clip_g")},
+            encoders=tuple(encoders),
+            t5_length=self.t5_length,
+            apply_lg_attn_mask=self.apply_lg_attn_mask,
+            apply_t5_attn_mask=self.apply_t5_attn_mask,
+            dtype=dtype,
+        )
+
     def _part(self, files: Sd3Files, name: str) -> Part | None:
         return {"clip_l": files.clip_l, "clip_g": files.clip_g, "t5xxl": files.t5xxl}[name]
 
@@ -250,6 +269,30 @@ class Sd3Family:
         from library.families.sd3.text import tokenize
 
         return tokenize(tokenizers, captions, t5_length=self.t5_length)
+
+    def caption_lengths(self, tokenizers: TokenizerSet, captions: Sequence[str]) -> dict[str, tuple[list[int], int]]:
+        """Tokens of each caption, and the limit, for every encoder."""
+        from library.families.sd3.text_sizes import caption_lengths
+
+        return caption_lengths(tokenizers, captions, t5_length=self.t5_length)
+
+    def caption_cuts(self, tokenizers: TokenizerSet, caption: str) -> dict[str, int]:
+        """Where the encoders stop reading a caption that is too long for them."""
+        from library.families.sd3.text_sizes import caption_cuts
+
+        return caption_cuts(tokenizers, caption, t5_length=self.t5_length)
+
+    def text_state_bytes(
+        self, files: Sd3Files, names: Sequence[str], lengths: Sequence[Mapping[str, int]], *, element_bytes: int
+    ) -> int:
+        """Bytes of cached encoder outputs; padding that a mask makes zero takes none."""
+        from library.families.sd3.text_sizes import text_state_bytes
+
+        masks = {"clip_l": self.apply_lg_attn_mask, "clip_g": self.apply_lg_attn_mask, "t5xxl": self.apply_t5_attn_mask}
+        masked = [name for name, is_masked in masks.items() if is_masked]
+        return text_state_bytes(
+            files, names, lengths, t5_length=self.t5_length, masked=masked, element_bytes=element_bytes
+        )
 
     def encode_text(self, encoders: Mapping[str, nn.Module], tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """States of the given encoders: "clip_l", "clip_l_pooled", "clip_g", "clip_g_pooled", "t5xxl"."""

@@ -161,7 +161,7 @@ def test_a_file_replaced_by_another_run_is_not_used(record):
     other.write(only(other), {"latents": latents()})
     with pytest.raises(DamagedEntry, match="another run has replaced it"):
         cache.read(only(cache))
-    assert torch.equal(other.read(only(other))["latents"], latents())
+    assert torch.equal(other.read(only(other))["latents"], latents())  # it is left to the other run
 
 
 def test_lost_and_damaged_files_are_named_while_training(record):
@@ -185,6 +185,17 @@ def test_wrong_bytes_behind_a_right_header_are_found_and_made_again(record):
     path.write_bytes(content)
     assert cache.check() == {}  # headers cannot tell
     with pytest.raises(DamagedEntry, match="its checksum is wrong"):
+        cache.read(only(cache))
+    assert reason(cache) == "new"
+
+
+def test_a_header_that_contradicts_itself_is_found_and_made_again(record):
+    cache = latent_cache(record)
+    path = cache.entries[0].path
+    cache.write(only(cache), {"latents": latents()})
+    path.write_bytes(path.read_bytes().replace(b"[16,4,8]", b"[18,4,8]"))  # more numbers than there are bytes
+    assert cache.check() == {}
+    with pytest.raises(DamagedEntry, match="it is damaged"):
         cache.read(only(cache))
     assert reason(cache) == "new"
 

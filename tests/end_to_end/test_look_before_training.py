@@ -1,0 +1,178 @@
+"""Looking before training: `--dry_run`, `--debug_dataset` and the preview page, through the real scripts.
+
+The model of these runs has the header of a real one and NaN for every number: reading a weight would end the run.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from PIL import Image
+
+import sd3_train_network
+from library.log import LOGGER_NAME
+from tools import preview_dataset
+
+SIZES = {"a": (64, 64), "b": (64, 64), "c": (96, 64), "d": (128, 32), "e": (16, 16)}
+LONG = ", ".join(["a red star"] * 40)
+
+
+class Shown(NamedTuple):
+    """What a user sees of a command."""
+
+    code: int
+    out: str
+    log: str
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Five pictures of several shapes; one has a long caption, one none."""
+    folder = tmp_path / "dogs"
+    folder.mkdir()
+    for name, size in SIZES.items():
+        Image.new("RGB", size, "red").save(folder / f"{name}.png")
+        (folder / f"{name}.txt").write_text(LONG if name == "b" else f"tag {name}, dog, grass", encoding="utf-8")
+    (folder / "e.txt").unlink()
+    return folder
+
+
+@pytest.fixture
+def show(training, nan_model: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Shown]]:
+    """show(dataset, *flags) runs the training script on a model whose weights must not be read."""
+    logger = logging.getLogger(LOGGER_NAME)
+    before = logger.handlers[:], logger.propagate, logger.level
+
+    def run(dataset: Path, *flags: str, main: Callable[..., int] = sd3_train_network.main) -> Shown:
+        capsys.readouterr()
+        code = main(training.arguments(dataset, *flags, model=nan_model))
+        return Shown(code, *capsys.readouterr())
+
+    yield run
+    logger.handlers[:], logger.propagate = before[0], before[1]
+    logger.setLevel(before[2])
+
+
+def rows(text: str, title: str) -> list[list[str]]:
+    """The rows of a table, in words, by the section it is in."""
+    section = re.search(rf"^{title}.*?(?=^[A-Z]|\Z)", text, re.MULTILINE | re.DOTALL)
+    assert section, f"no {title} in\n{text}"
+    return [line.split() for line in section[0].splitlines()[1:] if line.strip()]
+
+
+def files_below(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_dry_run_counts_everything_and_writes_nothing(training, show, pictures, tmp_path):
+    keys = {"class_tokens": "dog", "num_repeats": 3, "min_bucket_reso": 48}
+    dataset = training.dataset(pictures, **keys)
+    before = files_below(tmp_path)
+    flags = ("--dry_run", "--cache_latents_to_disk", "--cache_text_encoder_outputs", "--network_train_unet_only")
+    shown = show(dataset, *flags, "--max_train_epochs=4", "--mixed_precision=bf16")
+    assert shown.code == 0, shown.log
+    assert rows(shown.out, "SUBSETS")[-1] == ["1.1", "5", "3", "15", "4", "files,", "1", "class_tokens"]
+    buckets = [row[1:5] for row in rows(shown.out, "BUCKETS")[1:]]
+    assert buckets == [["64x64", "3", "9", "5"], ["80x48", "2", "6", "3"]]
+    lengths = {row[0]: row[1:5] for row in rows(shown.out, "CAPTION LENGTHS")[1:4]}
+    assert [lengths[name][0] for name in ("clip_l", "clip_g", "t5xxl")] == ["77", "77", "16"]
+    assert lengths["clip_l"][3] == "1" and int(lengths["clip_l"][2]) == 161  # 40 x 3 words, 39 commas, both ends
+    assert "5 images x 3 repeats = 15 samples -> 8 batches of 2" in re.sub(r"\s+", " ", shown.out)
+    assert "4 epochs = 32 steps" in re.sub(r"\s+", " ", shown.out)
+    caches = {row[0]: row for row in rows(shown.out, "CACHES")[1:3]}
+    assert caches["latents"][1] == "5" and caches["text"][3] == "5"
+    assert files_below(tmp_path) == before
+    assert max(map(len, shown.out.splitlines())) <= 100 + len(str(pictures))
+
+
+def test_a_dry_run_of_faulty_data_lists_every_fault_and_ends_as_the_training_would(training, show, pictures):
+    (pictures / "x.png").write_text("<html>")
+    (pictures / "x.txt").write_text("a dog")
+    (pictures / "c.txt").write_text("")
+    dataset = training.dataset(pictures, class_tokens="dog")
+    shown = show(dataset, "--dry_run")
+    assert shown.code == 2
+    assert "x.png" in shown.log and "c.txt" in shown.log and "SUBSETS" not in shown.out
+    skipping = show(dataset, "--dry_run", "--on_bad_file=skip")
+    assert skipping.code == 0
+    assert "NOT USED: 2 files" in skipping.out
+    assert rows(skipping.out, "SUBSETS")[-1][:2] == ["1.1", "4"]
+
+
+def test_without_tokenizers_a_dry_run_says_so(training, show, pictures, nan_model, tmp_path, monkeypatch):
+    alone = tmp_path / "alone" / "sd3.safetensors"
+    alone.parent.mkdir()
+    shutil.copy(nan_model, alone)
+    monkeypatch.setenv("EASEL_CACHE_DIR", str(tmp_path / "nothing"))
+    dataset = training.dataset(pictures, class_tokens="dog")
+    shown = show(dataset, "--dry_run", f"--pretrained_model_name_or_path={alone}")
+    assert shown.code == 0, shown.log
+    assert "no tokenizer of clip_l, clip_g, t5xxl is at hand" in re.sub(r"\s+", " ", shown.out)
+    assert rows(shown.out, "BUCKETS")
+
+
+def test_the_batches_that_are_shown_are_those_that_are_trained(training, show, pictures):
+    keys = {"class_tokens": "dog", "shuffle_caption": True, "flip_aug": True, "caption_dropout_rate": 0.3}
+    dataset = training.dataset(pictures, **keys)
+    shown = show(dataset, "--debug_dataset", "--max_train_epochs=2")
+    assert shown.code == 0, shown.log
+    lines = re.findall(r"^  (\S+\.png) \((.*?)\): (.*)$", shown.out, re.MULTILINE)
+    told = [(Path(path).name, "mirrored" in how, text.replace("(empty caption)", "")) for path, how, text in lines]
+    trained = list(batches_of(training.run(dataset, "--max_train_epochs=2")))
+    assert told == trained and len(told) == 10
+
+
+def batches_of(run) -> Iterator[tuple[str, bool, str]]:
+    """Name, mirrored or not, and caption of every sample of a run, as its loader made them."""
+    from library.data.loader import BatchDataset, posterior_seed
+
+    plan, trainer = run.trainer.plan, run.trainer
+    batches = BatchDataset(plan.records, plan.crops, plan.specs, seed=trainer.seed, max_steps=plan.steps.max_steps)
+    for epoch in (1, 2):
+        for batch_plan in plan.epoch(epoch, seed=trainer.seed, rank=0):
+            batch = batches[batch_plan]
+            for item, text, seed in zip(batch_plan.items, batch.captions, batch.posterior_seeds, strict=True):
+                record = plan.records[item.record]
+                yield record.path.name, seed == posterior_seed(record, batch_plan.size, True), text
+
+
+def test_the_preview_takes_the_command_of_a_training_and_shows_faults(training, show, pictures, tmp_path):
+    (pictures / "x.png").write_text("<html>")
+    (pictures / "x.txt").write_text("a dog")
+    torn = pictures / "a.png"
+    torn.write_bytes(torn.read_bytes()[:-20])
+    output = tmp_path / "look.html"
+    shown = show(training.dataset(pictures), f"--output={output}", main=preview_dataset.main)
+    assert shown.code == 0, shown.log
+    html = output.read_text(encoding="utf-8")
+    assert html.count("<article") == 6
+    for name in ("a.png", "x.png", "e.png"):  # torn, no picture, without caption
+        assert re.search(rf'class="card unused".*?>{name}</p>', html), name
+    assert str(output) in shown.log
+
+
+def test_the_preview_does_without_a_model(training, pictures, tmp_path, capsys):
+    output = tmp_path / "look.html"
+    dataset = training.dataset(pictures, class_tokens="dog")
+    tokenizers = training.model.parent
+    code = preview_dataset.main(
+        [f"--dataset_config={dataset}", f"--tokenizer_dir={tokenizers}", f"--output={output}", "--max_pictures=4"]
+    )
+    assert code == 0, capsys.readouterr().err
+    html = output.read_text(encoding="utf-8")
+    assert html.count("<article") == 4  # evenly spread: a, b, c, d
+    assert '<li class="over">clip_l 161/77</li>' in html
+    assert "<td>256</td>" in html  # what T5 reads where nothing else is asked for
+
+
+@pytest.mark.parametrize("output", ["missing/look.html", "."])
+def test_a_place_that_cannot_be_written_is_refused_at_once(training, pictures, tmp_path, output, capsys):
+    code = preview_dataset.main([f"--dataset_config={training.dataset(pictures)}", f"--output={tmp_path / output}"])
+    assert code == 5
+    assert "--output" in capsys.readouterr().err
