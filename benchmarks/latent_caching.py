@@ -22,7 +22,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -36,7 +36,7 @@ from library.families.sd3.cache_options import LATENT_CACHING_SCRIPT, Sd3LatentC
 from library.families.sd3.family import Sd3Family
 from library.options.spec import parse_options
 from library.training.cache_run import LatentCacheRun
-from library.training.caching import encode_pictures
+from library.training.caching import LatentCaching, encode_pictures
 
 QUALITY = 90
 NUM_BASES = 4  # generated from scratch; the others are shifted and toned differently
@@ -60,6 +60,13 @@ class PoolFamily(Sd3Family):
 FAMILIES = {"pool": PoolFamily, "vae": Sd3Family}
 
 
+class Times(NamedTuple):
+    """What pictures took, in seconds of the clock and of processors."""
+
+    wall: float
+    cpu: float
+
+
 class Caching(LatentCacheRun):
     """The tool's run, with a choice of encoders.
 
@@ -76,10 +83,16 @@ class Caching(LatentCacheRun):
         """SD3, with the encoder asked for."""
         return FAMILIES[self.encoder].from_options(self.options)
 
+    def make_caching(self) -> LatentCaching:
+        """The last thing before the pictures are read."""
+        caching = super().make_caching()
+        self._cpu_start = time.process_time()
+        return caching
+
     @property
-    def seconds(self) -> float:
+    def times(self) -> Times:
         """From the first picture that is read to the last file that is written."""
-        return sum(report.seconds for report in self._reports)
+        return Times(sum(report.seconds for report in self._reports), time.process_time() - self._cpu_start)
 
 
 def base_pictures(side: int) -> list[np.ndarray]:
@@ -112,8 +125,8 @@ def write_pictures(folders: list[Path], per_folder: int, side: int) -> int:
     return num_bytes // (len(folders) * per_folder)
 
 
-def fill_ours(folder: Path, model: Path, resolution: int, encoder: str) -> float:
-    """Seconds of the tool."""
+def fill_ours(folder: Path, model: Path, resolution: int, encoder: str) -> Times:
+    """Of the tool."""
     config = folder / "dataset.toml"
     config.write_text(
         f"[[datasets]]\nresolution = {resolution}\ncaption_extension = '.txt'\n"
@@ -122,25 +135,25 @@ def fill_ours(folder: Path, model: Path, resolution: int, encoder: str) -> float
     argv = [f"--pretrained_model_name_or_path={model}", f"--dataset_config={config}"]
     run = Caching(parse_options(Sd3LatentCachingOptions, argv, **LATENT_CACHING_SCRIPT), encoder)
     run.run()
-    return run.seconds
+    return run.times
 
 
-def fill_plainly(folder: Path, family: Sd3Family, vae: nn.Module, resolution: int) -> float:
-    """Seconds of the plain loop."""
+def fill_plainly(folder: Path, family: Sd3Family, vae: nn.Module, resolution: int) -> Times:
+    """Of the plain loop."""
     target = folder / "plain"
     target.mkdir()
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     for path in sorted(folder.glob("*.jpg")):
         pixels = np.asarray(Image.open(path).convert("RGB"))
         small = cv2.resize(pixels, (resolution, resolution), interpolation=cv2.INTER_AREA)
         images = torch.from_numpy(small).permute(2, 0, 1)[None].float() / 127.5 - 1
         latents = encode_pictures(family, vae, images, [0])
         save_file({"latents": latents[0]}, target / f"{path.name}.safetensors")
-    return time.perf_counter() - start
+    return Times(time.perf_counter() - start, time.process_time() - cpu_start)
 
 
-def measure(side: int, encoder: str, options: argparse.Namespace, model: Path) -> tuple[list[float], list[float], int]:
-    """Images per second of ours and of the plain loop, one for each round, and the mean bytes of a picture."""
+def measure(side: int, encoder: str, options: argparse.Namespace, model: Path) -> tuple[list[Times], list[Times], int]:
+    """Times for an image of ours and of the plain loop, one for each round, and the mean bytes of a picture."""
     per_folder = max(1, options.images // options.rounds)
     argv = [f"--pretrained_model_name_or_path={model}", "--dataset_config=none.toml"]
     family = FAMILIES[encoder].from_options(parse_options(Sd3LatentCachingOptions, argv, **LATENT_CACHING_SCRIPT))
@@ -152,10 +165,11 @@ def measure(side: int, encoder: str, options: argparse.Namespace, model: Path) -
         for number, folder in enumerate(folders):
             for is_ours in (True, False) if number % 2 else (False, True):
                 if is_ours:
-                    ours.append(per_folder / fill_ours(folder, model, options.resolution, encoder))
+                    times = fill_ours(folder, model, options.resolution, encoder)
                 else:
                     cv2.setNumThreads(1)
-                    plain.append(per_folder / fill_plainly(folder, family, vae, options.resolution))
+                    times = fill_plainly(folder, family, vae, options.resolution)
+                (ours if is_ours else plain).append(Times(*(seconds / per_folder for seconds in times)))
     return ours, plain, num_bytes
 
 
@@ -169,17 +183,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print(
-        "| pictures | encoder | plain loop, images/s | ours, images/s | ours / plain |\n| --- | --- | --- | --- | --- |"
-    )
+    print("| pictures | encoder | plain loop: images/s | CPU s each | ours: images/s | CPU s each | ours / plain |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as folder:
         model = build_tiny_sd3(folder).model
         for side in options.sides:
             for encoder in options.encoder:
                 ours, plain, num_bytes = measure(side, encoder, options, model)
-                ratios = sorted(mine / theirs for mine, theirs in zip(ours, plain, strict=True))
+                ratios = sorted(theirs.wall / mine.wall for mine, theirs in zip(ours, plain, strict=True))
+                figures = [
+                    f"{1 / median(t.wall for t in x):.2f} | {median(t.cpu for t in x):.3f}" for x in (plain, ours)
+                ]
                 print(
-                    f"| {side} px, {num_bytes / 1e6:.2f} MB | {encoder} | {median(plain):.2f} | {median(ours):.2f} "
+                    f"| {side} px, {num_bytes / 1e6:.2f} MB | {encoder} | {' | '.join(figures)} "
                     f"| {median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f}) |",
                     flush=True,
                 )

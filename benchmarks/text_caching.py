@@ -1,6 +1,6 @@
 """Captions per second of filling the text cache, against encoding the caption of one picture after another.
 
-    python -m benchmarks.text_caching [--captions 200] [--rounds 5]
+    python -m benchmarks.text_caching [--captions 100] [--rounds 4]
 
 Both variants use the tiny encoders of examples/tiny_sd3 at full lengths (77 tokens for CLIP, 256 for T5), one torch
 thread, and write a file for each caption that they encode; they take turns in one process.
@@ -99,8 +99,8 @@ def make_stage(model: Path) -> TextStage:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--captions", type=int, default=200, help="pictures of each round")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--captions", type=int, default=100, help="pictures of each round")
+    parser.add_argument("--rounds", type=int, default=4)
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(

@@ -6,6 +6,8 @@ import random
 
 import numpy as np
 
+from library.data.opencv import opencv
+
 CHANCE = 0.33  # of any change
 HUE_DEGREES = 16.0  # 8 of OpenCV's 180 steps around the circle
 GAMMA = (0.95, 1.05)
@@ -30,8 +32,7 @@ def change_colours(pixels: np.ndarray, draw: random.Random) -> np.ndarray:
 
 def turn_hue(pixels: np.ndarray, degrees: float) -> np.ndarray:
     """Move every hue around the colour circle; greys stay. Shape [H, W, 3], uint8."""
-    import cv2
-
+    cv2 = opencv()
     colours = cv2.cvtColor(pixels.astype(np.float32) / 255, cv2.COLOR_RGB2HSV)  # hue in degrees
     colours[..., 0] = (colours[..., 0] + degrees) % 360
     turned = cv2.cvtColor(colours, cv2.COLOR_HSV2RGB)

@@ -17,6 +17,7 @@ from PIL import Image
 
 from library.data.colours import alpha_of, to_rgb
 from library.data.headers import load_plugin, open_picture, read_orientation
+from library.data.opencv import opencv
 from library.data.patience import may_pass, read_patiently
 from library.data.picture_notes import has_shape_of
 from library.data.specs import WHITE, Colour
@@ -196,8 +197,7 @@ def resize_pixels(
     if interpolation in _PILLOW_FILTERS:
         box = None if part is None else (0.0, 0.0, *part)
         return np.asarray(image.resize(size, _PILLOW_FILTERS[interpolation], box=box))
-    import cv2
-
+    cv2 = opencv()
     flag = getattr(cv2, _OPENCV_FLAGS[interpolation])
     if part is None:
         resized: np.ndarray = cv2.resize(np.asarray(image), tuple(size), interpolation=flag)

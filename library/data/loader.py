@@ -8,7 +8,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from library.data.batches import sample_id
 from library.data.cache import MASK, CachedTexts, DamagedEntry, TensorCache
 from library.data.captions import apply_caption_rules
+from library.data.opencv import opencv
 from library.data.pictures import prepare_picture
 from library.data.variants import choose_caption
 from library.errors import UserError
@@ -247,12 +247,14 @@ def make_loader(
         pin_memory: Put batches into page-locked memory, from which a GPU copies without waiting.
     """
     num_workers = _useful_workers(dataset, num_workers)
+    if num_workers:
+        opencv()  # before workers are forked
     return BatchLoader(
         _Items(dataset),
         batch_size=None,
         sampler=plans,
         num_workers=num_workers,
-        worker_init_fn=partial(_start_worker, decodes=dataset.latents is None),
+        worker_init_fn=_start_worker,
         pin_memory=pin_memory,
     )
 
@@ -284,10 +286,6 @@ def _num_processors() -> int:
     return os.cpu_count() or 1
 
 
-def _start_worker(_: int, decodes: bool) -> None:
+def _start_worker(_: int) -> None:
     """One thread in each worker: there are as many workers as the user wants threads."""
     torch.set_num_threads(1)
-    if decodes:
-        import cv2
-
-        cv2.setNumThreads(1)

@@ -25,7 +25,7 @@ from library.errors import DatasetError, OutputError
 UNET_ONLY = "--network_train_unet_only"
 LATENTS, TEXTS = "--cache_latents_to_disk", "--cache_text_encoder_outputs_to_disk"
 CACHED = (UNET_ONLY, LATENTS, TEXTS)
-STEPS = "--max_train_epochs=2"
+STEPS = "--max_train_epochs=1"
 TOLD_AT_THE_START = ("truncated", "header only", "zero", "foreign", "foreign safetensors")
 WRONG_INSIDE = ("nan", "one bit", "wrong shape", "other dtype")  # some are told only when the numbers are read
 
@@ -91,7 +91,6 @@ def test_e1_damaged_and_foreign_files_are_made_again(kind, how, training, datase
     assert "making 1 of 4 (1 " in logged(run, f"{kind}: ")
     assert run.losses == pytest.approx(first.losses, rel=1e-5)
     assert changed(before, contents(pictures)) <= {str(entry.relative_to(pictures))}
-    assert "all 4 are cached" in logged(training.run(dataset, STEPS, *CACHED), f"{kind}")
 
 
 @pytest.mark.parametrize("how", WRONG_INSIDE)
@@ -306,13 +305,13 @@ def test_e9_a_drive_that_is_gone_is_named(training, dataset, pictures, flaky):
         training.run(dataset, STEPS, after={"load": gone})
 
 
-@pytest.mark.parametrize("fault", ["gone", "nan", "truncated"])
+@pytest.mark.parametrize(("fault", "workers"), [("gone", 0), ("gone", 2), ("nan", 0)])
 def test_e10_latents_that_vanish_or_break_during_training_are_made_from_the_picture(
-    fault, training, dataset, pictures, first
+    fault, workers, training, dataset, pictures, first
 ):
     entry = latent_file(pictures)
     act = entry.unlink if fault == "gone" else partial(damage, entry, fault)
-    run = training.run(dataset, STEPS, *CACHED, after={"load": act})
+    run = training.run(dataset, STEPS, *CACHED, f"--max_data_loader_n_workers={workers}", after={"load": act})
     assert run.losses == pytest.approx(first.losses, rel=1e-5)
     told = [line for line in run.log if str(entry) in line]
     assert len(told) == 1 and "decoded each time" in told[0]

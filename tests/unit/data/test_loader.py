@@ -3,8 +3,10 @@
 import logging
 import multiprocessing
 import os
+import time
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -281,6 +283,23 @@ def test_workers_have_one_thread(pictures):
     found = list(loader)
     assert {threads for threads, _ in found} == {1}
     assert os.getpid() not in {process for _, process in found}
+
+
+@pytest.mark.parametrize("is_cached", [False, True])
+def test_workers_start_after_opencv_had_threads(tmp_path, is_cached, monkeypatch):
+    """Its threads are not there in a forked worker, which must not wait for them."""
+    monkeypatch.setattr(loader_module, "_num_processors", lambda: 2)
+    pictures = Pictures(tmp_path, random_crop=False)
+    latents = pictures.filled_caches()[0] if is_cached else None
+    for entry in latents.entries if latents else ():
+        entry.path.unlink()  # so that workers decode
+    cv2.setNumThreads(2)
+    cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.uint8), (31, 31), 5)
+    time.sleep(0.2)  # until its threads sleep
+    loader = make_loader(pictures.dataset(latents=latents), pictures.plans(), num_workers=2)
+    loader.timeout = 60  # an error instead of waiting forever
+    made = list(loader)
+    assert [batch.images is not None for batch in made] == [True] * len(pictures.plans())
 
 
 def test_number_of_workers(pictures):
