@@ -61,7 +61,7 @@ def measure(pictures: Path, index_dir: Path, task: str) -> dict[str, Any]:
     import PIL.JpegImagePlugin
     import PIL.PngImagePlugin  # noqa: F401  imports are not what is measured
 
-    from library.data.specs import DatasetSpec, SubsetSpec
+    from library.data.config.specs import DatasetSpec, SubsetSpec
     from library.records import Size
     from library.training.planning import PlanSettings, plan_data
 

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from library.data.batches import sample_id
 from library.data.cache import MASK, CachedTexts, DamagedEntry, TensorCache
-from library.data.captions import apply_caption_rules
-from library.data.opencv import opencv
-from library.data.pictures import prepare_picture
-from library.data.variants import choose_caption
+from library.data.pixels.opencv import opencv
+from library.data.pixels.pictures import prepare_picture
+from library.data.plan.batches import sample_id
+from library.data.plan.captions import apply_caption_rules
+from library.data.plan.variants import choose_caption
 from library.errors import UserError
 from library.log import get_logger
 from library.records import Batch, BatchPlan, CropPlan, ImageRecord, PlannedItem, Size
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from library.data.specs import DatasetSpec, SubsetSpec
+    from library.data.config.specs import DatasetSpec, SubsetSpec
 
 logger = get_logger(__name__)
 

@@ -84,7 +84,7 @@ class ModelFamily(Protocol):
         """What the outputs of these encoders depend on, as fields of a cache header: hashes and settings."""
 
     def npz_reader(self, files: Any, dtype: torch.dtype, encoders: Sequence[str] = ()) -> Any:
-        """Reads cache files of sd-scripts, in this precision (library/data/npz_cache.py); of texts, these encoders."""
+        """Reads cache files of sd-scripts, in this precision (library/data/cache/npz.py); of texts, these encoders."""
 
     def tokenize(self, tokenizers: Any, captions: Sequence[str]) -> dict[str, Tensor]:
         """{encoder name: ids [B, L], encoder name + "_mask": [B, L]}"""

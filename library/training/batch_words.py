@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from library.data.crops import drawn_crop
 from library.data.loader import BatchDataset
-from library.data.report_text import counted
+from library.data.plan.crops import drawn_crop
+from library.data.report.report_text import counted
 from library.records import BatchPlan, PlannedItem
 from library.training.planning import DataPlan
 

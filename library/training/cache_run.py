@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from library.data.cache import TensorCache, cache_folders
-from library.data.cache_status import bytes_words, cache_status, leftovers, remove_files
-from library.data.precompute import FillReport
+from library.data.cache.precompute import FillReport
+from library.data.cache.status import bytes_words, cache_status, leftovers, remove_files
 from library.errors import DatasetError
 from library.log import get_logger
 from library.training.run import Run

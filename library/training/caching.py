@@ -23,10 +23,10 @@ from library.data.cache import (
     stored_precision,
     text_entries,
 )
+from library.data.cache.npz import find_latents, find_texts
+from library.data.cache.precompute import num_processors
 from library.data.loader import posterior_seed
-from library.data.npz_cache import find_latents, find_texts
-from library.data.pictures import Prepared, prepare_picture
-from library.data.precompute import num_processors
+from library.data.pixels.pictures import Prepared, prepare_picture
 from library.families.base import ModelFamily
 from library.log import get_logger
 from library.records import ImageRecord

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from library.data.cache import TensorCache, stored_precision
-from library.data.npz_cache import NpzLatents, NpzReader, NpzTexts, unusable
-from library.data.precompute import FillReport, fill_cache
+from library.data.cache.npz import NpzLatents, NpzReader, NpzTexts, unusable
+from library.data.cache.precompute import FillReport, fill_cache
 from library.errors import DatasetError
 from library.families.base import ModelFamily
 from library.log import get_logger

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from library.data.cache_size import ENTRY_OVERHEAD, free_spaces, latent_size
-from library.data.captions import cache_conflicts
-from library.data.report import CacheReport, DataReport, make_report
-from library.data.report_text import describe
-from library.data.variants import caption_variants
+from library.data.plan.captions import cache_conflicts
+from library.data.plan.variants import caption_variants
+from library.data.report.cache_size import ENTRY_OVERHEAD, free_spaces, latent_size
+from library.data.report.report import CacheReport, DataReport, make_report
+from library.data.report.report_text import describe
 from library.errors import UserError
 from library.log import get_logger
 

@@ -8,22 +8,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from library.data.batches import StepCount, count_steps, epoch_plan, for_process
-from library.data.buckets import fit_buckets
-from library.data.captions import cache_conflicts
+from library.data.files.index import PictureIndex
+from library.data.files.scan import Scan, scan_datasets
 from library.data.findings import Fault, Findings
-from library.data.index import PictureIndex
-from library.data.problems import dataset_error, first_names
-from library.data.regularisation import balance_regularisation
-from library.data.scan import Scan, scan_datasets
-from library.data.validation import split_validation
-from library.data.variants import caption_variants
+from library.data.plan.batches import StepCount, count_steps, epoch_plan, for_process
+from library.data.plan.buckets import fit_buckets
+from library.data.plan.captions import cache_conflicts
+from library.data.plan.regularisation import balance_regularisation
+from library.data.plan.validation import split_validation
+from library.data.plan.variants import caption_variants
+from library.data.problems import NUM_LISTED, dataset_error, first_names
 from library.errors import OptionError
 from library.log import get_logger
 from library.records import BatchPlan, CropPlan, ImageRecord
 
 if TYPE_CHECKING:
-    from library.data.specs import DatasetSpec, SubsetSpec
+    from library.data.config.specs import DatasetSpec, SubsetSpec
 
 logger = get_logger(__name__)
 
@@ -157,7 +157,7 @@ class DataPlan:
             for fault in self.findings.left_out:
                 reasons.setdefault(fault.problem, []).append(fault.path.name)
             for problem, names in reasons.items():
-                logger.warning("left out: %d (%s): %s", len(names), first_names(names), problem)
+                logger.warning("left out: %d (%s): %s", len(names), first_names(names, NUM_LISTED), problem)
         if self.validation_records:
             logger.info("kept for validation: %d pictures", len(self.validation_records))
 

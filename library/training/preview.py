@@ -15,8 +15,8 @@ from library.training.look import CaptionLook, look_at_captions, report_of
 from library.training.run import Run
 
 if TYPE_CHECKING:
-    from library.data.page.contents import PagePicture, ReadText
-    from library.data.report import DataReport
+    from library.data.report.page.contents import PagePicture, ReadText
+    from library.data.report.report import DataReport
 
 NUM_EXAMPLES = 4  # texts of a caption that changes from use to use
 MANY_PICTURES = 4000  # more make a page that browsers are slow with
@@ -50,7 +50,7 @@ class PreviewRun(Run):
 
     def pictures(self, look: CaptionLook) -> list[PagePicture]:
         """Every picture of the page; with `--max_pictures` that many of those that are used, evenly spread."""
-        from library.data.page.contents import page_pictures
+        from library.data.report.page.contents import page_pictures
 
         plan = self.plan
         chosen = _spread(len(plan.records), self.options.preview.max_pictures)
@@ -70,7 +70,7 @@ class PreviewRun(Run):
 
     def _read_texts(self, look: CaptionLook) -> dict[str, ReadText]:
         """Every text with its lengths, and where encoders stop reading it."""
-        from library.data.page.contents import ReadText
+        from library.data.report.page.contents import ReadText
 
         limits = {encoder: limit for encoder, (_, limit) in look.counts.items()}
         read = {}
@@ -109,7 +109,7 @@ def _bar(pictures: Iterator[PagePicture], number: int) -> Iterator[PagePicture]:
 
 def _with_damage(report: DataReport, pictures: Sequence[PagePicture]) -> DataReport:
     """The report with the pictures that turned out to be damaged behind an intact header."""
-    from library.data.report import group_by_reason
+    from library.data.report.report import group_by_reason
 
     known = {fault.picture for fault in (*report.findings.faults, *report.findings.left_out)}
     broken = [picture for picture in pictures if picture.problem is not None and picture.path not in known]
@@ -124,7 +124,7 @@ def _problem_of(picture: PagePicture) -> str:
 
 
 def _write(output: Path, report: DataReport, pictures: Sequence[PagePicture]) -> None:
-    from library.data.page.render import render_page
+    from library.data.report.page.render import render_page
 
     content = render_page(report, pictures).encode("utf-8", "replace")
     write_atomically(output, lambda path: _write_bytes(path, content), len(content))
@@ -135,7 +135,7 @@ def _write_bytes(path: Path, content: bytes) -> None:
 
 
 def _tell(output: Path, report: DataReport, pictures: Sequence[PagePicture]) -> None:
-    from library.data.report_text import bytes_in_words, counted
+    from library.data.report.report_text import bytes_in_words, counted
 
     number = len(report.findings.problems) + len(report.findings.faults)
     if number:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from library.data.sources import DataPlaces, specs_from_options
+from library.data.config.sources import DataPlaces, specs_from_options
 from library.log import get_logger
 from library.training.planning import DataPlan, PlanSettings, plan_data
 from library.training.processes import check_launch, check_started, num_processes
@@ -112,7 +112,7 @@ class Run:
 
     def quarantine(self) -> None:
         """With `--on_bad_file quarantine`, move the pictures that cannot be used out of the way."""
-        from library.data.quarantine import quarantine
+        from library.data.files.quarantine import quarantine
 
         if self.options.data.on_bad_file == "quarantine" and self.accelerator.is_main_process:
             moved = quarantine(self.plan.findings.faults)
@@ -150,7 +150,7 @@ class Run:
         """Decode pictures, shared among the processes; why those that are damaged cannot be used, on every process."""
         from accelerate.utils import gather_object
 
-        from library.data.soundness import broken_pictures
+        from library.data.files.soundness import broken_pictures
 
         rank, number = self.accelerator.process_index, self.accelerator.num_processes
         distinct = list({record.path: record for record in records}.values())

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import toml
 
-from library.data.batches import StepCount
-from library.data.schema import parse_dataset_config
+from library.data.config.schema import parse_dataset_config
+from library.data.plan.batches import StepCount
 from library.errors import UserError
 from library.families.sd3.cache_options import Sd3LatentCachingOptions
 from library.families.sd3.options import Sd3NetworkOptions

@@ -33,13 +33,13 @@ LIGHT = (  # what --help and every option or dataset error reach
     "library.records",
     "library.tensorfile",
     "library.options",
-    "library.data.schema",
-    "library.data.sources",
-    "library.data.scan",
-    "library.data.captions",
-    "library.data.buckets",
-    "library.data.crops",
-    "library.data.batches",
+    "library.data.config.schema",
+    "library.data.config.sources",
+    "library.data.files.scan",
+    "library.data.plan.captions",
+    "library.data.plan.buckets",
+    "library.data.plan.crops",
+    "library.data.plan.batches",
     "library.families.base",
 )
 STAND_ALONE = "quickstart"  # runs before anything is installed
@@ -182,7 +182,7 @@ def test_imports_go_down_or_stay_in_the_folder():
     ("importer", "imported", "is_allowed"),
     [
         ("library.data.cache", "library.tensorfile", True),
-        ("library.data.cache", "library.data.schema", True),
+        ("library.data.cache", "library.data.config.schema", True),
         ("library.data.cache", "library.models.vae", False),
         ("library.models.mmdit", "networks.lora", False),
         ("networks.lora", "library.errors", True),
@@ -301,5 +301,5 @@ def test_the_map_names_every_file(folder: str):
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     listed = re.search(rf"^  {folder}/ (.*?)^(?=\S|  \S)", page, re.MULTILINE | re.DOTALL)
     assert listed
-    files = {path.stem for path in (ROOT / "library" / folder).glob("*.py")} - {"__init__"}
+    files = {path.stem for path in (ROOT / "library" / folder).rglob("*.py")} - {"__init__"}
     assert files - set(re.findall(r"\w+", listed[1])) == set()

@@ -283,7 +283,7 @@ def flaky(monkeypatch) -> Any:
         return real_open(self, *args, **kwargs)
 
     monkeypatch.setattr(Path, "open", opened)
-    monkeypatch.setattr("library.data.patience.PAUSES", (0.0, 0.0, 0.0))
+    monkeypatch.setattr("library.data.files.patience.PAUSES", (0.0, 0.0, 0.0))
     return left.__setitem__
 
 

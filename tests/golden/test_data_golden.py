@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from library.data.batches import count_steps, epoch_plan, for_process
-from library.data.buckets import make_buckets, mean_aspect_error, plan_crop
-from library.data.captions import CaptionRules, apply_caption_rules
-from library.data.regularisation import balance_regularisation
-from library.data.schema import parse_dataset_config
+from library.data.config.schema import parse_dataset_config
+from library.data.plan.batches import count_steps, epoch_plan, for_process
+from library.data.plan.buckets import make_buckets, mean_aspect_error, plan_crop
+from library.data.plan.captions import CaptionRules, apply_caption_rules
+from library.data.plan.regularisation import balance_regularisation
 from library.errors import DatasetError
 from library.records import CropPlan, ImageRecord, Size
 

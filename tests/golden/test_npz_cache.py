@@ -12,11 +12,11 @@ from PIL import Image
 from safetensors.torch import load
 
 from library.data.cache import TensorCache, latent_entries
-from library.data.entry_file import DamagedFile
-from library.data.images import load_image, prepare_image
-from library.data.npz_cache import find_latents, unusable
-from library.data.pictures import prepare_picture
-from library.data.specs import DatasetSpec, SubsetSpec
+from library.data.cache.entry_file import DamagedFile
+from library.data.cache.npz import find_latents, unusable
+from library.data.config.specs import DatasetSpec, SubsetSpec
+from library.data.pixels.images import load_image, prepare_image
+from library.data.pixels.pictures import prepare_picture
 from library.families.sd3.npz_cache import Sd3NpzReader
 from library.families.sd3.text import encode
 from library.models.text_encoders import load_clip, load_t5

@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from library.data.buckets import plan_crop
-from library.data.images import load_image, prepare_image
-from library.data.specs import DatasetSpec
+from library.data.config.specs import DatasetSpec
+from library.data.pixels.images import load_image, prepare_image
+from library.data.plan.buckets import plan_crop
 from library.records import Size
 
 DATA = Path(__file__).parent / "data" / "pixels"

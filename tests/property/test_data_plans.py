@@ -10,16 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from library.data.batches import count_steps, epoch_plan, for_process
-from library.data.buckets import crop_loss, fit_buckets, make_buckets, plan_crop
-from library.data.captions import CaptionRules, apply_caption_rules, cache_conflicts, fixed_caption
-from library.data.crops import random_crop
+from library.data.config.schema import parse_dataset_config
+from library.data.config.specs import DatasetSpec, SubsetSpec
 from library.data.loader import BatchDataset, make_loader
-from library.data.regularisation import balance_regularisation
-from library.data.schema import parse_dataset_config
-from library.data.specs import DatasetSpec, SubsetSpec
-from library.data.validation import split_validation
-from library.data.variants import caption_variants, choose_caption
+from library.data.plan.batches import count_steps, epoch_plan, for_process
+from library.data.plan.buckets import crop_loss, fit_buckets, make_buckets, plan_crop
+from library.data.plan.captions import CaptionRules, apply_caption_rules, cache_conflicts, fixed_caption
+from library.data.plan.crops import random_crop
+from library.data.plan.regularisation import balance_regularisation
+from library.data.plan.validation import split_validation
+from library.data.plan.variants import caption_variants, choose_caption
 from library.errors import DatasetError
 from library.records import CropPlan, ImageRecord, Size
 

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from library.data.buckets import plan_crop
-from library.data.keys import INTERPOLATIONS
-from library.data.pictures import prepare_picture
-from library.data.specs import DatasetSpec, SubsetSpec
+from library.data.config.keys import INTERPOLATIONS
+from library.data.config.specs import DatasetSpec, SubsetSpec
+from library.data.pixels.pictures import prepare_picture
+from library.data.plan.buckets import plan_crop
 from library.records import ImageRecord, Size
 
 CELLS = 8

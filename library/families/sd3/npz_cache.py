@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from library.data.entry_file import DamagedFile
-from library.data.npz_cache import read_arrays
+from library.data.cache.entry_file import DamagedFile
+from library.data.cache.npz import read_arrays
 from library.models.tokenizers import CLIP_LENGTH
 from library.records import Size
 

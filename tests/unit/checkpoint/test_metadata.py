@@ -17,8 +17,8 @@ from library.checkpoint.metadata import (
     modelspec,
     tensor_hashes,
 )
-from library.data.captions import CaptionRules
-from library.data.specs import DatasetSpec, SubsetSpec
+from library.data.config.specs import DatasetSpec, SubsetSpec
+from library.data.plan.captions import CaptionRules
 from library.records import CropPlan, ImageRecord, Size
 from library.tensorfile import read_header, read_tensors, write_tensors
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from library.data.cache import CacheEntry, DamagedEntry, TensorCache, latent_entries
-from library.data.specs import DatasetSpec, SubsetSpec
+from library.data.config.specs import DatasetSpec, SubsetSpec
 from library.errors import CheckpointError, DatasetError, OutputError
 from library.records import CropPlan, ImageRecord, Size
 
@@ -204,7 +204,7 @@ def test_values_that_are_not_finite_are_found_on_reading(record, monkeypatch):
     cache = latent_cache(record)
     broken = latents()
     broken[0, 0, 0] = float("nan")
-    monkeypatch.setattr("library.data.tensor_cache.is_finite", lambda tensor: True)  # as a version without the check
+    monkeypatch.setattr("library.data.cache.tensors.is_finite", lambda tensor: True)  # as a version without the check
     cache.write(only(cache), {"latents": broken})
     assert cache.check() == {}
     with pytest.raises(DamagedEntry, match="latents has NaN or infinite values"):
@@ -434,7 +434,7 @@ def test_a_hiccup_of_a_drive_is_waited_for(record, monkeypatch):
             raise OSError(failures.pop(), "hiccup", str(path))
         return real_open(path, *args, **kwargs)
 
-    monkeypatch.setattr("library.data.patience.PAUSES", (0, 0, 0))
+    monkeypatch.setattr("library.data.files.patience.PAUSES", (0, 0, 0))
     monkeypatch.setattr("builtins.open", flaky_open)
     assert torch.equal(cache.read(only(cache))["latents"], latents())
     assert not failures

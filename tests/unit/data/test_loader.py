@@ -13,14 +13,14 @@ import torch
 from PIL import Image
 
 from library.data import loader as loader_module
-from library.data.batches import epoch_plan, for_process, sample_id
-from library.data.buckets import plan_crop
 from library.data.cache import CachedTexts, TensorCache, latent_entries, text_entries
-from library.data.captions import CaptionRules
-from library.data.images import load_image, prepare_image
+from library.data.config.specs import DatasetSpec, SubsetSpec
 from library.data.loader import BatchDataset, Made, make_loader, posterior_seed
-from library.data.pictures import prepare_picture
-from library.data.specs import DatasetSpec, SubsetSpec
+from library.data.pixels.images import load_image, prepare_image
+from library.data.pixels.pictures import prepare_picture
+from library.data.plan.batches import epoch_plan, for_process, sample_id
+from library.data.plan.buckets import plan_crop
+from library.data.plan.captions import CaptionRules
 from library.errors import DatasetError
 from library.records import ImageRecord, Size
 

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from library.data.batches import count_steps
-from library.data.buckets import plan_crop
-from library.data.captions import CaptionRules
+from library.data.config.specs import DatasetSpec, SubsetSpec
 from library.data.findings import Fault, Findings
-from library.data.page import contents
-from library.data.page.contents import ReadText, caption_rules, page_pictures
-from library.data.page.render import caption_html, render_page
-from library.data.page.thumbnails import SIDE, make_plain_thumbnail, make_thumbnail
-from library.data.report import make_report
-from library.data.specs import DatasetSpec, SubsetSpec
+from library.data.plan.batches import count_steps
+from library.data.plan.buckets import plan_crop
+from library.data.plan.captions import CaptionRules
+from library.data.report.page import contents
+from library.data.report.page.contents import ReadText, caption_rules, page_pictures
+from library.data.report.page.render import caption_html, render_page
+from library.data.report.page.thumbnails import SIDE, make_plain_thumbnail, make_thumbnail
+from library.data.report.report import make_report
 from library.records import ImageRecord, Size
 
 NASTY = "<script>alert('x')</script> & \"quoted\" {{cards}}"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from library.data.keys import KEYS
-from library.data.spec_building import base_values
+from library.data.config.keys import KEYS
+from library.data.config.spec_building import base_values
 from library.errors import OptionError
 from library.families.sd3.options import IGNORED, NETWORK_SCRIPT, Sd3NetworkOptions
 from library.options.groups import CacheOptions, DatasetOptions, NetworkOptions, OptimizerOptions, SavingOptions

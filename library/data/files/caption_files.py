@@ -1,0 +1,261 @@
+"""Caption files: which text each picture of a folder has, and what becomes of pictures without one.
+
+Files are UTF-8, UTF-16 that says so by its first bytes, or what `caption_encoding` declares. Nothing is guessed: what
+cannot be read as one of these is a fault.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from library.data.config.specs import SubsetSpec
+from library.data.files.file_threads import map_files
+from library.data.files.text_files import decode_text, is_text_encoding, text_lines
+from library.data.findings import Fault, Findings
+from library.data.problems import first_names
+
+CAPTION_SUFFIXES = (".txt", ".caption", ".cap", ".captions", ".tags", ".tag", ".text", ".prompt")
+
+_IS_FOLDER = "is a folder, not a caption file; rename it"
+_UTF8 = ("utf-8", "utf-8-sig")
+
+
+@dataclass(frozen=True)
+class CaptionReading:
+    """The captions of a subset.
+
+    Attributes:
+        captions: Of every picture that has one or may go without. With wildcards all lines that are not blank, joined
+            by newlines; else the first of them.
+        findings: Pictures that are not in `captions` are faults, or a problem says why.
+    """
+
+    captions: Mapping[Path, str]
+    findings: Findings
+
+
+def read_captions(
+    subset: SubsetSpec, images: Sequence[Path], other_files: Mapping[Path, frozenset[str]]
+) -> CaptionReading:
+    """Find and read the caption of every picture.
+
+    Args:
+        subset: Says which extension captions have, and what becomes of pictures without caption.
+        images: The pictures.
+        other_files: Names of the other files of every folder that a picture is in.
+    """
+    problems = policy_problems(subset)
+    notes: tuple[str, ...] = ()
+    sources = _caption_sources(subset, images, other_files)
+    elsewhere = None
+    if not any(source.is_listed for source in sources):
+        elsewhere = _captions_elsewhere(subset, images, other_files)
+    if elsewhere is not None:
+        hint, extension = elsewhere
+        instead = caption_for_missing(subset)
+        if instead is None:
+            return CaptionReading({}, Findings(problems=(*problems, f'{hint}; set caption_extension = "{extension}"')))
+        used = "class_tokens" if instead else "empty captions"
+        notes = (f'{hint}; {used} are used instead, unless caption_extension = "{extension}" is set',)
+    encoding = subset.caption_encoding
+    if encoding is not None and not is_text_encoding(encoding):
+        problems += (f'{subset.image_dir}: caption_encoding "{encoding}" is not known; a usual one is "cp1252"',)
+        encoding = "latin-1"  # reads everything: the name is what is wrong, not the files
+    tally = _Tally(subset, other_files)
+    contents = map_files(partial(_read_source, encoding), sources)
+    for image, source, content in zip(images, sources, contents, strict=True):
+        tally.add(image, source, content)
+    return CaptionReading(tally.captions, Findings(problems=problems, notes=notes) + tally.findings())
+
+
+def caption_for_missing(subset: SubsetSpec) -> str | None:
+    """What a picture without caption is trained with; None where that is a fault."""
+    if subset.class_tokens is not None:
+        return subset.class_tokens
+    return "" if subset.missing_caption == "allow" else None
+
+
+def caption_for_empty(subset: SubsetSpec) -> str | None:
+    """What a picture is trained with whose caption has no text; None where that is a fault."""
+    if subset.empty_caption == "class_tokens":
+        return subset.class_tokens or ""
+    return "" if subset.empty_caption == "allow" else None
+
+
+def empty_advice(subset: SubsetSpec) -> str:
+    """What can be done about a caption without text."""
+    tokens = '"class_tokens" or ' if subset.class_tokens is not None else ""
+    return f'write a caption into it, or set empty_caption = {tokens}"allow"'
+
+
+def policy_problems(subset: SubsetSpec) -> tuple[str, ...]:
+    """What the subset asks for and cannot have."""
+    if subset.empty_caption == "class_tokens" and subset.class_tokens is None:
+        place = subset.metadata_file or subset.image_dir
+        return (f'{place}: empty_caption = "class_tokens" needs class_tokens',)
+    return ()
+
+
+class _Source(NamedTuple):
+    """The caption file of a picture: its folder, its name, and whether there is a file of this name."""
+
+    folder: str
+    name: str
+    is_listed: bool
+
+    @property
+    def path(self) -> str:
+        return os.path.join(self.folder, self.name)
+
+
+class _Content(NamedTuple):
+    """What reading one caption came to: lines, or what is wrong with the file. Neither where there is none."""
+
+    lines: list[str] | None = None
+    codec: str = "utf-8"
+    fault: str | None = None
+
+
+class _Tally:
+    """Captions and faults of a subset as its pictures are gone through."""
+
+    def __init__(self, subset: SubsetSpec, other_files: Mapping[Path, frozenset[str]]) -> None:
+        self.subset = subset
+        self.other_files = other_files
+        self.captions: dict[Path, str] = {}
+        self.owners: dict[_Source, Path] = {}
+        self.faults: list[Fault] = []
+        self.missing: list[str] = []
+        self.empty: list[str] = []
+        self.with_more_lines: list[str] = []
+        self.encoded: dict[str, list[str]] = {}
+
+    def add(self, image: Path, source: _Source, content: _Content) -> None:
+        if content.fault is not None:
+            self.faults.append(Fault(Path(source.path), content.fault, image))
+        elif content.lines is None:
+            self._add_missing(image, source)
+        elif self.owners.setdefault(source, image) is not image:
+            owner = self.owners[source]
+            self.faults.append(Fault(image, f"and {owner.name} share the caption file {source.name}; rename one"))
+        elif not content.lines:
+            self._add_empty(image, source)
+        else:
+            self._add_text(image, source, content)
+
+    def findings(self) -> Findings:
+        """All faults, and how many pictures each exception was made for."""
+        place = self.subset.image_dir
+        notes = [
+            f"{place}: {what}: {len(names)} ({first_names(names)})"
+            for what, names in (
+                ("pictures without caption file and class_tokens, trained with an empty caption", self.missing),
+                (f"caption files without text, {self._instead()}", self.empty),
+                (
+                    "caption files with several lines, of which only the first is used (enable_wildcard uses all)",
+                    self.with_more_lines,
+                ),
+            )
+            if names
+        ]
+        remarks = [
+            f"{place}: caption files read as {codec.upper()}: {len(names)} ({first_names(names)})"
+            for codec, names in self.encoded.items()
+        ]
+        return Findings(faults=tuple(self.faults), notes=tuple(notes), remarks=tuple(remarks))
+
+    def _instead(self) -> str:
+        uses_tokens = self.subset.empty_caption == "class_tokens"
+        return "class_tokens are used instead" if uses_tokens else "trained with an empty caption"
+
+    def _add_missing(self, image: Path, source: _Source) -> None:
+        caption = caption_for_missing(self.subset)
+        if caption is None:
+            near = _near_files(image, self.other_files.get(image.parent, frozenset()))
+            there = f" (there is {first_names(near)})" if near else ""
+            advice = 'write one, or set class_tokens or missing_caption = "allow"'
+            self.faults.append(Fault(image, f"has no caption file {source.name}{there}; {advice}"))
+            return
+        if self.subset.class_tokens is None:
+            self.missing.append(image.name)
+        self.captions[image] = caption
+
+    def _add_empty(self, image: Path, source: _Source) -> None:
+        caption = caption_for_empty(self.subset)
+        if caption is None:
+            self.faults.append(Fault(Path(source.path), f"has no text; {empty_advice(self.subset)}", image))
+            return
+        self.empty.append(source.name)
+        self.captions[image] = caption
+
+    def _add_text(self, image: Path, source: _Source, content: _Content) -> None:
+        lines = content.lines or []
+        if content.codec not in _UTF8:
+            self.encoded.setdefault(content.codec, []).append(source.name)
+        if self.subset.captions.enable_wildcard:
+            self.captions[image] = "\n".join(lines)
+            return
+        if len(lines) > 1:
+            self.with_more_lines.append(source.name)
+        self.captions[image] = lines[0]
+
+
+def _caption_sources(
+    subset: SubsetSpec, images: Sequence[Path], other_files: Mapping[Path, frozenset[str]]
+) -> list[_Source]:
+    """Where the caption of every picture is looked for."""
+    names_in = {os.fspath(folder): names for folder, names in other_files.items()}
+    sources = []
+    for image in images:
+        folder, file = os.path.split(os.fspath(image))
+        name = os.path.splitext(file)[0] + subset.caption_extension
+        sources.append(_Source(folder, name, name in names_in.get(folder or ".", ())))
+    return sources
+
+
+def _read_source(encoding: str | None, source: _Source) -> _Content:
+    """The caption of one picture."""
+    if not source.is_listed:
+        return _Content(fault=_IS_FOLDER) if os.path.isdir(source.path) else _Content()
+    try:
+        with open(source.path, "rb", buffering=0) as file:
+            text, codec = decode_text(file.read(), encoding)
+    except IsADirectoryError:
+        return _Content(fault=_IS_FOLDER)
+    except OSError as error:
+        return _Content(fault=f"cannot be read ({error.strerror or error}); make it readable")
+    except ValueError as error:
+        declare = "" if encoding else ', or declare its encoding, for instance caption_encoding = "cp1252"'
+        return _Content(fault=f"{error}; save it again as UTF-8{declare}")
+    return _Content(lines=text_lines(text), codec=codec)
+
+
+def _near_files(image: Path, names: frozenset[str]) -> list[str]:
+    """Files that may be the picture's caption under another extension."""
+    stem = image.stem
+    found = (name for suffix in CAPTION_SUFFIXES for name in (stem + suffix, stem + suffix.upper()))
+    return [name for name in found if name in names]
+
+
+def _captions_elsewhere(
+    subset: SubsetSpec, images: Sequence[Path], other_files: Mapping[Path, frozenset[str]]
+) -> tuple[str, str] | None:
+    """Files of another extension beside pictures without captions: a sentence, and the extension."""
+    stems = {os.path.splitext(image)[0] for image in images}
+    suffixes = Counter(
+        suffix
+        for folder, names in other_files.items()
+        for stem, suffix in map(os.path.splitext, names)
+        if suffix.lower() in CAPTION_SUFFIXES and os.fspath(folder / stem) in stems
+    )
+    if not suffixes:
+        return None
+    suffix, count = suffixes.most_common(1)[0]
+    wanted = subset.caption_extension
+    return f"{subset.image_dir} has no {wanted} files but {suffix} files beside its pictures ({count})", suffix

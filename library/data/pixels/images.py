@@ -1,0 +1,289 @@
+"""Pixels: from an image file to the size that is trained. The only file of the toolkit that decodes training pictures.
+
+A picture is turned as its EXIF orientation says and brought to 8-bit RGB whatever it was stored as; transparency
+becomes the background; of an animation the first frame is used. A JPEG that shrinks a lot is decoded at a half, a
+quarter or an eighth of its size, which its format gives almost for nothing; averaging does the rest.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from library.data.config.specs import WHITE, Colour
+from library.data.files.headers import load_plugin, open_picture, read_orientation
+from library.data.files.patience import may_pass, read_patiently
+from library.data.files.picture_notes import has_shape_of
+from library.data.pixels.colours import alpha_of, to_rgb
+from library.data.pixels.opencv import opencv
+from library.errors import DatasetError
+from library.records import CropPlan, Size
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BLACK: Colour = (0, 0, 0)
+
+_FAULTS = (  # of Pillow on broken files
+    *(OSError, ValueError, SyntaxError, EOFError, KeyError, IndexError, TypeError, OverflowError),
+    *(RuntimeError, struct.error),
+)
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SIDEWAYS = {_TURNS[orientation] for orientation in (5, 6, 7, 8)}
+_PILLOW_FILTERS = {"lanczos": Image.Resampling.LANCZOS, "box": Image.Resampling.BOX}
+_OPENCV_FLAGS = {
+    "nearest": "INTER_NEAREST",
+    "bilinear": "INTER_LINEAR",
+    "linear": "INTER_LINEAR",
+    "bicubic": "INTER_CUBIC",
+    "cubic": "INTER_CUBIC",
+    "area": "INTER_AREA",
+}
+_MAY_START_SMALLER = (None, "area", "lanczos")  # filters that weigh all pixels; box takes whole pixels only
+_LEAST_LEFT = 2  # times the wanted size: what decoding leaves for averaging
+
+
+class Resized(NamedTuple):
+    """A picture at the size it is cut from, upright.
+
+    Attributes:
+        pixels: Shape [height, width, 3], uint8.
+        alpha: Its transparency, 255 where it is opaque. Shape [height, width], uint8; None where it was not asked for
+            or the picture has none.
+    """
+
+    pixels: np.ndarray
+    alpha: np.ndarray | None = None
+
+
+def load_image(
+    path: Path, expected: Size | None = None, *, background: Colour = WHITE, least: Size | None = None
+) -> Image.Image:
+    """Decode a picture as it is seen: turned upright, 8-bit RGB.
+
+    Args:
+        path: The file.
+        expected: The size that crops were planned for.
+        background: What shows through transparency.
+        least: A smaller picture will do, of at least twice this size; where decoding one is quicker that is given.
+
+    Raises:
+        DatasetError: The file is gone or broken, or its picture has another size now.
+    """
+    decoded = _load(path, expected, background=background, least=least)
+    return _turned(decoded.image, decoded.turn)
+
+
+def load_resized(
+    path: Path,
+    expected: Size,
+    size: Size,
+    interpolation: str | None,
+    *,
+    background: Colour = WHITE,
+    with_alpha: bool = False,
+) -> Resized:
+    """Decode a picture and bring it to another size.
+
+    Args:
+        path: The file.
+        expected: The size that crops were planned for.
+        size: The wanted one, of about the same shape.
+        interpolation: A name of the dataset file; None takes area averaging where the picture shrinks, else Lanczos.
+        background: What shows through transparency.
+        with_alpha: Give its transparency too.
+
+    Raises:
+        DatasetError: The file is gone or broken, or its picture has another size now.
+    """
+    least = size if interpolation in _MAY_START_SMALLER else None
+    decoded = _load(path, expected, background=background, least=least)
+    pixels = _resized(decoded, decoded.image, size, interpolation)
+    if not with_alpha or decoded.alpha is None:
+        return Resized(pixels)
+    return Resized(pixels, _resized(decoded, decoded.alpha, size, interpolation))
+
+
+def load_mask(path: Path, picture: Size, size: Size, interpolation: str | None) -> np.ndarray:
+    """Decode the mask of a picture and resize it as its picture is: the red channel, on black where it is transparent.
+
+    Args:
+        path: The mask's file.
+        picture: Size of the picture; a mask of another size but the same shape is stretched over it.
+        size: What the picture is resized to.
+        interpolation: As for the picture.
+
+    Returns:
+        Shape [height, width], uint8.
+
+    Raises:
+        DatasetError: The file is gone or broken, or the mask has another shape than its picture.
+    """
+    least = size if interpolation in _MAY_START_SMALLER else None
+    decoded = _load(path, None, background=BLACK, least=least)
+    if not has_shape_of(decoded.size, picture):
+        raise DatasetError(
+            f"{path} is {decoded.size} pixels but its picture {picture}. Give both one shape and start again."
+        )
+    if decoded.size != picture:
+        is_shrunk = decoded.size.width >= size.width and decoded.size.height >= size.height
+        interpolation = "area" if is_shrunk else "linear"
+    return _resized(decoded, decoded.image.getchannel("R"), size, interpolation)
+
+
+def prepare_image(image: Image.Image, crop: CropPlan, interpolation: str | None, flip: bool) -> Tensor:
+    """Resize, cut out, mirror and scale a decoded picture.
+
+    Args:
+        image: RGB.
+        crop: What to cut out.
+        interpolation: A name of the dataset file; None takes area averaging where the picture shrinks, else Lanczos.
+        flip: Mirror left and right, after cutting.
+
+    Returns:
+        Pixels in -1..1. Shape [3, H, W], float32.
+    """
+    pixels = cut_out(resize_pixels(image, crop.resized, interpolation), crop)
+    return pixels_to_tensor(pixels[:, ::-1] if flip else pixels)
+
+
+def cut_out(pixels: np.ndarray, crop: CropPlan) -> np.ndarray:
+    """The bucket out of a resized picture or mask; a view. Shape [height, width, ...]."""
+    right, bottom = crop.left + crop.bucket.width, crop.top + crop.bucket.height
+    return pixels[crop.top : bottom, crop.left : right]
+
+
+def pixels_to_tensor(pixels: np.ndarray) -> Tensor:
+    """From [height, width, 3] uint8 to [3, height, width] float32 in -1..1."""
+    import torch
+
+    tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+    return tensor.float().div_(127.5).sub_(1.0)
+
+
+def resize_pixels(
+    image: Image.Image, size: Size, interpolation: str | None, *, part: tuple[float, float] | None = None
+) -> np.ndarray:
+    """A picture's pixels at another size.
+
+    Args:
+        image: RGB or L.
+        size: The wanted one.
+        interpolation: As for `prepare_image`.
+        part: Width and height of what is resized, from the top left corner, in pixels and parts of them; None for
+            all. Only for filters that average.
+
+    Returns:
+        Shape [height, width, 3] or [height, width], uint8.
+    """
+    if image.size == size and part in (None, image.size):
+        return np.asarray(image)
+    if interpolation is None:
+        is_shrunk = image.width >= size.width and image.height >= size.height
+        interpolation = "area" if is_shrunk else "lanczos"
+    if interpolation in _PILLOW_FILTERS:
+        box = None if part is None else (0.0, 0.0, *part)
+        return np.asarray(image.resize(size, _PILLOW_FILTERS[interpolation], box=box))
+    cv2 = opencv()
+    flag = getattr(cv2, _OPENCV_FLAGS[interpolation])
+    if part is None:
+        resized: np.ndarray = cv2.resize(np.asarray(image), tuple(size), interpolation=flag)
+        return resized
+    scale = {"fx": size.width / part[0], "fy": size.height / part[1]}  # kept to the digit where no size is given
+    resized = cv2.resize(np.asarray(image), None, **scale, interpolation=flag)
+    return resized[: size.height, : size.width]
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """A picture as it is stored, in 8-bit RGB.
+
+    Attributes:
+        image: Perhaps decoded at a half, a quarter or an eighth of its size.
+        size: Of the whole picture, upright.
+        turn: What makes it upright, or None.
+        alpha: Its transparency, in mode L; None where it has none.
+        part: Width and height that the picture fills in a smaller `image`: a little less than its size where a side
+            is no multiple of the reduction. None where it is not reduced.
+    """
+
+    image: Image.Image
+    size: Size
+    turn: Image.Transpose | None
+    alpha: Image.Image | None = None
+    part: tuple[float, float] | None = None
+
+
+def _load(path: Path, expected: Size | None, *, background: Colour, least: Size | None) -> _Decoded:
+    """Decode a picture, again if a network drive has a hiccup.
+
+    Raises:
+        DatasetError: As for `load_image`.
+    """
+    load_plugin(path)
+    try:
+        decoded = read_patiently(lambda: _decode(path, background, least), path)
+    except _FAULTS as error:
+        advice = "Repair, replace or remove the picture."
+        if isinstance(error, OSError) and may_pass(error):
+            advice = "Several attempts failed; look after the drive, then start again."
+        raise DatasetError(f"{path} cannot be decoded ({error}). {advice}") from None
+    if expected is not None and decoded.size != expected:
+        raise DatasetError(
+            f"{path} is {decoded.size} pixels but was {expected} when the folder was scanned. Start again."
+        )
+    return decoded
+
+
+def _decode(path: Path, background: Colour, least: Size | None) -> _Decoded:
+    with path.open("rb") as file, open_picture(file) as stored:
+        if stored.format in ("JPEG", "MPO"):
+            return _decode_jpeg(stored, path, least)
+        stored.load()
+        turn = _TURNS.get(read_orientation(stored, path))
+        return _Decoded(to_rgb(stored, background), _upright(stored.size, turn), turn, alpha_of(stored))
+
+
+def _decode_jpeg(stored: Image.Image, path: Path, least: Size | None) -> _Decoded:
+    """Of a JPEG, no more than is needed for twice the size `least`, which is of the upright picture."""
+    turn = _TURNS.get(read_orientation(stored, path))
+    full, part = stored.size, None
+    if least is not None:
+        asked = _upright(least, turn)
+        drafted = stored.draft(None, (_LEAST_LEFT * asked.width, _LEAST_LEFT * asked.height))
+        if drafted is not None and stored.size != full:
+            part = drafted[1][2:]
+    stored.load()
+    return _Decoded(to_rgb(stored), _upright(full, turn), turn, part=part)
+
+
+def _resized(decoded: _Decoded, image: Image.Image, size: Size, interpolation: str | None) -> np.ndarray:
+    """An image of the decoded picture, upright and at another size."""
+    if decoded.part is None:
+        return resize_pixels(_turned(image, decoded.turn), size, interpolation)
+    stored_size = _upright(size, decoded.turn)  # the part is of the stored picture: turning comes last
+    pixels = resize_pixels(image, stored_size, interpolation, part=decoded.part)
+    return np.asarray(_turned(Image.fromarray(pixels), decoded.turn))
+
+
+def _turned(image: Image.Image, turn: Image.Transpose | None) -> Image.Image:
+    return image if turn is None else image.transpose(turn)
+
+
+def _upright(size: tuple[int, int], turn: Image.Transpose | None) -> Size:
+    """The size after turning; also the size before, of one after."""
+    width, height = size
+    return Size(height, width) if turn in _SIDEWAYS else Size(width, height)

@@ -1,0 +1,115 @@
+"""Pairs of pictures and masks, and everything that keeps a picture from having exactly one."""
+
+from pathlib import Path
+
+import pytest
+
+from library.data.config.specs import SubsetSpec
+from library.data.files.mask_files import pair_masks
+
+
+def pair(folder, images, masks, **options):
+    """Pair pictures, which need not exist, with empty mask files."""
+    for name in masks:
+        (folder / "masks" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "masks" / name).write_bytes(b"")
+    root = folder / "images"
+    subset = SubsetSpec(image_dir=root, conditioning_data_dir=folder / "masks", **options)
+    return pair_masks([root / name for name in images], subset)
+
+
+def names(pairs):
+    return {image.name: mask.name for image, mask in pairs.masks.items()}
+
+
+def test_same_stem_whatever_the_type(tmp_path):
+    pairs = pair(tmp_path, ["a.png", "b.v1.jpg", "c.webp"], ["a.PNG", "b.v1.Bmp", "c.webp", "notes.txt", ".a.png"])
+    assert names(pairs) == {"a.png": "a.PNG", "b.v1.jpg": "b.v1.Bmp", "c.webp": "c.webp"}
+    assert pairs.findings == type(pairs.findings)()
+
+
+def test_letter_case_matters_only_where_it_decides(tmp_path):
+    assert names(pair(tmp_path, ["Dog.png", "a.png"], ["dog.png", "a.png"])) == {"Dog.png": "dog.png", "a.png": "a.png"}
+    assert names(pair(tmp_path, ["dog.png"], ["DOG.png"])) == {"dog.png": "dog.png"}
+
+
+def test_pictures_without_mask_and_masks_without_picture_are_all_listed(tmp_path):
+    pairs = pair(tmp_path, ["a.png", "b.png", "c.png"], ["a.png", "x.png", "y.png"])
+    assert names(pairs) == {"a.png": "a.png"}
+    images, masks = tmp_path / "images", tmp_path / "masks"
+    assert [str(fault) for fault in pairs.findings.faults] == [
+        f"{images / 'b.png'} has no mask in {masks}; add a picture b.png there, or remove this one",
+        f"{images / 'c.png'} has no mask in {masks}; add a picture c.png there, or remove this one",
+    ]
+    assert [str(fault) for fault in pairs.findings.left_out] == [
+        f"{masks / 'x.png'} is the mask of no picture of {images}",
+        f"{masks / 'y.png'} is the mask of no picture of {images}",
+    ]
+
+
+def test_two_masks_for_a_picture(tmp_path):
+    pairs = pair(tmp_path, ["a.png"], ["a.png", "a.jpg"])
+    assert pairs.masks == {}
+    (fault,) = pairs.findings.faults
+    assert fault.problem == f"has several masks in {tmp_path / 'masks'}: a.jpg, a.png; keep one"
+    assert pairs.findings.left_out == ()
+
+
+def test_two_pictures_cannot_share_a_mask(tmp_path):
+    pairs = pair(tmp_path, ["a.jpg", "a.png"], ["a.png"])
+    assert names(pairs) == {"a.jpg": "a.png"}
+    (fault,) = pairs.findings.faults
+    assert fault.problem == f"and a.jpg share the mask {tmp_path / 'masks/a.png'}; rename one"
+
+
+def test_masks_of_sub_folders(tmp_path):
+    pairs = pair(tmp_path, ["one/a.png", "two/a.png", "a.png"], ["one/a.png", "two/a.png", "a.jpg"], recursive=True)
+    found = {
+        image.relative_to(tmp_path).as_posix(): mask.relative_to(tmp_path).as_posix()
+        for image, mask in pairs.masks.items()
+    }
+    assert found == {
+        "images/one/a.png": "masks/one/a.png",
+        "images/two/a.png": "masks/two/a.png",
+        "images/a.png": "masks/a.jpg",
+    }
+
+
+def test_pictures_elsewhere_have_masks_of_their_stem(tmp_path):
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / "a.png").write_bytes(b"")
+    subset = SubsetSpec(image_dir=None, metadata_file=tmp_path / "d.json", conditioning_data_dir=tmp_path / "masks")
+    pairs = pair_masks([tmp_path / "anywhere" / "a.jpg"], subset)
+    assert names(pairs) == {"a.jpg": "a.png"}
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [
+        ("none", "does not exist; name the folder with the masks"),
+        ("file", "is a file; name the folder it is in"),
+        ("empty", "has no pictures; put a mask for every picture there"),
+        ("images", "is image_dir itself; name the folder with the masks"),
+    ],
+)
+@pytest.mark.parametrize("recursive", [False, True])
+def test_folders_without_masks(tmp_path, folder, message, recursive):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_bytes(b"")
+    place = tmp_path / folder
+    subset = SubsetSpec(image_dir=tmp_path / "images", conditioning_data_dir=place, recursive=recursive)
+    pairs = pair_masks([tmp_path / "images" / "a.png"], subset)
+    assert pairs.masks == {}
+    assert pairs.findings.problems == (f"conditioning_data_dir {place} {message}",)
+    assert pairs.findings.faults == ()
+
+
+def test_the_current_folder_as_image_dir(tmp_path, monkeypatch):
+    (tmp_path / "masks" / "sub").mkdir(parents=True)
+    for name in ("a.png", "sub/a.png"):
+        (tmp_path / "masks" / name).write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    subset = SubsetSpec(image_dir=Path("."), conditioning_data_dir=Path("masks"), recursive=True)
+    pairs = pair_masks([Path("a.png"), Path("sub/a.png")], subset)
+    assert list(pairs.masks.values()) == [Path("masks/a.png"), Path("masks/sub/a.png")]
