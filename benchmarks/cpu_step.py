@@ -83,6 +83,7 @@ def start_trainer(folder: Path, depth: int, precision: str) -> Sd3NetworkTrainer
     trainer.plan_run()
     trainer.inspect_files()
     trainer.start()
+    trainer.look_at_pictures()
     trainer.load()
     trainer.build_trainables()
     trainer.build_optimizer()

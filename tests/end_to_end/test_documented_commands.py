@@ -144,12 +144,12 @@ def test_the_pages_have_what_this_test_is_for():
     assert any("quickstart.py" in block.text for block in BLOCKS[ROOT / "README.md"])
 
 
-def test_the_readme_prints_commands_of_the_guide():
-    guide = {block.text for block in BLOCKS[GUIDE]}
-    assert all(block.text in guide for block in BLOCKS[ROOT / "README.md"] if block.is_run)
-
-
 PAGES_THAT_RUN = [page for page in PAGES if page.name != "README.md" and any(block.is_run for block in BLOCKS[page])]
+
+
+def test_the_readme_prints_commands_of_the_guides():
+    guides = {block.text for page in PAGES_THAT_RUN for block in BLOCKS[page]}
+    assert all(block.text in guides for block in BLOCKS[ROOT / "README.md"] if block.is_run)
 
 
 @pytest.mark.parametrize("page", PAGES_THAT_RUN, ids=lambda page: page.name)

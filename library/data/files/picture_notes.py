@@ -9,6 +9,7 @@ from typing import NamedTuple
 from library.data.config.specs import WHITE, SubsetSpec
 from library.data.files.headers import PictureHeader
 from library.data.findings import Fault, Findings
+from library.data.plan.crops import face_in_name
 from library.data.problems import first_names
 from library.records import Size
 
@@ -47,6 +48,11 @@ def picture_findings(pictures: Sequence[SeenPicture]) -> Findings:
             distinct,
             lambda p: p.subset.alpha_mask and not p.header.has_alpha,
         ),
+        _counted(
+            "pictures whose names end in no face (_x_y_width_height), which face_crop_aug_range leaves as they are",
+            distinct,
+            lambda p: p.subset.face_crop_aug_range is not None and face_in_name(p.path) is None,
+        ),
     )
     return Findings(notes=tuple(filter(None, notes)), remarks=tuple(filter(None, remarks)))
 
@@ -78,7 +84,7 @@ def _is_plain(seen: SeenPicture) -> bool:
     """Whether there is nothing to say about a picture."""
     header = seen.header
     is_usual = header.mode == "RGB" and header.orientation == 1 and header.frames == 1 and not header.has_alpha
-    return is_usual and not seen.subset.alpha_mask
+    return is_usual and not seen.subset.alpha_mask and seen.subset.face_crop_aug_range is None
 
 
 def _is_for_print(seen: SeenPicture) -> bool:

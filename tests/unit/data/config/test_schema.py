@@ -14,7 +14,7 @@ from library.data.problems import NUM_LISTED
 from library.errors import DatasetError
 from library.records import Size
 
-DOCS = Path(__file__).parents[3] / "docs" / "dataset_config.md"
+DOCS = Path(__file__).parents[4] / "docs" / "dataset_config.md"
 
 SMALL = """
 [general]

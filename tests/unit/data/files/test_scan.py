@@ -411,3 +411,11 @@ def test_many_pictures_in_many_threads_keep_their_order(tmp_path):
     subsets = (SubsetSpec(image_dir=tmp_path, class_tokens="x"),)
     specs = [DatasetSpec(resolution=Size(64, 64), subsets=subsets)]
     assert all(scan_datasets(specs, "", num_threads=number).records == records for number in (1, 5))
+
+
+def test_pictures_without_a_face_in_their_name_are_told_where_faces_are_cut_out(tmp_path):
+    for name in ("anna_6_4_3_3.png", "tree.png"):
+        save_image(tmp_path / name)
+    notes = scan(tmp_path, face_crop_aug_range=(1.0, 2.0)).findings.notes
+    assert [note for note in notes if "end in no face" in note and note.endswith("1 (tree.png)")]
+    assert not scan(tmp_path).findings.notes

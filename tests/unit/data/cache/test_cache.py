@@ -391,7 +391,7 @@ for _ in range(100):
 
 def test_two_runs_on_one_folder_leave_whole_files(tmp_path):
     path = tmp_path / "x.safetensors"
-    root = Path(__file__).resolve().parents[3]
+    root = Path(__file__).resolve().parents[4]
     runs = [
         subprocess.Popen(
             [sys.executable, "-c", WRITER, str(path), run, value],
