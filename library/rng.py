@@ -17,9 +17,12 @@ if TYPE_CHECKING:
 
 
 def stream_seed(seed: int, stream: str, *keys: int | str) -> int:
-    """Derive a seed below 2**63 from the run's seed, a stream name and any number of keys."""
+    """Derive a seed below 2**63 from the run's seed, a stream name and any number of keys.
+
+    Keys may be names of files that are no UTF-8, as Python reads them.
+    """
     text = "\x1f".join([str(seed), stream, *(f"{type(key).__name__}:{key}" for key in keys)])
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest(), "big") >> 1
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "big") >> 1
 
 
 def python_stream(seed: int, stream: str, *keys: int | str) -> random.Random:

@@ -125,6 +125,11 @@ class DataPlan:
                 "a cached picture is always the same. Remove one of them."
             )
 
+    @property
+    def faults_count(self) -> bool:
+        """Whether pictures that cannot be used refuse the data, and there are some."""
+        return self.settings.on_bad_file == "error" and bool(self.findings.faults)
+
     def refuse_faults(self) -> None:
         """Raise DatasetError where the data cannot be trained on as it is, with everything that is wrong.
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
+MAX_DECODED_TO_TELL = 1000  # pictures; decoding more takes longer than one wants to wait for a list of faults
+
 
 class Run:
     """Options, and step by step what they come to.
@@ -64,6 +66,8 @@ class Run:
         """
         self.set_plan(self.make_plan())
         self.plan.tell()
+        if self.plan.faults_count and len(self.plan.records) <= MAX_DECODED_TO_TELL:
+            self.set_plan(self.plan.without(self._broken_here()))
         self.plan.refuse_faults()
         if self.options.cache.caches_text:
             self.plan.refuse_caption_conflicts()
@@ -100,6 +104,12 @@ class Run:
         self.family = self.family.for_buckets(
             [spec.resolution for spec in plan.specs], sorted({crop.bucket for crop in plan.crops})
         )
+
+    def _broken_here(self) -> Mapping[Path, str]:
+        """What is damaged behind its header, where the data is refused anyway: it shall be told together."""
+        from library.data.files.soundness import broken_pictures
+
+        return broken_pictures(self.plan.records, self.plan.index, is_shown=num_processes() == 1)
 
     def leave_out(self, broken: Mapping[Path, str]) -> None:
         """Plan again without pictures that turned out to be damaged.
@@ -153,7 +163,7 @@ class Run:
         from library.data.files.soundness import broken_pictures
 
         rank, number = self.accelerator.process_index, self.accelerator.num_processes
-        distinct = list({record.path: record for record in records}.values())
+        distinct = list({(record.path, record.mask): record for record in records}.values())
         found = broken_pictures(distinct[rank::number], self.plan.index, is_shown=rank == 0)
         return dict(gather_object(list(found.items())))  # type: ignore[attr-defined]
 

@@ -319,6 +319,10 @@ DATA: dict[str, Case] = {
             *("cut.png is cut off", "cut.jpg is cut off", "noise.png is damaged", "replace or remove it"),
         ),
     ),
+    "broken_and_broken_behind_the_header": (
+        lambda a: a.dataset(UNCAPTIONED, pictures=a.pictures(a_png=GOOD_PNG[:-30], b_png=BROKEN_INSIDE)),
+        ("2 problems in the data:", "a.png is cut off", "b.png cannot be decoded"),
+    ),
     "broken_behind_the_header": (
         lambda a: a.dataset(UNCAPTIONED, pictures=a.pictures(a_png=BROKEN_INSIDE, b_png=BROKEN_INSIDE)),
         ("2 problems in the data:", "a.png cannot be decoded", "b.png cannot be decoded", "remove the picture"),
@@ -652,7 +656,7 @@ sys.exit(f"imported: {heavy}" if heavy else code)
 
 
 @pytest.mark.parametrize(
-    "case", [DATA["toml_typos"], DATA["no_folder"], DATA["bad_pictures"], MODEL_FILES["sdxl"], MODEL_FILES["truncated"]]
+    "case", [DATA["toml_typos"], DATA["no_folder"], MODEL_FILES["sdxl"], MODEL_FILES["truncated"]]
 )
 def test_faults_of_data_and_models_are_told_before_torch_is_loaded(case, attempt):
     make_flags, words = case

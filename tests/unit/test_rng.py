@@ -73,3 +73,8 @@ def test_streams_are_generators_of_their_seed():
     assert python_stream(1, "caption", 2).random() != python_stream(1, "caption", 3).random()
     first, second = (torch.rand(3, generator=torch_stream(1, "drop", "a")) for _ in range(2))
     assert torch.equal(first, second)
+
+
+def test_names_that_are_no_utf8_have_seeds_of_their_own():
+    names = [b"caf\xe9.png".decode("utf-8", "surrogateescape"), b"caf\xe8.png".decode("utf-8", "surrogateescape")]
+    assert len({stream_seed(0, "flip", name) for name in (*names, "caf\u00e9.png")}) == 3
