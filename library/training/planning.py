@@ -126,7 +126,7 @@ class DataPlan:
             )
 
     @property
-    def faults_count(self) -> bool:
+    def has_fatal_faults(self) -> bool:
         """Whether pictures that cannot be used refuse the data, and there are some."""
         return self.settings.on_bad_file == "error" and bool(self.findings.faults)
 

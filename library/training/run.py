@@ -66,7 +66,7 @@ class Run:
         """
         self.set_plan(self.make_plan())
         self.plan.tell()
-        if self.plan.faults_count and len(self.plan.records) <= MAX_DECODED_TO_TELL:
+        if self.plan.has_fatal_faults and len(self.plan.records) <= MAX_DECODED_TO_TELL:
             self.set_plan(self.plan.without(self._broken_here()))
         self.plan.refuse_faults()
         if self.options.cache.caches_text:
