@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,6 +28,22 @@ def check_output_dir(folder: Path) -> None:
         raise OutputError(
             f"--output_dir: {folder} cannot be written ({error.strerror or error}). Choose another folder."
         ) from None
+
+
+def check_writable(folders: Iterable[Path], advice: str) -> None:
+    """See whether files could be written, without writing any. Folders that do not exist would be made.
+
+    Args:
+        folders: Where files would go.
+        advice: What to do, without full stop.
+
+    Raises:
+        OutputError: They cannot.
+    """
+    for folder in folders:
+        nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+            raise OutputError(f"{folder}: files cannot be written there. {advice}.")
 
 
 def check_picture_sizes(

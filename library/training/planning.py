@@ -215,6 +215,7 @@ def make_plan(
     split = split_validation(fit.records, specs)
     balanced = balance_regularisation(split.training, weight=settings.prior_loss_weight)
     crops = dict(zip((r.key for r in fit.records), fit.crops, strict=True))
+    preserved = _preservation(balanced.records, specs)
     records = (*balanced.records, *split.validation)
     steps = count_steps(
         balanced.records,
@@ -231,9 +232,27 @@ def make_plan(
         records=records,
         crops=tuple(crops[record.key] for record in records),
         num_training=len(balanced.records),
-        findings=scan.findings + fit.findings + split.findings + balanced.findings,
+        findings=scan.findings
+        + fit.findings
+        + split.findings
+        + balanced.findings
+        + _preservation(balanced.records, specs),
         steps=steps,
         settings=settings,
         scan=scan,
         index=index,
     )
+
+
+def _preservation(records: Sequence[ImageRecord], specs: Sequence[DatasetSpec]) -> Findings:
+    """How many pictures shall be drawn as without the network; a note where that is all of them."""
+    kept = [record for record in records if specs[record.dataset].subsets[record.subset].preserves_output]
+    if not kept:
+        return Findings()
+    if len(kept) == len(records):
+        note = (
+            "diff_output_preservation is set for every picture, so the network learns nothing; "
+            "set it for the pictures that shall stay as they are only"
+        )
+        return Findings(notes=(note,))
+    return Findings(remarks=(f"pictures that shall be drawn as without the network: {len(kept)}",))

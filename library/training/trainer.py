@@ -12,10 +12,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from library.errors import OutputError
+from library.errors import DatasetError, OutputError
 from library.log import get_logger
 from library.records import Batch
-from library.training.checks import check_block_swap, check_output_dir, check_picture_sizes
+from library.training.checks import check_block_swap, check_output_dir, check_picture_sizes, check_writable
 from library.training.loss_log import LossLog
 from library.training.processes import average_over_processes, scale_fp16_gradients, shared_gradients
 from library.training.prompts import SamplePrompt, load_prompts
@@ -166,7 +166,20 @@ class Trainer(Run):
             show_plan(self, trained=self.trained_encoders())
         if self.options.data.debug_dataset:
             show_batches(self)
+        self._check_folders()
         return 0
+
+    def _check_folders(self) -> None:
+        """Whether caches and quarantine could be written, for looking without writing."""
+        from library.data.cache import cache_folders
+
+        cache = self.options.cache
+        if cache.cache_latents_to_disk or cache.cache_text_encoder_outputs_to_disk:
+            advice = "Choose another --cache_dir" if cache.cache_dir else "Give a folder for caches with --cache_dir"
+            check_writable(cache_folders(self.plan.records, cache.cache_dir), advice)
+        if self.options.data.on_bad_file == "quarantine":
+            folders = {fault.picture.parent for fault in self.plan.findings.faults}
+            check_writable(sorted(folders), "Make it writable, or use --on_bad_file=skip")
 
     def look_at_pictures(self) -> None:
         """Decode what will be decoded, once: damage behind an intact header is told before weights are read."""
@@ -249,10 +262,22 @@ class Trainer(Run):
     # The loop
 
     def train(self) -> None:
-        """All epochs, up to the last step."""
+        """All epochs, up to the last step. Where data cannot be read any more, what was trained so far is saved.
+
+        Raises:
+            DatasetError: A picture or a cached caption has vanished or been damaged meanwhile.
+        """
+        self.batch_loss = self._make_batch_loss()
+        try:
+            self._train_epochs()
+        except DatasetError:
+            if self.step and self.accelerator.num_processes == 1:
+                self._try_to_save(epoch=self.step // self.plan.steps.steps_per_epoch, is_step=True)
+            raise
+
+    def _train_epochs(self) -> None:
         from tqdm import tqdm
 
-        self.batch_loss = self._make_batch_loss()
         steps, every = self.plan.steps, self.options.saving
         batches = self._batches()
         if self.options.sampling.sample_at_first:

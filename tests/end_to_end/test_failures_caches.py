@@ -19,6 +19,7 @@ from typing import Any
 import bad_corpus
 import pytest
 from bad_corpus import CACHE_DAMAGE, write
+from safetensors.torch import load_file
 
 from library.errors import DatasetError, OutputError
 
@@ -323,6 +324,14 @@ def test_e10_text_states_that_vanish_during_training_are_named(training, dataset
     assert str(entry) in str(caught.value) and "Start again" in str(caught.value)
     run = training.run(dataset, STEPS, *CACHED)
     assert "making 1 of 4" in logged(run, "text: ") and run.losses == pytest.approx(first.losses, rel=1e-5)
+
+
+def test_e10_what_was_trained_before_text_states_vanished_is_saved(training, dataset, pictures, first):
+    remove = partial(text_file(pictures).unlink, missing_ok=True)
+    with pytest.raises(DatasetError, match="is gone"):
+        training.run(dataset, "--max_train_epochs=3", *CACHED, after={"_optimizer_step": remove})
+    (saved,) = training.folder.glob("out*/*-step*.safetensors")
+    assert load_file(saved).keys() == first.weights.keys()
 
 
 def test_every_row_has_a_test():
