@@ -207,9 +207,9 @@ class _Collector(logging.Handler):
         self.lines.append(record.getMessage())
 
 
-def _followed(phase: Callable[[], object], act: Callable[[], object]) -> Callable[[], None]:
-    def both() -> None:
-        phase()
+def _followed(phase: Callable[..., object], act: Callable[[], object]) -> Callable[..., None]:
+    def both(*args: object, **named: object) -> None:
+        phase(*args, **named)
         act()
 
     return both
