@@ -19,6 +19,10 @@ class DatasetError(UserError):
     """A dataset file, an image or a caption is wrong."""
 
 
+class UnreadableError(DatasetError):
+    """A file of the data cannot be read, and the drive or its rights are at fault, not the file."""
+
+
 class CheckpointError(UserError):
     """A weights file is missing, damaged, or of another kind than asked for."""
 

@@ -12,9 +12,12 @@ import hashlib
 import json
 import math
 import os
+import platform
+import re
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
 _MAX_HEADER = 100_000_000
 _CHUNK = 1 << 22
 _MAX_REMEMBERED = 1000  # hashes
+_TEMPORARY = re.compile(r"\.(\d+)-([0-9a-f]{6})[0-9a-f]{6}\.tmp")  # process, machine, chance
+_ABANDONED_AFTER = 600  # seconds without a change
 _BITS = {
     **dict.fromkeys(("F64", "I64", "U64"), 64),
     **dict.fromkeys(("F32", "I32", "U32"), 32),
@@ -283,7 +288,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]
         OutputError: With the reason; `path` is as it was.
     """
     path = Path(path)
-    temporary = path.with_name(f".{os.getpid()}-{secrets.token_hex(6)}.tmp")
+    temporary = path.with_name(temporary_name(os.getpid()))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if (free := shutil.disk_usage(path.parent).free) < num_bytes:
@@ -302,6 +307,48 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def temporary_name(process: int) -> str:
+    """A new name for what a process of this machine has not finished."""
+    return f".{process}-{_machine_mark()}{secrets.token_hex(3)}.tmp"
+
+
+def abandoned_files(folder: Path) -> list[Path]:
+    """Temporary files of `write_atomically` that nobody finishes: their process is gone from this machine, or they have
+    not changed for ten minutes."""
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return []
+    return [folder / name for name in sorted(names) if _is_abandoned(folder / name)]
+
+
+def _is_abandoned(path: Path) -> bool:
+    name = _TEMPORARY.fullmatch(path.name)
+    if name is None:
+        return False
+    try:
+        age = time.time() - path.stat().st_mtime
+    except OSError:
+        return False
+    return age > _ABANDONED_AFTER or (name[2] == _machine_mark() and _has_ended(int(name[1])))
+
+
+def _machine_mark() -> str:
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:6]
+
+
+def _has_ended(process: int) -> bool:
+    if os.name == "nt":  # asking would send it a signal
+        return False
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:  # of another user
+        return False
+    return False
 
 
 def hash_tensors(header: TensorHeader, names: Mapping[str, str] | None = None) -> str:

@@ -28,3 +28,8 @@ def dataset_error(source: str, problems: Sequence[str], what: str = "problems in
 def first_names(names: Sequence[str], limit: int = 5) -> str:
     """The first few names, for a warning that also states the whole count."""
     return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
+
+
+def counted(number: int, noun: str) -> str:
+    """For instance "1 picture", "2 pictures"."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")

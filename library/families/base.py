@@ -83,6 +83,9 @@ class ModelFamily(Protocol):
     def text_identity(self, files: Any, names: Sequence[str]) -> dict[str, str]:
         """What the outputs of these encoders depend on, as fields of a cache header: hashes and settings."""
 
+    def text_settings(self) -> dict[str, str]:
+        """Of `text_identity` the settings, those of all encoders."""
+
     def npz_reader(self, files: Any, dtype: torch.dtype, encoders: Sequence[str] = ()) -> Any:
         """Reads cache files of sd-scripts, in this precision (library/data/cache/npz.py); of texts, these encoders."""
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from library.data.loader import BatchDataset
 from library.data.plan.crops import drawn_crop
-from library.data.report.report_text import counted
+from library.data.problems import counted
 from library.records import BatchPlan, PlannedItem
 from library.training.planning import DataPlan
 

@@ -9,9 +9,11 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from library.data.cache import TensorCache, cache_folders
+from library.data.cache import TensorCache, cache_folders, files_of, other_folders
 from library.data.cache.precompute import FillReport
-from library.data.cache.status import bytes_words, cache_status, leftovers, remove_files
+from library.data.cache.status import cache_status, leftovers, remove_files
+from library.data.problems import first_names
+from library.data.report.report_text import bytes_in_words
 from library.errors import DatasetError
 from library.log import get_logger
 from library.training.run import Run
@@ -38,6 +40,7 @@ class CacheRun(Run):
         super().__init__(options)
         self._faults: dict[str, str] = {}  # {entry id: message}
         self._reports: list[FillReport] = []
+        self._refusal: DatasetError | None = None  # of data whose caches are looked at all the same
 
     def make_caching(self) -> LatentCaching | TextCaching:
         """The cache of the plan, with what is missing. No weights are read."""
@@ -59,8 +62,7 @@ class CacheRun(Run):
         caching = self.make_caching()
         orphans = self._left_over(caching.cache)
         if self._only_looks:
-            for line in cache_status(caching.cache, caching.missing, orphans).lines(self.kind):
-                logger.info("%s", line)
+            self._show(caching, orphans)
             return 0
         if self.options.caching.cache_prune:
             self._prune(orphans)
@@ -69,6 +71,36 @@ class CacheRun(Run):
         self._summarise(len(caching.cache) - len(caching.missing))
         self._report_faults(caching.cache)
         return 0
+
+    def plan_run(self) -> None:
+        """As for every run; but data that is refused is looked at before it is."""
+        try:
+            super().plan_run()
+        except DatasetError as error:
+            if not (self._only_looks and hasattr(self, "plan") and self.plan.records):
+                raise
+            self._refusal = error
+
+    def _show(self, caching: LatentCaching | TextCaching, orphans: list[Path]) -> None:
+        """What there is, in the log.
+
+        Raises:
+            DatasetError: The data is wrong.
+        """
+        for line in cache_status(caching.cache, caching.missing, orphans).lines(self.kind):
+            logger.info("%s", line)
+        cache_dir = self.options.cache.cache_dir
+        folders = {path.parent for path in (*self._pictures_set_aside(), *(r.path for r in self.plan.records))}
+        others = other_folders(cache_dir, folders) if cache_dir is not None else []
+        if others:
+            logger.info(
+                "%d folders in %s are of no picture here, and are left as they are: %s",
+                len(others),
+                cache_dir,
+                first_names([path.name for path in others]),
+            )
+        if self._refusal is not None:
+            raise self._refusal
 
     def _setup(self, dtype: torch.dtype, batch_size: int) -> EncodingSetup:
         from library.training.caching import EncodingSetup
@@ -82,6 +114,7 @@ class CacheRun(Run):
             batch_size,
             to_disk=True,
             cache_dir=self.options.cache.cache_dir,
+            advice="Give a folder for them with --cache_dir",
             skip_cache_check=self.options.cache.skip_cache_check,
             on_fault=self._note_fault,
             on_report=self._reports.append,
@@ -101,14 +134,29 @@ class CacheRun(Run):
     def _left_over(self, cache: TensorCache) -> list[Path]:
         if not (self._only_looks or self.options.caching.cache_prune):
             return []
-        folders = cache_folders(self.plan.records, self.options.cache.cache_dir)
-        return leftovers(cache, folders, kind=self.kind, family=self.family.name)
+        cache_dir = self.options.cache.cache_dir
+        folders = cache_folders(self.plan.records, cache_dir)
+        found = leftovers(cache, folders, kind=self.kind, family=self.family.name)
+        spared = files_of(self._pictures_set_aside(), found, cache_dir)
+        if spared:
+            logger.info(
+                "%s: %d files are kept that may be of pictures which are not used now: %s",
+                self.kind,
+                len(spared),
+                first_names([path.name for path in spared]),
+            )
+        return [path for path in found if path not in spared]
+
+    def _pictures_set_aside(self) -> set[Path]:
+        """Pictures that are there but not in the plan: a fault may be mended, a filter changed."""
+        findings = self.plan.findings
+        return {fault.picture for fault in (*findings.faults, *findings.left_out)}
 
     def _prune(self, orphans: list[Path]) -> None:
         if self.accelerator.is_main_process:
             num_bytes = remove_files(orphans)
             logger.info(
-                "%s: removed %d files that were left over (%s)", self.kind, len(orphans), bytes_words(num_bytes)
+                "%s: removed %d files that were left over (%s)", self.kind, len(orphans), bytes_in_words(num_bytes)
             )
         self.accelerator.wait_for_everyone()
 
@@ -132,7 +180,7 @@ class CacheRun(Run):
             num_kept,
             num_encoded / seconds if seconds else 0,
             self.what,
-            bytes_words(sum(report.num_bytes for report in reports)),
+            bytes_in_words(sum(report.num_bytes for report in reports)),
         )
 
     def _report_faults(self, cache: TensorCache) -> None:
@@ -143,7 +191,7 @@ class CacheRun(Run):
         faults: dict[Path, str] = dict(gather_object(list(found.items())))
         if faults:
             self.leave_out({path: _problem(path, message) for path, message in sorted(faults.items())})
-            self.quarantine()
+        self.set_aside()
 
 
 class LatentCacheRun(CacheRun):

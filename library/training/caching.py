@@ -32,7 +32,6 @@ from library.log import get_logger
 from library.records import ImageRecord
 from library.rng import normal_per_sample
 from library.training.encoding_setup import EncodingSetup
-from library.training.planning import DataPlan
 from library.training.text_stage import TextStage
 
 if TYPE_CHECKING:
@@ -75,10 +74,11 @@ class LatentCaching:
             plan.specs,
             family=family.name,
             identity=f"{family.vae_identity(setup.files)} {setup.dtype}",
+            settings=str(setup.dtype),
             to_disk=setup.to_disk,
             cache_dir=setup.cache_dir,
         )
-        self.cache = TensorCache(self.entries)
+        self.cache = setup.cache_of(self.entries)
         self._record_of = {entry.id: index for index, entry in reversed(list(enumerate(self.entries)))}
         missing = setup.missing(self.cache)
         new = {entry_id for entry_id, reason in missing.items() if reason == "new"} if setup.to_disk else set()
@@ -159,17 +159,6 @@ def _latents(setup: EncodingSetup, vae: nn.Module, records: Sequence[int], image
     return latents.cpu()
 
 
-def possible_captions(plan: DataPlan) -> tuple[tuple[str, ...], ...]:
-    """For each record every text that its cached caption may be: its variants, and "" where captions are dropped."""
-
-    def is_dropped(record: ImageRecord) -> bool:
-        rules = plan.specs[record.dataset].subsets[record.subset].captions
-        return rules.caption_dropout_rate > 0 or rules.caption_dropout_every_n_epochs > 0
-
-    variants = zip(plan.records, plan.caption_variants(), strict=True)
-    return tuple((*texts, "") if is_dropped(record) and "" not in texts else tuple(texts) for record, texts in variants)
-
-
 class TextCaching:
     """The text caches of the plan and of the sample prompts. What is missing is found out here.
 
@@ -192,18 +181,20 @@ class TextCaching:
     ) -> None:
         family, plan = setup.family, setup.plan
         fields = {**family.text_identity(setup.files, names), "dtype": str(setup.dtype)}
-        identity = " ".join(f"{key}={value}" for key, value in fields.items())
+        identity = _in_one_line(fields)
+        settings = _in_one_line({**family.text_settings(), "dtype": str(setup.dtype)})
         self.setup, self.names = setup, tuple(names)
         self.entries, ids = text_entries(
             plan.records,
-            possible_captions(plan),
+            plan.possible_captions(),
             family=family.name,
             identity=identity,
+            settings=settings,
             to_disk=setup.to_disk,
             cache_dir=setup.cache_dir,
         )
-        asked = prompt_entries(prompts, folder=prompt_folder, family=family.name, identity=identity)
-        self.cache, self.prompt_cache = TensorCache(self.entries), TensorCache(asked)
+        asked = prompt_entries(prompts, folder=prompt_folder, family=family.name, identity=identity, settings=settings)
+        self.cache, self.prompt_cache = setup.cache_of(self.entries), setup.cache_of(asked)
         self.texts = CachedTexts(self.cache, ids, self.names)
         self._prompts = {text: entry.id for text, entry in zip(prompts, asked, strict=True)}
         self._text_of = {entry_id: text for own in (*ids, self._prompts) for text, entry_id in own.items()}
@@ -258,6 +249,10 @@ class TextCaching:
         for what, cache, missing in jobs:
             if missing:
                 setup.fill(cache, missing, _batches_of_texts(cache, missing, setup.batch_size), load, encode, what)
+
+
+def _in_one_line(fields: Mapping[str, str]) -> str:
+    return " ".join(f"{key}={value}" for key, value in fields.items())
 
 
 def _chunks(items: Sequence[T], size: int) -> list[Sequence[T]]:

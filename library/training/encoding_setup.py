@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from library.data.cache import TensorCache, stored_precision
+from library.data.cache import CacheEntry, TensorCache, stored_precision
 from library.data.cache.npz import NpzLatents, NpzReader, NpzTexts, unusable
 from library.data.cache.precompute import FillReport, fill_cache
+from library.data.cache.tensors import USUAL_ADVICE
 from library.errors import DatasetError
 from library.families.base import ModelFamily
 from library.log import get_logger
@@ -33,6 +34,7 @@ class EncodingSetup:
         batch_size: Entries encoded at once.
         to_disk: Keep the entries in files.
         cache_dir: Where files lie instead of beside the images.
+        advice: What the user can do where files cannot be written beside the images.
         skip_cache_check: Use cache files of sd-scripts, which do not say what they were made from.
         on_fault: Told the id and the error of every entry that cannot be made, and the others are; by default the
             first error ends the filling.
@@ -47,6 +49,7 @@ class EncodingSetup:
     batch_size: int
     to_disk: bool
     cache_dir: Path | None = None
+    advice: str = USUAL_ADVICE
     skip_cache_check: bool = False
     on_fault: Callable[[str, DatasetError], None] | None = None
     on_report: Callable[[FillReport], None] | None = None
@@ -60,6 +63,10 @@ class EncodingSetup:
     def stored_dtype(self) -> torch.dtype:
         """Precision of what is kept."""
         return stored_precision(torch.empty(0, dtype=self.dtype)).dtype
+
+    def cache_of(self, entries: Sequence[CacheEntry]) -> TensorCache:
+        """A cache that says what this run can change where files cannot be written."""
+        return TensorCache(entries, advice=self.advice if self.cache_dir is None else "Change --cache_dir")
 
     def missing(self, cache: TensorCache) -> dict[str, str]:
         """{id: reason} of the entries to make, alike on every process even while another run writes into the folder."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from library.data.cache import latent_entries, stored_precision, text_entries
 from library.data.plan.captions import cache_conflicts
 from library.data.plan.variants import caption_variants
 from library.data.report.cache_size import ENTRY_OVERHEAD, free_spaces, latent_size
@@ -34,24 +35,22 @@ class CaptionLook:
 
     Attributes:
         texts: For each record what its caption becomes: one text, or examples of several.
-        counts: {encoder: (tokens of all texts in a row, how many it reads)}, of encoders with a tokenizer.
+        lengths: {text: {encoder: its tokens}}, of these and the empty text, for encoders with a tokenizer.
+        limits: {encoder: how many tokens it reads}, of the same encoders.
         tokenizers: {encoder: its tokenizers, for the family}.
         note: What could not be counted, or None.
     """
 
     texts: tuple[tuple[str, ...], ...]
-    counts: Mapping[str, tuple[Sequence[int], int]]
+    lengths: Mapping[str, Mapping[str, int]]
+    limits: Mapping[str, int]
     tokenizers: Mapping[str, Any]
     note: str | None
 
-    def lengths(self) -> dict[str, dict[str, int]]:
-        """{text: {encoder: its tokens}}"""
+    def counts(self) -> dict[str, tuple[list[int], int]]:
+        """{encoder: (tokens of all texts in a row, how many it reads)}"""
         flat = [text for own in self.texts for text in own]
-        found: dict[str, dict[str, int]] = {text: {} for text in flat}
-        for encoder, (numbers, _) in self.counts.items():
-            for text, number in zip(flat, numbers, strict=True):
-                found[text][encoder] = number
-        return found
+        return {name: ([self.lengths[text][name] for text in flat], limit) for name, limit in self.limits.items()}
 
 
 def show_plan(run: Run, *, trained: Sequence[str] = ()) -> None:
@@ -62,8 +61,11 @@ def show_plan(run: Run, *, trained: Sequence[str] = ()) -> None:
         trained: Names of the text encoders that train; their outputs are not cached.
     """
     if _is_first_process():
+        from library.data.files.soundness import num_never_decoded
+
         look = look_at_captions(run.family, run.files, run.plan, number=NUM_EXAMPLES)
-        write_lines(describe(report_of(run, look, trained=trained)))
+        report = report_of(run, look, trained=trained)
+        write_lines(describe(replace(report, num_never_decoded=num_never_decoded(run.plan.records, run.plan.index))))
 
 
 def show_batches(run: Run) -> None:
@@ -112,8 +114,9 @@ def report_of(run: Run, look: CaptionLook, *, trained: Sequence[str] = ()) -> Da
         num_training=plan.num_training,
         findings=plan.findings,
         steps=plan.steps if plan.num_training else None,
+        files=plan.scan.files,
         texts=look.texts,
-        counts=look.counts,
+        counts=look.counts(),
         length_note=look.note,
         caches=caches,
         cache_folders=free_spaces(folders),
@@ -130,12 +133,15 @@ def look_at_captions(family: ModelFamily, files: Any, plan: DataPlan, *, number:
         number: Examples of a caption that changes; with cached variants these are taken instead.
     """
     texts = tuple(_texts(plan, number))
-    flat = [text for own in texts for text in own]
+    distinct = list(dict.fromkeys(("", *(text for own in texts for text in own))))  # "": a dropped caption
     tokenizers, note = tokenizers_at_hand(family, files)
-    counts: dict[str, tuple[Sequence[int], int]] = {}
+    lengths: dict[str, dict[str, int]] = {text: {} for text in distinct}
+    limits = {}
     for own in {id(each): each for each in tokenizers.values()}.values():
-        counts |= family.caption_lengths(own, flat)
-    return CaptionLook(texts, counts, tokenizers, note)
+        for encoder, (numbers, limits[encoder]) in family.caption_lengths(own, distinct).items():
+            for text, number in zip(distinct, numbers, strict=True):
+                lengths[text][encoder] = number
+    return CaptionLook(texts, lengths, limits, tokenizers, note)
 
 
 def tokenizers_at_hand(family: ModelFamily, files: Any) -> tuple[dict[str, Any], str | None]:
@@ -162,44 +168,73 @@ def _texts(plan: DataPlan, number: int) -> Iterator[tuple[str, ...]]:
         yield from (tuple(dict.fromkeys(own)) for own in plan.caption_variants())
         return
     for index, record in enumerate(plan.records):
-        rules = plan.subset(record).captions
-        changes = index < plan.num_training and bool(cache_conflicts(rules))
-        yield tuple(dict.fromkeys(caption_variants(record, rules, number if changes else None)))
+        subset = plan.subset(record)
+        changes = index < plan.num_training and bool(cache_conflicts(subset.captions))
+        yield tuple(dict.fromkeys(caption_variants(record, subset, number if changes else None)))
 
 
 def _caches(run: Run, look: CaptionLook, trained: Sequence[str]) -> list[CacheReport]:
-    options, family, plan = run.options.cache, run.family, run.plan
-    number_bytes = 4 if run.options.precision.mixed_precision == "no" else 2
+    options = run.options.cache
     caches = []
     if options.caches_latents:
-        entries, num_bytes = latent_size(
-            plan.records,
-            plan.crops,
-            plan.specs,
-            channels=family.latent_channels,
-            cells=family.pixels_per_latent,
-            element_bytes=4 if run.options.precision.no_half_vae else number_bytes,
-        )
-        caches.append(CacheReport(LATENTS, entries, num_bytes, options.cache_latents_to_disk))
+        caches.append(_latent_cache(run))
     if options.caches_text and run.files is not None:
-        names = [name for name in family.encoder_names if name not in trained]
-        lengths, texts = look.lengths(), _cached_texts(plan)
-        numbers = [lengths.get(text, {}) for text in texts]
-        num_bytes = family.text_state_bytes(run.files, names, numbers, element_bytes=number_bytes)
-        num_bytes += ENTRY_OVERHEAD * len(texts)
-        caches.append(CacheReport(TEXTS, len(texts), num_bytes, options.cache_text_encoder_outputs_to_disk))
+        present = [name for name in run.family.encoder_names if run.family.has_encoder(run.files, name)]
+        if names := [name for name in present if name not in trained]:
+            caches.append(_text_cache(run, look, names))
     return caches
 
 
-def _cached_texts(plan: DataPlan) -> list[str]:
-    """The text of every entry of a text cache: each once for a folder, and the empty one where captions are dropped."""
-    texts: dict[tuple[Path, str], None] = {}
-    for record, own in zip(plan.records, plan.caption_variants(), strict=True):
-        rules = plan.subset(record).captions
-        is_dropped = rules.caption_dropout_rate > 0 or rules.caption_dropout_every_n_epochs > 0
-        for text in (*own, *([""] if is_dropped else [])):
-            texts[record.path.parent, text] = None
-    return [text for _, text in texts]
+def _latent_cache(run: Run) -> CacheReport:
+    options, precision, family, plan = run.options.cache, run.options.precision, run.family, run.plan
+    to_disk = options.cache_latents_to_disk
+    entries, num_bytes = latent_size(
+        latent_entries(
+            plan.records,
+            plan.crops,
+            plan.specs,
+            family=family.name,
+            identity="",
+            to_disk=to_disk,
+            cache_dir=options.cache_dir,
+        ),
+        channels=family.latent_channels,
+        cells=family.pixels_per_latent,
+        element_bytes=_element_bytes("no" if precision.no_half_vae else precision.mixed_precision),
+    )
+    return CacheReport(LATENTS, entries, num_bytes, to_disk)
+
+
+def _text_cache(run: Run, look: CaptionLook, names: Sequence[str]) -> CacheReport:
+    options, family = run.options.cache, run.family
+    to_disk = options.cache_text_encoder_outputs_to_disk
+    entries, ids = text_entries(
+        run.plan.records,
+        run.plan.possible_captions(),
+        family=family.name,
+        identity="",
+        to_disk=to_disk,
+        cache_dir=options.cache_dir,
+    )
+    texts = {entry_id: text for own in ids for text, entry_id in own.items()}
+    num_bytes = family.text_state_bytes(
+        run.files,
+        names,
+        [look.lengths.get(text, {}) for text in texts.values()],
+        element_bytes=_element_bytes(run.options.precision.mixed_precision),
+    )
+    return CacheReport(TEXTS, len(entries), num_bytes + ENTRY_OVERHEAD * len(entries), to_disk)
+
+
+def _element_bytes(precision: str) -> int:
+    """Of one number in a cache, where encoders run on this machine with this `--mixed_precision`."""
+    import torch
+
+    from library.device import choose_device, precision_dtype
+    from library.training.encoders import encoder_dtype
+
+    dtype = encoder_dtype(precision_dtype(precision), choose_device())
+    return stored_precision(torch.empty(0, dtype=dtype)).itemsize
 
 
 def _cache_folders(run: Run) -> list[Path]:

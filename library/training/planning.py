@@ -16,8 +16,8 @@ from library.data.plan.buckets import fit_buckets
 from library.data.plan.captions import cache_conflicts
 from library.data.plan.regularisation import balance_regularisation
 from library.data.plan.validation import split_validation
-from library.data.plan.variants import caption_variants
-from library.data.problems import NUM_LISTED, dataset_error, first_names
+from library.data.plan.variants import caption_variants, variant_findings
+from library.data.problems import NUM_LISTED, counted, dataset_error, first_names
 from library.errors import OptionError
 from library.log import get_logger
 from library.records import BatchPlan, CropPlan, ImageRecord
@@ -97,9 +97,19 @@ class DataPlan:
     def _variants(self) -> tuple[tuple[str, ...], ...]:
         number = self.settings.num_variants
         return tuple(
-            caption_variants(record, self.subset(record).captions, number if index < self.num_training else None)
+            caption_variants(record, self.subset(record), number if index < self.num_training else None)
             for index, record in enumerate(self.records)
         )
+
+    def possible_captions(self) -> tuple[tuple[str, ...], ...]:
+        """For each record all that its cached caption may be: its variants, and "" where captions are dropped."""
+
+        def is_dropped(record: ImageRecord) -> bool:
+            rules = self.subset(record).captions
+            return rules.caption_dropout_rate > 0 or rules.caption_dropout_every_n_epochs > 0
+
+        variants = zip(self.records, self.caption_variants(), strict=True)
+        return tuple((*texts, "") if is_dropped(record) and "" not in texts else texts for record, texts in variants)
 
     def refuse_caption_conflicts(self) -> None:
         """Raise OptionError where cached encoder outputs would silence a random caption rule."""
@@ -133,7 +143,7 @@ class DataPlan:
     def refuse_faults(self) -> None:
         """Raise DatasetError where the data cannot be trained on as it is, with everything that is wrong.
 
-        With `on_bad_file` other than "error" pictures that cannot be used are listed in a warning instead.
+        With `on_bad_file` other than "error" pictures that cannot be used are no reason, unless none is left.
         """
         findings, is_strict = self.findings, self.settings.on_bad_file == "error"
         problems = [*findings.problems, *(str(fault) for fault in findings.faults if is_strict)]
@@ -141,15 +151,23 @@ class DataPlan:
             problems = [*map(str, (*findings.faults, *findings.left_out)), "nothing is left to train on; add pictures"]
         if problems:
             raise dataset_error(self.source, problems)
-        if findings.faults:
-            listed = "".join(f"\n  {fault}" for fault in findings.faults)
-            logger.warning(
-                "%s: %d pictures cannot be used and are left out, as --on_bad_file says; %d are used:%s",
-                self.source,
-                len({fault.picture for fault in findings.faults}),
-                len(self.records),
-                listed,
-            )
+
+    def tell_unusable(self) -> None:
+        """Log the pictures that cannot be used, where `on_bad_file` lets the others be trained."""
+        faults = self.findings.faults
+        if not faults:
+            return
+        unusable, used = ({fault.picture for fault in faults}, {record.path for record in self.training_records})
+        logger.warning(
+            "%s: %s left out, as --on_bad_file says; %d %s used:%s",
+            self.source,
+            "1 picture cannot be used and is"
+            if len(unusable) == 1
+            else f"{len(unusable)} pictures cannot be used and are",
+            len(used),
+            "is" if len(used) == 1 else "are",
+            "".join(f"\n  {fault}" for fault in faults),
+        )
 
     def tell(self) -> None:
         """Log what was noticed about the data."""
@@ -164,13 +182,16 @@ class DataPlan:
             for problem, names in reasons.items():
                 logger.warning("left out: %d (%s): %s", len(names), first_names(names, NUM_LISTED), problem)
         if self.validation_records:
-            logger.info("kept for validation: %d pictures", len(self.validation_records))
+            logger.info("kept for validation: %s", counted(len(self.validation_records), "picture"))
 
     def without(self, broken: Mapping[Path, str]) -> DataPlan:
         """The same plan without pictures that turned out to be damaged; their reasons join the faults."""
-        scan = Scan(tuple(r for r in self.scan.records if r.path not in broken), self.scan.findings)
         faults = tuple(Fault(path, problem) for path, problem in broken.items())
-        scan = replace(scan, findings=scan.findings + Findings(faults=faults))
+        scan = replace(
+            self.scan,
+            records=tuple(record for record in self.scan.records if record.path not in broken),
+            findings=self.scan.findings + Findings(faults=faults),
+        )
         return make_plan(self.source, self.specs, scan, self.index, self.settings)
 
     def epoch(self, epoch: int, *, seed: int, rank: int) -> tuple[BatchPlan, ...]:
@@ -214,8 +235,10 @@ def make_plan(
     fit = fit_buckets(scan.records, specs)
     split = split_validation(fit.records, specs)
     balanced = balance_regularisation(split.training, weight=settings.prior_loss_weight)
+    balance = replace(balanced.findings, problems=()) if split.findings.problems else balanced.findings  # they follow
     crops = dict(zip((r.key for r in fit.records), fit.crops, strict=True))
     preserved = _preservation(balanced.records, specs)
+    alike = variant_findings((subset.captions for spec in specs for subset in spec.subsets), settings.num_variants)
     records = (*balanced.records, *split.validation)
     steps = count_steps(
         balanced.records,
@@ -232,11 +255,7 @@ def make_plan(
         records=records,
         crops=tuple(crops[record.key] for record in records),
         num_training=len(balanced.records),
-        findings=scan.findings
-        + fit.findings
-        + split.findings
-        + balanced.findings
-        + _preservation(balanced.records, specs),
+        findings=scan.findings + fit.findings + split.findings + balance + preserved + alike,
         steps=steps,
         settings=settings,
         scan=scan,

@@ -72,10 +72,9 @@ class PreviewRun(Run):
         """Every text with its lengths, and where encoders stop reading it."""
         from library.data.report.page.contents import ReadText
 
-        limits = {encoder: limit for encoder, (_, limit) in look.counts.items()}
         read = {}
-        for text, lengths in look.lengths().items():
-            tokens = {encoder: (number, limits[encoder]) for encoder, number in lengths.items()}
+        for text, lengths in look.lengths.items():
+            tokens = {encoder: (number, look.limits[encoder]) for encoder, number in lengths.items()}
             too_long = [encoder for encoder, (number, limit) in tokens.items() if number > limit]
             cuts = self._cuts(look.tokenizers, too_long, text)
             read[text] = ReadText(text, tokens, cuts)
@@ -135,7 +134,8 @@ def _write_bytes(path: Path, content: bytes) -> None:
 
 
 def _tell(output: Path, report: DataReport, pictures: Sequence[PagePicture]) -> None:
-    from library.data.report.report_text import bytes_in_words, counted
+    from library.data.problems import counted
+    from library.data.report.report_text import bytes_in_words
 
     number = len(report.findings.problems) + len(report.findings.faults)
     if number:

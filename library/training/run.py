@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from library.data.config.sources import DataPlaces, specs_from_options
+from library.data.problems import first_names
+from library.errors import UnreadableError
 from library.log import get_logger
 from library.training.planning import DataPlan, PlanSettings, plan_data
 from library.training.processes import check_launch, check_started, num_processes
@@ -109,7 +111,10 @@ class Run:
         """What is damaged behind its header, where the data is refused anyway: it shall be told together."""
         from library.data.files.soundness import broken_pictures
 
-        return broken_pictures(self.plan.records, self.plan.index, is_shown=num_processes() == 1)
+        try:
+            return broken_pictures(self.plan.records, self.plan.index, is_shown=num_processes() == 1)
+        except UnreadableError:
+            return {}  # what is known already is told; the drive will tell of itself at the next start
 
     def leave_out(self, broken: Mapping[Path, str]) -> None:
         """Plan again without pictures that turned out to be damaged.
@@ -120,12 +125,21 @@ class Run:
         self.set_plan(self.plan.without(broken))
         self.plan.refuse_faults()
 
+    def set_aside(self) -> None:
+        """Tell which pictures cannot be used, and with `--on_bad_file quarantine` move them out of the way."""
+        self.plan.tell_unusable()
+        self.quarantine()
+
     def quarantine(self) -> None:
         """With `--on_bad_file quarantine`, move the pictures that cannot be used out of the way."""
         from library.data.files.quarantine import quarantine
 
         if self.options.data.on_bad_file == "quarantine" and self.accelerator.is_main_process:
-            moved = quarantine(self.plan.findings.faults)
+            moved = quarantine(
+                self.plan.findings.faults,
+                used=[path for record in self.plan.records for path in (record.path, record.mask) if path is not None],
+                caption_extensions={subset.caption_extension for spec in self.plan.specs for subset in spec.subsets},
+            )
             if moved:
                 folders = sorted({str(place.parent) for _, place in moved})
                 logger.warning("moved %d files to %s", len(moved), ", ".join(folders))
@@ -157,15 +171,24 @@ class Run:
         self.weight_dtype = precision_dtype(precision)
 
     def broken_pictures(self, records: Iterable[ImageRecord]) -> Mapping[Path, str]:
-        """Decode pictures, shared among the processes; why those that are damaged cannot be used, on every process."""
+        """Decode pictures, shared among the processes; why those that are damaged cannot be used, on every process.
+
+        Raises:
+            UnreadableError: On every process, where one cannot read files.
+        """
         from accelerate.utils import gather_object
 
-        from library.data.files.soundness import broken_pictures
+        from library.data.files.soundness import check_pixels
 
         rank, number = self.accelerator.process_index, self.accelerator.num_processes
         distinct = list({(record.path, record.mask): record for record in records}.values())
-        found = broken_pictures(distinct[rank::number], self.plan.index, is_shown=rank == 0)
-        return dict(gather_object(list(found.items())))  # type: ignore[attr-defined]
+        found = check_pixels(distinct[rank::number], self.plan.index, is_shown=rank == 0)
+        black = [path.name for path in sorted(set(gather_object(list(found.black_masks))))]
+        if black:
+            logger.warning(
+                "masks that are black all over, so that nothing is learned: %d (%s)", len(black), first_names(black)
+            )
+        return dict(gather_object(list(found.broken.items())))  # type: ignore[attr-defined]
 
     @property
     def device(self) -> torch.device:

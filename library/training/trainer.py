@@ -166,6 +166,7 @@ class Trainer(Run):
             show_plan(self, trained=self.trained_encoders())
         if self.options.data.debug_dataset:
             show_batches(self)
+        self.plan.tell_unusable()
         self._check_folders()
         return 0
 
@@ -188,7 +189,7 @@ class Trainer(Run):
         if broken:
             self.leave_out(broken)
             self.encoders = self._make_encoders()
-        self.quarantine()
+        self.set_aside()
 
     def _make_encoders(self) -> Encoders:
         from library.training.encoders import Encoders

@@ -26,7 +26,7 @@ TOOLS = {
     "tools/cache_text_encoder_outputs": (Sd3TextCachingOptions, TEXT_CACHING_SCRIPT),
 }
 ADDED = {"sd3", "cache_status", "cache_prune"}
-ADDED_CHOICES = {"save_model_as": {"diffusers"}}
+ADDED_CHOICES = {"save_model_as": {"diffusers"}, "resize_interpolation": {"box"}}
 DEFAULTS = {"t5xxl_max_token_length": 256}  # of SD3; the tools of others leave it to the family
 TYPES = {"flag": {None}, "int": {"int"}, "float": {"float"}, "str": {"str", None}, "path": {"str", "Path"}}
 TYPES["int_or_float"] = {"int_or_float"}

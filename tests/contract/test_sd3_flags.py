@@ -24,7 +24,7 @@ ADDED = {
     *("recursive", "background", "min_image_size", "max_aspect_ratio", "max_crop_fraction", "max_image_pixels"),
     *("missing_caption", "empty_caption", "caption_encoding"),
 }
-ADDED_CHOICES = {"save_model_as": {"diffusers"}}
+ADDED_CHOICES = {"save_model_as": {"diffusers"}, "resize_interpolation": {"box"}}
 TYPES = {"flag": {None}, "int": {"int"}, "float": {"float"}, "str": {"str"}, "path": {"str", "Path"}}
 TYPES["int_or_float"] = {"int_or_float"}
 

@@ -403,7 +403,7 @@ DATA: dict[str, Case] = {
     ),
     "forms_that_exclude_each_other": (
         lambda a: a.subset_with("is_reg = true", "metadata_file = 'm.json'", "conditioning_data_dir = 'm'"),
-        ("2 faults", "is_reg cannot be used with metadata_file", "conditioning_data_dir needs --masked_loss"),
+        ("4 faults", "is_reg cannot be used with metadata_file", "conditioning_data_dir needs --masked_loss"),
     ),
     "shuffled_captions_with_cache": (
         lambda a: [

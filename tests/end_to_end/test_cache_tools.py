@@ -4,18 +4,19 @@ import logging
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors import safe_open
 
-from library.errors import CheckpointError, DatasetError
+from library.data.cache.places import settings_mark
+from library.errors import CheckpointError, DatasetError, OutputError
 from library.families.sd3.cache_options import (
     LATENT_CACHING_SCRIPT,
     TEXT_CACHING_SCRIPT,
@@ -24,6 +25,7 @@ from library.families.sd3.cache_options import (
 )
 from library.log import LOGGER_NAME
 from library.options.spec import parse_options
+from library.tensorfile import temporary_name
 from tools.cache_latents import LatentCacheTool
 from tools.cache_text_encoder_outputs import TextCacheTool
 
@@ -60,14 +62,14 @@ def run_process(tool, arguments, launcher=(), code=0):
 
 @pytest.fixture
 def run_tool(monkeypatch):
-    """What the tool logs, run in this process as its command line asks."""
+    """What the tool logs, run in this process as its command line asks; `lines` has it even if there is an error."""
     logger = logging.getLogger(LOGGER_NAME)
     level = logger.level
 
-    def run(tool, arguments):
+    def run(tool, arguments, lines=None):
         AcceleratorState._reset_state(reset_partial_state=True)  # a process has one run, outside tests
         kind, options, script = TOOLS[tool]
-        lines = []
+        lines = [] if lines is None else lines
         handler = logging.Handler()
         handler.emit = lambda record: lines.append(record.getMessage())
         logger.setLevel("INFO")
@@ -84,6 +86,11 @@ def run_tool(monkeypatch):
 
 def cache_files(folder):
     return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*.safetensors"))}
+
+
+def latent_entry(image):
+    """Name of the cache file of a picture of 64 x 64 pixels."""
+    return f"{image}_0064x0064{settings_mark('torch.float32')}_sd3.safetensors"
 
 
 def content(path):
@@ -142,14 +149,16 @@ def many_pictures(training, number):
     return folder
 
 
-def test_a_killed_tool_goes_on_where_it_was(training, run_tool):
+@pytest.mark.parametrize("launcher", [(), TORCHRUN], ids=["one process", "two processes"])
+def test_a_killed_tool_goes_on_where_it_was(launcher, training, run_tool):
     number = 40
     folder = many_pictures(training, number)
     arguments = training.arguments(training.dataset(folder, resolution=256, max_bucket_reso=512))
-    process = start(LATENTS, arguments)
+    process = start(LATENTS, arguments, launcher)
     while len(cache_files(folder)) < 3 and process.poll() is None:
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
+    for each in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
+        each.kill()
     process.communicate()
     made = {name: path.stat().st_mtime_ns for name, path in cache_files(folder).items()}
     assert 3 <= len(made) < number
@@ -159,7 +168,14 @@ def test_a_killed_tool_goes_on_where_it_was(training, run_tool):
     files = cache_files(folder)
     assert len(files) == number
     assert {name: files[name].stat().st_mtime_ns for name in made} == made
-    assert f"latents: {number} valid" in run_tool(LATENTS, [*arguments, "--cache_status"])
+    (folder / temporary_name(process.pid)).write_bytes(b"torso")  # the killed process may have left others
+    (folder / temporary_name(os.getpid())).write_bytes(b"being written")
+    num_torsos = len(list(folder.glob(".*.tmp"))) - 1
+    status = run_tool(LATENTS, [*arguments, "--cache_status"])
+    assert f"latents: {number} valid" in status and f"{num_torsos} left over" in status
+    run_tool(LATENTS, [*arguments, "--cache_prune"])
+    assert [path.read_bytes() for path in folder.glob(".*.tmp")] == [b"being written"]
+    assert len(cache_files(folder)) == number
 
 
 def test_two_processes_share_the_work(training, run_tool):
@@ -216,7 +232,7 @@ def test_with_skip_damaged_pictures_are_counted(training, run_tool):
     arguments = training.arguments(training.dataset(folder), "--on_bad_file=skip")
     output = run_tool(LATENTS, arguments)
     assert len(cache_files(folder)) == 5
-    assert "1 pictures cannot be used" in output and "5 are used" in output
+    assert "1 picture cannot be used" in output and "5 are used" in output
     assert str(folder / "003.png") in output
 
 
@@ -234,20 +250,20 @@ def test_status_and_prune_know_what_is_ours(training, run_tool, tmp_path):
 
     latents = run_tool(LATENTS, [*arguments, "--cache_status", "--cache_prune"])
     assert re.search(r"latents: 2 valid \([\d.]+ kB\), 1 stale, 0 missing, 1 left over", latents)
-    assert "stale: 1 the image changed: red_square.png_0064x0064_sd3.safetensors" in latents
-    assert "left over: 1: red_circle.png_0064x0064_sd3.safetensors" in latents
+    assert f"stale: 1 the image changed: {latent_entry('red_square.png')}" in latents
+    assert f"left over: 1: {latent_entry('red_circle.png')}" in latents
     texts = run_tool(TEXTS, [*arguments, "--cache_status"])
     assert re.search(r"text: 2 valid \([\d.]+ kB\), 0 stale, 1 missing, 2 left over", texts)
     assert 'missing: 1: caption "an orange star"' in texts
     masked = run_tool(TEXTS, [*arguments, "--cache_status", "--apply_t5_attn_mask"])
-    assert "text: stale: 2 another text encoder, precision or setting: " in masked
+    assert re.search(r"text: 0 valid \(0 bytes\), 0 stale, 3 missing, 4 left over", masked)
     assert {name: path.read_bytes() for name, path in cache_files(pictures).items()} == before
 
     pruned = run_tool(LATENTS, [*arguments, "--cache_prune"])
     assert re.search(r"latents: removed 1 files that were left over \([\d.]+ kB\)", pruned)
     assert "made 1 (1 the image changed), kept 2" in pruned
     left = cache_files(pictures)
-    assert set(before) - set(left) == {"red_circle.png_0064x0064_sd3.safetensors"}
+    assert set(before) - set(left) == {latent_entry("red_circle.png")}
     assert foreign.read_bytes() == b"not ours"
     assert "removed 2 files" in run_tool(TEXTS, [*arguments, "--cache_prune"])
     assert len([name for name in cache_files(pictures) if name.startswith("text_encoder_cache/")]) == 3
@@ -261,6 +277,67 @@ def test_status_counts_pictures_without_a_file_in_cache_dir(training, run_tool, 
     run_tool(LATENTS, arguments)
     assert len(cache_files(tmp_path / "caches")) == 4
     assert not cache_files(pictures)
+
+
+def test_prune_keeps_the_files_of_pictures_that_cannot_be_used_now(training, run_tool):
+    pictures = training.pictures()
+    arguments = training.arguments(training.dataset(pictures), "--on_bad_file=skip")
+    for tool in (LATENTS, TEXTS):
+        run_tool(tool, arguments)
+    before = cache_files(pictures).keys()
+    whole = (pictures / "red_star.png").read_bytes()
+    (pictures / "red_star.png").write_bytes(whole[:100])
+    for tool, number in ((LATENTS, 1), (TEXTS, 1)):
+        pruned = run_tool(tool, [*arguments, "--cache_prune"])
+        assert f"{number} files are kept that may be of pictures which are not used now" in pruned
+        assert "removed 0 files" in pruned
+    assert cache_files(pictures).keys() == before
+    (pictures / "red_star.png").unlink()
+    assert "removed 1 files" in run_tool(LATENTS, [*arguments, "--cache_prune"])
+    assert "removed 1 files" in run_tool(TEXTS, [*arguments, "--cache_prune"])
+
+
+def test_status_is_shown_of_data_that_is_refused(training, run_tool):
+    pictures = training.pictures()
+    arguments = training.arguments(training.dataset(pictures))
+    run_tool(LATENTS, arguments)
+    (pictures / "red_star.png").write_bytes(b"no picture")
+    looked, made = [], []
+    with pytest.raises(DatasetError, match=r"red_star\.png") as caught:
+        run_tool(LATENTS, [*arguments, "--cache_status"], looked)
+    assert caught.value.exit_code == 2
+    (line,) = [line for line in looked if line.startswith("latents: 3 valid")]
+    assert "0 left over" in line
+    with pytest.raises(DatasetError, match=r"red_star\.png"):
+        run_tool(LATENTS, arguments, made)
+    assert not [line for line in made if "valid" in line]
+
+
+def test_status_lists_the_folders_of_other_pictures_in_cache_dir(training, run_tool, tmp_path):
+    first, second = training.pictures(), training.pictures(to="others")
+    caches = f"--cache_dir={tmp_path / 'caches'}"
+    for pictures in (first, second):
+        run_tool(LATENTS, training.arguments(training.dataset(pictures), caches))
+    before = cache_files(tmp_path / "caches")
+    arguments = training.arguments(training.dataset(first), caches)
+    status = run_tool(LATENTS, [*arguments, "--cache_status"])
+    assert "4 valid" in status and "0 left over" in status
+    assert re.search(
+        r"1 folders in \S+caches are of no picture here, and are left as they are: others-[0-9a-f]+$", status
+    )
+    run_tool(LATENTS, [*arguments, "--cache_prune"])
+    assert cache_files(tmp_path / "caches") == before
+
+
+@pytest.mark.parametrize(("is_given", "advice"), [(True, "Change --cache_dir"), (False, "Give a folder for them with")])
+def test_where_files_cannot_be_written_only_what_helps_is_advised(is_given, advice, training, run_tool, tmp_path):
+    pictures = training.pictures()
+    (tmp_path / "file").write_bytes(b"")
+    (pictures / "text_encoder_cache").write_bytes(b"")
+    flags = [f"--cache_dir={tmp_path / 'file'}"] if is_given else []
+    with pytest.raises(OutputError, match=advice) as caught:
+        run_tool(TEXTS, training.arguments(training.dataset(pictures), *flags))
+    assert "_to_disk" not in str(caught.value)
 
 
 def test_variants_are_cached_for_a_training_that_shuffles(training, run_tool):

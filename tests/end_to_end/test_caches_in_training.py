@@ -12,6 +12,7 @@ import toml
 import torch
 from PIL import Image
 
+from library.data.cache.places import settings_mark
 from library.tensorfile import read_header, read_tensors, write_tensors
 
 STEPS = "--max_train_steps=4"
@@ -37,9 +38,16 @@ def entries(folder: Path, kind: str = ""):
     return {path.relative_to(folder).as_posix(): (path.stat().st_mtime_ns, path.stat().st_ino) for path in found}
 
 
-def text_entry(caption):
+def text_entry(caption, t5_mask=False):
     """Name of the cache file of a caption."""
-    return f"text_encoder_cache/{hashlib.sha256(caption.encode()).hexdigest()[:24]}_sd3_te.safetensors"
+    settings = f"t5xxl_max_token_length=16 apply_t5_attn_mask={t5_mask} apply_lg_attn_mask=False dtype=torch.float32"
+    digest = hashlib.sha256(caption.encode()).hexdigest()[:24]
+    return f"text_encoder_cache/{digest}{settings_mark(settings)}_sd3_te.safetensors"
+
+
+def latent_entry(image):
+    """Name of the cache file of a picture of 64 x 64 pixels."""
+    return f"{image}_0064x0064{settings_mark('torch.float32')}_sd3.safetensors"
 
 
 def changed(before, after):
@@ -172,7 +180,7 @@ def test_edited_picture_makes_only_its_own_entry_anew(training, dataset, tmp_pat
     before = entries(pictures)
     shutil.copy(pictures / "blue_triangle.png", pictures / "red_star.png")
     again = training.unet_only(dataset, STEPS, LATENTS, TEXT)
-    assert changed(before, entries(pictures)) == {"red_star.png_0064x0064_sd3.safetensors"}
+    assert changed(before, entries(pictures)) == {latent_entry("red_star.png")}
     assert "latents: making 1 of 4 (1 the image changed)" in again.log
     assert any(line.startswith("text encoder outputs: all 4 are cached") for line in again.log)
 
@@ -182,8 +190,9 @@ def test_another_mask_setting_makes_all_texts_and_no_latents_anew(training, data
     training.unet_only(dataset, STEPS, LATENTS, TEXT)
     before = entries(pictures)
     again = training.unet_only(dataset, STEPS, LATENTS, TEXT, "--apply_t5_attn_mask")
-    assert changed(before, entries(pictures)) == set(entries(pictures, "_te"))
-    assert "text: making 4 of 4 (4 another text encoder, precision or setting)" in again.log
+    captions = [file.read_text(encoding="utf-8").strip() for file in pictures.glob("*.txt")]
+    assert changed(before, entries(pictures)) == {text_entry(caption, t5_mask=True) for caption in captions}
+    assert "text: making 4 of 4 (4 new)" in again.log
     fresh = training.unet_only(dataset, STEPS, "--apply_t5_attn_mask")
     assert again.losses == pytest.approx(fresh.losses, rel=1e-5)
 
@@ -198,7 +207,7 @@ def test_another_vae_makes_all_latents_and_no_texts_anew(training, dataset, tiny
     write_tensors(tmp_path / "vae.safetensors", tensors)
     vae = f"--vae={tmp_path / 'vae.safetensors'}"
     again = training.unet_only(dataset, STEPS, LATENTS, TEXT, *separate, vae, model=files.model)
-    assert changed(before, entries(pictures)) == set(entries(pictures, "_0064x0064_sd3"))
+    assert changed(before, entries(pictures)) == set(entries(pictures, "_sd3"))
     assert "latents: making 4 of 4 (4 another VAE or precision)" in again.log
 
 
@@ -213,7 +222,7 @@ def test_equal_captions_are_encoded_once(training, dataset, tmp_path):
 def test_damaged_entry_is_made_anew(training, dataset, tmp_path):
     pictures = tmp_path / "pictures"
     first = training.unet_only(dataset, STEPS, LATENTS, TEXT)
-    entry = pictures / "red_star.png_0064x0064_sd3.safetensors"
+    entry = pictures / latent_entry("red_star.png")
     before = entries(pictures)
     os.truncate(entry, entry.stat().st_size - 10)
     again = training.unet_only(dataset, STEPS, LATENTS, TEXT)
@@ -224,7 +233,7 @@ def test_damaged_entry_is_made_anew(training, dataset, tmp_path):
 def test_entry_that_is_damaged_behind_its_header_costs_the_cache_and_not_the_training(training, dataset, tmp_path):
     pictures = tmp_path / "pictures"
     first = training.unet_only(dataset, STEPS, LATENTS)
-    entry = pictures / "red_star.png_0064x0064_sd3.safetensors"
+    entry = pictures / latent_entry("red_star.png")
     content = bytearray(entry.read_bytes())
     content[-7] ^= 1
     entry.write_bytes(content)
@@ -318,7 +327,7 @@ def test_a_cache_folder_leaves_the_pictures_folder_alone(training, dataset, tmp_
 def to_npz(pictures):
     """Turn the cache files of the pictures into what sd-scripts would have written."""
     for image in pictures.glob("*.png"):
-        path = pictures / f"{image.name}_0064x0064_sd3.safetensors"
+        path = pictures / latent_entry(image.name)
         latents = read_tensors(read_header(path))["latents"]
         arrays = {"latents_8x8": (latents / 1.5305 + 0.0609).numpy()}
         arrays |= {"original_size_8x8": np.array([64, 64]), "crop_ltrb_8x8": np.array([0.0, 0, 64, 64])}
@@ -350,7 +359,7 @@ def test_caches_of_sd_scripts_are_used_when_asked_for(training, dataset, tmp_pat
     os.truncate(pictures / "red_star_0064x0064_sd3.npz", 300)
     asked = training.unet_only(dataset, *flags, "--skip_cache_check")
     assert asked.losses == pytest.approx(first.losses, rel=1e-4)
-    assert list(entries(pictures)) == ["red_star.png_0064x0064_sd3.safetensors"]
+    assert list(entries(pictures)) == [latent_entry("red_star.png")]
     used = [line.partition(" are used")[0] for line in asked.log if "--skip_cache_check" in line]
     assert used == [f"{what} .npz caches of sd-scripts" for what in ("latents: 3", "text: 4")]
     assert any("1 its .npz cache cannot be used: it is damaged, or not an .npz archive" in line for line in asked.log)

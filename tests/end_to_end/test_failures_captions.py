@@ -246,7 +246,7 @@ def test_b11_text_states_with_nan_are_not_trained_on(training, refused):
 # B12: metadata files
 
 METADATA_FAULTS = {
-    "comma.json": (1, ["line 4, column 1"]),
+    "comma.json": (1, ["line 3, column 30: trailing comma"]),
     "line.jsonl": (1, ["line 2, column"]),
     "list.json": (1, [".jsonl"]),
     "types.json": (2, ["caption must be a text, got 3", "must be an object"]),

@@ -142,7 +142,7 @@ def test_the_rest_trains_with_skip(case, training):
     assert run.seen == sorted(GOOD * 3)
     assert run.trainer.plan.steps.max_steps == len(run.losses) == 3
     told = logged(run, "left out, as --on_bad_file says")
-    assert f"{len(case.files)} pictures cannot be used" in told and "; 2 are used" in told
+    assert f"{len(case.files)} picture" in told and "cannot be used" in told and "; 2 are used" in told
     assert all(str(folder / name) in told for name in case.files)
     assert contents(folder) == before
 
@@ -161,6 +161,22 @@ def test_a1_bad_pictures_are_moved_by_quarantine(training):
     assert contents(folder) == expected
     assert "6 files" in logged(run, "moved ")
     assert training.run(dataset, EPOCH).seen == sorted(GOOD)  # nothing is wrong any more
+
+
+def test_a1_pictures_that_another_dataset_trains_are_not_moved(training):
+    folder = make_folder(training, "trunc.jpg")
+    (folder / "good1.note").write_text("text", encoding="utf-8")
+    (folder / "trunc.note").write_text("text", encoding="utf-8")
+    (folder / "good1.psd").write_bytes(b"not a caption")
+    strict = {"subsets": [{"image_dir": str(folder), "caption_extension": ".note"}]}
+    lenient = {"subsets": [{"image_dir": str(folder), "class_tokens": "a picture"}]}
+    run = training.run(training.dataset_of(strict, lenient), EPOCH, "--on_bad_file=quarantine")
+    assert run.seen == ["good1.png", "good1.png", "good2.png"]
+    assert contents(folder).keys() == {
+        *(".quarantine/trunc.jpg", ".quarantine/trunc.note"),
+        *(*GOOD, "good1.note", "good1.psd"),
+    }
+    assert "another subset uses them: 1 (good2.png)" in logged(run, "not moved")
 
 
 def test_a1_two_processes_leave_out_and_move_the_same(training, launch):

@@ -5,6 +5,7 @@ The model of these runs has the header of a real one and NaN for every number: r
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import shutil
@@ -14,13 +15,20 @@ from typing import NamedTuple
 
 import pytest
 from PIL import Image
+from safetensors.torch import load_file
 
 import sd3_train_network
+from library.data.cache.places import TEXT_FOLDER
+from library.data.report.cache_size import ENTRY_OVERHEAD
+from library.data.report.report_text import bytes_in_words
 from library.log import LOGGER_NAME
 from tools import preview_dataset
 
 SIZES = {"a": (64, 64), "b": (64, 64), "c": (96, 64), "d": (128, 32), "e": (16, 16)}
 LONG = ", ".join(["a red star"] * 40)
+IN_MEMORY = ("--cache_latents", "--cache_text_encoder_outputs", "--network_train_unet_only")
+ON_DISK = (*IN_MEMORY, "--cache_latents_to_disk", "--cache_text_encoder_outputs_to_disk")
+TOKEN_MASKS = ("--apply_lg_attn_mask", "--apply_t5_attn_mask")
 
 
 class Shown(NamedTuple):
@@ -117,29 +125,126 @@ def test_without_tokenizers_a_dry_run_says_so(training, show, pictures, nan_mode
     assert rows(shown.out, "BUCKETS")
 
 
-def test_the_batches_that_are_shown_are_those_that_are_trained(training, show, pictures):
+@pytest.mark.parametrize("flags", [(), (*IN_MEMORY, "--text_encoder_cache_variants=3")], ids=["live", "cached"])
+def test_the_batches_that_are_shown_are_those_that_are_trained(training, show, pictures, flags):
     keys = {"class_tokens": "dog", "shuffle_caption": True, "flip_aug": True, "caption_dropout_rate": 0.3}
     dataset = training.dataset(pictures, **keys)
-    shown = show(dataset, "--debug_dataset", "--max_train_epochs=2")
+    shown = show(dataset, "--debug_dataset", "--max_train_epochs=2", *flags)
     assert shown.code == 0, shown.log
     lines = re.findall(r"^  (\S+\.png) \((.*?)\): (.*)$", shown.out, re.MULTILINE)
     told = [(Path(path).name, "mirrored" in how, text.replace("(empty caption)", "")) for path, how, text in lines]
-    trained = list(batches_of(training.run(dataset, "--max_train_epochs=2")))
+    trained = list(batches_of(training.run(dataset, "--max_train_epochs=2", *flags)))
     assert told == trained and len(told) == 10
 
 
 def batches_of(run) -> Iterator[tuple[str, bool, str]]:
-    """Name, mirrored or not, and caption of every sample of a run, as its loader made them."""
-    from library.data.loader import BatchDataset, posterior_seed
+    """Name, mirrored or not, and caption of every sample that a run has trained."""
+    from library.data.loader import posterior_seed
 
-    plan, trainer = run.trainer.plan, run.trainer
-    batches = BatchDataset(plan.records, plan.crops, plan.specs, seed=trainer.seed, max_steps=plan.steps.max_steps)
-    for epoch in (1, 2):
-        for batch_plan in plan.epoch(epoch, seed=trainer.seed, rank=0):
-            batch = batches[batch_plan]
-            for item, text, seed in zip(batch_plan.items, batch.captions, batch.posterior_seeds, strict=True):
-                record = plan.records[item.record]
-                yield record.path.name, seed == posterior_seed(record, batch_plan.size, True), text
+    plan, latents, texts = run.trainer.plan, run.trainer.encoders.latents, run.trainer.encoders.texts
+    for batch in run.batches:
+        assert (batch.latents is None, batch.text is None) == (latents is None, texts is None)
+        for row, (item, caption) in enumerate(zip(batch.plan.items, batch.captions, strict=True)):
+            record = plan.records[item.record]
+            is_mirrored = batch.posterior_seeds[row] == posterior_seed(record, batch.plan.size, True)
+            if latents is not None:
+                cached = latents.read(latents.entries[item.record].id)
+                assert batch.latents[row].equal(cached["latents_flipped" if is_mirrored else "latents"])
+            if texts is not None:
+                cached = texts.read(item.record, caption)
+                assert all(states[row].equal(cached[name]) for name, states in batch.text.items())
+            yield record.path.name, is_mirrored, caption
+
+
+CACHES = {  # keys of the dataset file, flags
+    "plain": ({}, ()),
+    "token masks": ({}, TOKEN_MASKS),
+    "dropout": ({"caption_dropout_rate": 0.3}, TOKEN_MASKS),
+    "flip": ({"flip_aug": True}, ()),
+    "picture masks": ({"alpha_mask": True, "flip_aug": True}, ("--masked_loss", "--mixed_precision=bf16")),
+    "variants": ({"shuffle_caption": True}, (*TOKEN_MASKS, "--text_encoder_cache_variants=3")),
+    "fp16": ({}, (*TOKEN_MASKS, "--mixed_precision=fp16")),
+    "fp16, full VAE": ({}, ("--mixed_precision=fp16", "--no_half_vae")),
+    "bf16, full VAE": ({"caption_dropout_rate": 0.3}, (*TOKEN_MASKS, "--mixed_precision=bf16", "--no_half_vae")),
+}
+
+
+def stated_caches(text: str) -> dict[str, tuple[int, str]]:
+    """{what: (entries, size in words)}"""
+    found = re.findall(r"^  (latents|text encoder outputs) +(\d+)  +(\S+ \S+)  ", text, re.MULTILINE)
+    return {what: (int(entries), size) for what, entries, size in found}
+
+
+def written_caches(folder: Path) -> dict[str, tuple[int, str]]:
+    """Likewise, of the cache files below a folder; what is no number counts as the plan counts it."""
+    written = {}
+    for what, is_text in (("latents", False), ("text encoder outputs", True)):
+        files = [path for path in folder.rglob("*.safetensors") if (path.parent.name == TEXT_FOLDER) == is_text]
+        numbers = sum(tensor.nbytes for path in files for tensor in load_file(path).values())
+        stated = numbers + ENTRY_OVERHEAD * len(files)
+        assert numbers < sum(path.stat().st_size for path in files) <= stated
+        written[what] = (len(files), bytes_in_words(stated))
+    return written
+
+
+@pytest.mark.parametrize("case", CACHES)
+def test_a_dry_run_states_the_size_of_the_caches_that_are_written(training, show, pictures, case):
+    keys, flags = CACHES[case]
+    dataset = training.dataset(pictures, class_tokens="dog", **keys)
+    flags = ("--max_train_steps=1", *ON_DISK, *flags)
+    stated = stated_caches(show(dataset, "--dry_run", *flags).out)
+    training.run(dataset, *flags)
+    assert len(stated) == 2
+    assert stated == written_caches(pictures)
+
+
+@pytest.mark.parametrize(
+    "key", [{"resize_interpolation": "nearest"}, {"background": "black"}], ids=lambda key: min(key)
+)
+def test_a_dry_run_counts_pictures_that_two_datasets_make_different(training, show, pictures, key):
+    subset = {"image_dir": str(pictures), "class_tokens": "dog"}
+    dataset = training.dataset_of({"subsets": [subset]}, {"subsets": [{**subset, **key}]}, {"subsets": [subset]})
+    flags = ("--max_train_steps=1", *ON_DISK)
+    stated = stated_caches(show(dataset, "--dry_run", *flags).out)
+    training.run(dataset, *flags)
+    assert {what: entries for what, (entries, _) in stated.items()} == {"latents": 10, "text encoder outputs": 5}
+    assert stated == written_caches(pictures)
+
+
+def test_a_dry_run_counts_a_caption_of_two_folders_once_in_memory_and_twice_on_disk(training, show, pictures, tmp_path):
+    other = Path(shutil.copytree(pictures, tmp_path / "more"))
+    folders = [{"image_dir": str(folder), "class_tokens": "dog"} for folder in (pictures, other)]
+    dataset = training.dataset_of({"subsets": folders})
+    numbers = [stated_caches(show(dataset, "--dry_run", *flags).out) for flags in (IN_MEMORY, ON_DISK)]
+    assert [stated["text encoder outputs"][0] for stated in numbers] == [5, 10]
+    caches = training.run(dataset, *IN_MEMORY, "--max_train_steps=1").trainer.encoders
+    assert (len(caches.texts.cache), len(caches.latents)) == (5, 10)
+
+
+def test_a_dry_run_counts_what_is_not_used_where_it_belongs(training, show, pictures, tmp_path):
+    inner = pictures / "inner"
+    inner.mkdir()
+    shutil.copy(pictures / "a.png", inner / "a.png")
+    (inner / "bad.png").write_bytes(b"")
+    (pictures / "f.mp4").write_bytes(b"")
+    metadata = tmp_path / "captions.json"
+    metadata.write_text(json.dumps({str(inner / "bad.png"): {"caption": "x"}, str(inner / "a.png"): {"caption": "x"}}))
+    folders = [{"image_dir": str(folder), "class_tokens": "dog"} for folder in (pictures, inner)]
+    dataset = training.dataset_of({"subsets": folders}, {"subsets": [{"metadata_file": str(metadata)}]})
+    shown = show(dataset, "--dry_run", "--on_bad_file=skip")
+    assert shown.code == 0, shown.log
+    table = rows(shown.out, "SUBSETS")[3:]
+    assert table[0][4:6] == ["not", "used"]
+    assert {row[0]: (row[1], row[4]) for row in table[1:]} == {"1.1": ("5", "1"), "1.2": ("1", "1"), "2.1": ("1", "1")}
+
+
+def test_a_dry_run_says_that_pictures_were_never_decoded(training, show, pictures):
+    dataset = training.dataset(pictures, class_tokens="dog")
+    assert "5 pictures were never decoded; damage inside" in show(dataset, "--dry_run").out
+    training.unet_only(dataset, "--max_train_steps=1")
+    assert "decoded" not in show(dataset, "--dry_run").out
+    Image.new("RGB", (64, 64), "blue").save(pictures / "a.png")
+    assert "1 picture was never decoded; damage inside" in show(dataset, "--dry_run").out
 
 
 def test_the_preview_takes_the_command_of_a_training_and_shows_faults(training, show, pictures, tmp_path):
@@ -169,6 +274,16 @@ def test_the_preview_does_without_a_model(training, pictures, tmp_path, capsys):
     assert html.count("<article") == 4  # evenly spread: a, b, c, d
     assert '<li class="over">clip_l 161/77</li>' in html
     assert "<td>256</td>" in html  # what T5 reads where nothing else is asked for
+
+
+def test_captions_that_are_cut_are_counted_where_their_pictures_are_not_shown(training, pictures, tmp_path):
+    output = tmp_path / "look.html"
+    dataset = training.dataset(pictures, class_tokens="dog")
+    flags = [f"--tokenizer_dir={training.model.parent}", f"--output={output}", "--max_pictures=1"]
+    assert preview_dataset.main([f"--dataset_config={dataset}", *flags]) == 0
+    html = output.read_text(encoding="utf-8")
+    assert html.count("<article") == 1 and LONG not in html
+    assert "<dt>captions cut off</dt><dd>1 " in html
 
 
 @pytest.mark.parametrize("output", ["missing/look.html", "."])

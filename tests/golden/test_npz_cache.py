@@ -29,10 +29,13 @@ GOLDEN = json.loads((CACHE / "cache.json").read_text(encoding="utf-8"))
 IMAGES = {Path(image["file"]).stem: image for image in GOLDEN["images"]}
 WIDTHS = {"clip_l": 64, "clip_g": 96}
 ENCODERS = ("clip_l", "clip_g", "t5xxl")
+T5_WIDTH = 4096
 
 
 def make_reader(lg=False, t5=False, t5_length=8):
-    return Sd3NpzReader(WIDTHS, ENCODERS, t5_length, apply_lg_attn_mask=lg, apply_t5_attn_mask=t5, dtype=torch.float32)
+    return Sd3NpzReader(
+        WIDTHS, ENCODERS, t5_length, T5_WIDTH, apply_lg_attn_mask=lg, apply_t5_attn_mask=t5, dtype=torch.float32
+    )
 
 
 @pytest.fixture(scope="module")

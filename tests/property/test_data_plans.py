@@ -271,7 +271,7 @@ def test_variants_keep_the_first_tags_and_hold_no_others(words, keep, shuffle, d
         shuffle_caption=shuffle, keep_tokens=keep, caption_tag_dropout_rate=dropout, caption_dropout_rate=0.5
     )
     record = ImageRecord(Path("x/a.png"), "x/a.png", ", ".join(words), Size(64, 64), 1, 0, 0)
-    variants = caption_variants(record, rules, number)
+    variants = caption_variants(record, SubsetSpec(image_dir=Path("x"), captions=rules), number)
     assert len(variants) == (number if len(set(variants)) > 1 else 1)
     for text in variants:
         tags = [tag for tag in text.split(", ") if tag]
@@ -290,8 +290,9 @@ def test_variants_depend_on_name_caption_rules_and_number_only(caption, number, 
     rules = CaptionRules(shuffle_caption=True, enable_wildcard=True)
     record = ImageRecord(Path("x/a.png"), "x/a.png", caption, Size(64, 64), 1, 0, 0)
     other = ImageRecord(Path("y/a.png"), "1.0/y/a.png", caption, Size(9, 9), 5, 1, 2, 0.5, Path("m.png"), True)
-    variants = caption_variants(record, rules, number)
-    assert caption_variants(other, replace(rules, caption_dropout_rate=0.5), number) == variants
+    variants = caption_variants(record, SubsetSpec(image_dir=Path("x"), captions=rules), number)
+    lasting = SubsetSpec(image_dir=Path("y"), captions=replace(rules, caption_dropout_rate=0.5), num_repeats=5)
+    assert caption_variants(other, lasting, number) == variants
     assert choose_caption(variants, rules, draw=random.Random(seed), epoch=epoch) in variants
 
 

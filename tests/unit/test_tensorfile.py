@@ -14,10 +14,12 @@ from safetensors.torch import load_file, save_file
 
 from library.errors import CheckpointError, OutputError
 from library.tensorfile import (
+    abandoned_files,
     hash_tensors,
     read_header,
     read_tensors,
     remembered_hash,
+    temporary_name,
     torch_dtype,
     user_cache_dir,
     write_atomically,
@@ -211,6 +213,24 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(path):
     with pytest.raises(OutputError, match=r"weights\.safetensors: cannot be written \(No space left on device\)"):
         write_atomically(path, fail)
     assert [(p.name, p.read_bytes()) for p in path.parent.iterdir()] == [(path.name, b"old")]
+
+
+def test_what_a_killed_process_has_left_is_told_from_what_is_being_written(tmp_path):
+    script = "import os, sys; from library.tensorfile import write_atomically as write; "
+    script += "write(sys.argv[1], lambda place: os.kill(os.getpid(), 9))"
+    ended = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "a")], cwd=ROOT)
+    ended.wait()
+    (torso,) = tmp_path.iterdir()
+    name = temporary_name(ended.pid)
+    elsewhere = name.replace(name.split("-")[1][:6], "000000")  # a process of another machine may still run
+    names = [temporary_name(os.getpid()), elsewhere, "notes.tmp", ".1-2.tmp"]
+    for each in names:
+        (tmp_path / each).write_bytes(b"")
+    assert abandoned_files(tmp_path) == [torso]
+    for each in names:
+        os.utime(tmp_path / each, (0, 0))
+    assert set(abandoned_files(tmp_path)) == {torso, tmp_path / names[0], tmp_path / elsewhere}
+    assert abandoned_files(tmp_path / "nowhere") == []
 
 
 def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(path):

@@ -5,7 +5,7 @@
 
 from library.data.cache.entry import FORMAT, MASK, CacheEntry
 from library.data.cache.latents import latent_entries
-from library.data.cache.places import cache_folder, cache_folders, orphans, text_folder
+from library.data.cache.places import cache_folder, cache_folders, files_of, orphans, other_folders, text_folder
 from library.data.cache.tensors import DamagedEntry, TensorCache, stored_precision
 from library.data.cache.texts import CachedTexts, of_encoders, prompt_entries, text_entries
 
@@ -18,9 +18,11 @@ __all__ = [
     "TensorCache",
     "cache_folder",
     "cache_folders",
+    "files_of",
     "latent_entries",
     "of_encoders",
     "orphans",
+    "other_folders",
     "prompt_entries",
     "stored_precision",
     "text_entries",

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from library.records import Size
 
-FORMAT = "2"  # raise it when the same inputs give other tensors or other names
+FORMAT = "3"  # raise it when the same inputs give other tensors or other names
 
 MASK = "mask"  # name of the tensor that says where to learn
+FLIPPED = "latents_flipped"  # name of the latents of the mirrored picture
 
 _REASONS = {  # by the first header key that differs
     "format": "another format version",
@@ -55,20 +56,27 @@ class CacheEntry:
 def holds(found: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
     """Whether a file with one header can stand for an entry with another.
 
-    They must be equal, but for text: a file with the states of more encoders, made by the same with the same settings,
-    will do. So what was cached for all encoders serves a run that trains some of them.
+    They must be equal, but that more will do. Of text: the states of more encoders, made by the same with the same
+    settings, so that what was cached for all encoders serves a run that trains some of them. Of pictures: the latents
+    of the mirrored one, so that a run without flip_aug leaves the files of one with it as they are.
     """
     if found == wanted:
         return True
-    is_text = found.get("kind") == wanted.get("kind") == "text"
-    if not is_text or {**found, "encoder": ""} != {**wanted, "encoder": ""}:
+    if wanted.get("kind") == "latents":
+        return found == {**wanted, "flip": str(True)}
+    if wanted.get("kind") != "text" or {**found, "encoder": ""} != {**wanted, "encoder": ""}:
         return False
     return set(wanted["encoder"].split()) <= set(found["encoder"].split())
 
 
 def fits(entry: CacheEntry, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether tensors of these shapes can be the entry's: its names, and latents of its picture's proportions."""
-    if entry.names and set(shapes) != set(entry.names):
+    """Whether tensors of these shapes can be the entry's: its names, and latents of its picture's proportions.
+
+    Latents of the mirrored picture may be there without being asked for, see `holds`.
+    """
+    if entry.names and set(shapes) - {FLIPPED} != set(entry.names) - {FLIPPED}:
+        return False
+    if FLIPPED in entry.names and FLIPPED not in shapes:
         return False
     if entry.size is None:
         return bool(shapes)
@@ -83,7 +91,8 @@ def difference(entry: CacheEntry, found: Mapping[str, str]) -> str:
     if "format" not in found:
         return "not a cache file"
     for key in (*_REASONS, "encoder"):
-        if found.get(key) != entry.header.get(key):
+        differs = found.get(key) != entry.header.get(key)
+        if differs and not holds({**entry.header, key: found.get(key, "")}, entry.header):
             return _REASONS.get(key) or _ENCODER_REASONS[entry.header["kind"]]
     return "other settings"
 

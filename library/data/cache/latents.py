@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from library.data.cache.entry import FORMAT, MASK, CacheEntry
-from library.data.cache.places import latent_file
+from library.data.cache.entry import FLIPPED, FORMAT, MASK, CacheEntry
+from library.data.cache.places import latent_file, settings_mark
 from library.data.problems import dataset_error
 from library.records import CropPlan, ImageRecord
 
@@ -26,6 +26,7 @@ def latent_entries(
     *,
     family: str,
     identity: str,
+    settings: str = "",
     to_disk: bool,
     cache_dir: Path | None = None,
 ) -> list[CacheEntry]:
@@ -40,6 +41,7 @@ def latent_entries(
         specs: The datasets that the records' `dataset` counts.
         family: Name of the model family.
         identity: Hash of the VAE's weights, with its precision and the settings that change its output.
+        settings: Of `identity`, what is no hash of weights. Files of other settings have other names.
         to_disk: False keeps the latents in memory.
         cache_dir: Where the files lie instead of beside the images.
 
@@ -66,7 +68,7 @@ def latent_entries(
             "flip": str(subset.flip_aug),
             "mask": _mask_state(record, subset, states),
         }
-        ending = f"_{crop.bucket.width:04d}x{crop.bucket.height:04d}_{family}"
+        ending = f"_{crop.bucket.width:04d}x{crop.bucket.height:04d}{settings_mark(settings)}_{family}"
         path = places.claim(latent_file(record.path, ending, cache_dir), header)
         entries.append(
             CacheEntry(
@@ -97,7 +99,7 @@ class _Places:
 
 
 def _names(subset: SubsetSpec) -> tuple[str, ...]:
-    flipped = ("latents_flipped",) if subset.flip_aug else ()
+    flipped = (FLIPPED,) if subset.flip_aug else ()
     return ("latents", *flipped, *((MASK,) if subset.has_masks else ()))
 
 

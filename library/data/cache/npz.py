@@ -10,7 +10,7 @@ import os
 import tokenize
 import zipfile
 import zlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -103,7 +103,7 @@ def find_texts(
     ids: Sequence[Mapping[str, str]], records: Sequence[ImageRecord], missing: Collection[str], *, reader: NpzReader
 ) -> dict[str, NpzTexts]:
     """The archives that may stand for missing entries, by entry id. They hold one text for an image, which they do
-    not say; so only images that have one caption, beside the empty one, are looked at.
+    not say; so only images that have one caption in all datasets, beside the empty one, are looked at.
 
     Args:
         ids: For each record, {caption: entry id}.
@@ -112,14 +112,17 @@ def find_texts(
         reader: Of the family.
     """
     names = _Archives(records)
+    captions: defaultdict[Path, set[str]] = defaultdict(set)
+    for own, record in zip(ids, records, strict=True):
+        captions[record.path] |= set(own) - {""} or set(own)
     found: dict[str, NpzTexts] = {}
     for own, record in zip(ids, records, strict=True):
-        wanted = {entry_id for caption, entry_id in own.items() if caption} or set(own.values())
-        if len(wanted) > 1 or not wanted & set(missing):
+        if len(captions[record.path]) != 1:
             continue
+        (caption,) = captions[record.path]
         path = names.beside(record.path, reader.text_ending)
-        if path is not None:
-            found.setdefault(wanted.pop(), NpzTexts(path, reader))
+        if path is not None and own[caption] in missing:
+            found.setdefault(own[caption], NpzTexts(path, reader))
     return found
 
 

@@ -19,10 +19,11 @@ TEXT_FOLDER = "text_encoder_cache"
 
 _MAX_NAME = 200  # bytes; file systems allow 255, a temporary name needs some
 _MAX_FOLDER = 80
-_LATENT_NAME = re.compile(r".+_\d{4,}x\d{4,}_\w+\.safetensors|.+_\d{4,}x\d{4,}_\w+-\d+\.safetensors")
+_LATENT_NAME = re.compile(r"(.+)_\d{4,}x\d{4,}_\w+(-\d+)?\.safetensors")
 _TEXT_NAME = re.compile(r"[0-9a-f]{24}_\w+_te\.safetensors")
 _OLD_TEXT_NAME = re.compile(r".+_te(-\d+)?\.safetensors")  # format 1: one file for each image
 _PROMPT_NAME = re.compile(r"prompt_[0-9a-f]{16}_\w+_te\.safetensors")
+_FOLDER_NAME = re.compile(r".+-[0-9a-f]{12}")
 _OUR_KEYS = {"format", "kind", "family", "encoder"}
 
 
@@ -39,6 +40,12 @@ def cache_folder(image_folder: Path, cache_dir: Path | None) -> Path:
 def text_folder(image_folder: Path, cache_dir: Path | None) -> Path:
     """Where the text states of a folder's captions lie."""
     return cache_folder(image_folder, cache_dir) / TEXT_FOLDER
+
+
+def settings_mark(settings: str) -> str:
+    """What the name of a file says of the settings it was made with: runs with different ones, on the same pictures at
+    the same time, do not replace each other's files. Nothing where there are none."""
+    return f"_{hashlib.sha256(settings.encode()).hexdigest()[:8]}" if settings else ""
 
 
 def latent_file(image: Path, ending: str, cache_dir: Path | None) -> Path:
@@ -72,6 +79,34 @@ def orphans(entries: Iterable[CacheEntry], folders: Iterable[Path]) -> list[Path
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as threads:
         is_ours = list(threads.map(_is_ours, unclaimed))
     return sorted({path for path, ours in zip(unclaimed, is_ours, strict=True) if ours})
+
+
+def files_of(pictures: Iterable[Path], files: Iterable[Path], cache_dir: Path | None) -> list[Path]:
+    """Which of these cache files may belong to these pictures.
+
+    A text file does not say whose caption it holds, so all that lie beside one of the pictures may.
+    """
+    images = set(pictures)
+    latents = {latent_file(image, "", cache_dir).with_suffix("") for image in images}
+    texts = {text_folder(folder, cache_dir) for folder in {image.parent for image in images}}
+
+    def may_belong(path: Path) -> bool:
+        name = _LATENT_NAME.fullmatch(path.name)
+        is_text = path.parent in texts and path.suffix == ".safetensors"
+        return is_text or (name is not None and path.with_name(name[1]) in latents)
+
+    return [path for path in files if may_belong(path)]
+
+
+def other_folders(cache_dir: Path, image_folders: Iterable[Path]) -> list[Path]:
+    """Folders below `cache_dir` that belong to none of the image folders, but to those of other datasets, to sample
+    prompts, or to folders that are gone or have moved."""
+    own = {cache_folder(folder, cache_dir).name for folder in image_folders}
+    try:
+        found = sorted(path for path in cache_dir.iterdir() if path.is_dir())
+    except OSError:
+        return []
+    return [path for path in found if _FOLDER_NAME.fullmatch(path.name) and path.name not in own]
 
 
 def _ours_by_name(folder: Path) -> Collection[Path]:

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from library.data.cache import TensorCache, orphans
+from library.data.cache.places import TEXT_FOLDER
 from library.data.problems import first_names
+from library.data.report.report_text import bytes_in_words
 from library.errors import CheckpointError, OutputError
-from library.tensorfile import read_header
+from library.tensorfile import abandoned_files, read_header
 
 NEW = "new"  # why an entry has to be made that has no file
 
@@ -40,7 +42,7 @@ class CacheStatus:
         foreign: Files of another program that are used as they are.
         stale: {why they have to be made again: files}.
         missing: What has no file, by the picture or caption.
-        left_over: Our files that belong to none of the pictures and captions.
+        left_over: Our files that belong to none of the pictures and captions, or that were never completed.
     """
 
     valid: FileGroup
@@ -52,11 +54,11 @@ class CacheStatus:
     def lines(self, what: str) -> Iterator[str]:
         """The status in words: a line that counts, then a line for everything that is not as it should be."""
         num_stale = sum(len(group) for group in self.stale.values())
-        counts = [f"{len(self.valid)} valid ({bytes_words(self.valid.num_bytes)})"]
+        counts = [f"{len(self.valid)} valid ({bytes_in_words(self.valid.num_bytes)})"]
         if self.foreign:
-            counts.append(f"{len(self.foreign)} from sd-scripts ({bytes_words(self.foreign.num_bytes)})")
+            counts.append(f"{len(self.foreign)} from sd-scripts ({bytes_in_words(self.foreign.num_bytes)})")
         counts += [f"{num_stale} stale", f"{len(self.missing)} missing"]
-        counts.append(f"{len(self.left_over)} left over ({bytes_words(self.left_over.num_bytes)})")
+        counts.append(f"{len(self.left_over)} left over ({bytes_in_words(self.left_over.num_bytes)})")
         yield f"{what}: {', '.join(counts)}"
         for reason, group in sorted(self.stale.items(), key=lambda item: (-len(item[1]), item[0])):
             yield f"{what}: stale: {len(group)} {reason}: {first_names(group.names)}"
@@ -75,21 +77,23 @@ def cache_status(cache: TensorCache, reasons: Mapping[str, str], left_over: Sequ
         left_over: From `leftovers`.
     """
     valid: list[Path] = []
-    foreign: list[Path] = []
+    foreign: dict[Path, None] = {}  # in order; one may stand for several entries
     missing: list[str] = []
     stale: defaultdict[str, list[Path]] = defaultdict(list)
     for entry_id in cache.ids:
         path = cache[entry_id].path
         assert path is not None
-        if entry_id not in reasons:
-            (valid if path.exists() else foreign).append(path)
+        if (other := cache.foreign_path(entry_id)) is not None:
+            foreign[other] = None
+        elif entry_id not in reasons:
+            valid.append(path)
         elif path.exists():
             stale[reasons[entry_id]].append(path)
         else:
             missing.append(cache[entry_id].about)
     return CacheStatus(
         valid=_group(valid),
-        foreign=_group(foreign),
+        foreign=_group(list(foreign)),
         stale={reason: _group(paths) for reason, paths in stale.items()},
         missing=FileGroup(tuple(missing)),
         left_over=_group(left_over),
@@ -97,7 +101,8 @@ def cache_status(cache: TensorCache, reasons: Mapping[str, str], left_over: Sequ
 
 
 def leftovers(cache: TensorCache, folders: Sequence[Path], *, kind: str, family: str) -> list[Path]:
-    """Files of this kind of cache and of this model family that belong to none of the entries.
+    """Files of this kind of cache and of this model family that belong to none of the entries, and what runs that were
+    killed have left of files that they wrote.
 
     Args:
         cache: What is wanted.
@@ -105,7 +110,9 @@ def leftovers(cache: TensorCache, folders: Sequence[Path], *, kind: str, family:
         kind: "latents" or "text".
         family: Name of the model family.
     """
-    return [path for path in orphans(cache.entries, folders) if _origin(path) == (kind, family)]
+    complete = [path for path in orphans(cache.entries, folders) if _origin(path) == (kind, family)]
+    own = [folder for folder in folders if (folder.name == TEXT_FOLDER) == (kind == "text")]
+    return complete + [path for folder in own for path in abandoned_files(folder)]
 
 
 def remove_files(paths: Sequence[Path]) -> int:
@@ -129,14 +136,6 @@ def remove_files(paths: Sequence[Path]) -> int:
     return num_bytes
 
 
-def bytes_words(num_bytes: int) -> str:
-    """A size for people: "1.05 MB", in units of 1000."""
-    size, units = float(num_bytes), ["bytes", "kB", "MB", "GB", "TB"]
-    while size >= 1000 and len(units) > 1:
-        size, units = size / 1000, units[1:]
-    return f"{num_bytes} bytes" if units[0] == "bytes" else f"{size:.3g} {units[0]}"
-
-
 def _group(paths: Sequence[Path]) -> FileGroup:
     return FileGroup(tuple(path.name for path in paths), sum(_size(path) for path in paths))
 
@@ -144,7 +143,7 @@ def _group(paths: Sequence[Path]) -> FileGroup:
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size
-    except OSError:  # gone since it was listed, or a file of another name stands for it
+    except OSError:  # gone since it was listed
         return 0
 
 

@@ -37,6 +37,7 @@ from library.errors import CheckpointError, DatasetError, OutputError
 if TYPE_CHECKING:
     from torch import Tensor
 
+USUAL_ADVICE = "Give a folder for them with --cache_dir, or cache in memory: leave out the _to_disk options"
 _CHUNK = 64  # entries that a thread checks at a time
 
 
@@ -77,10 +78,12 @@ class TensorCache:
 
     Args:
         entries: In the order of the records, where there are records; the same entry may occur several times.
+        advice: What the user can do where files cannot be written; no full stop.
     """
 
-    def __init__(self, entries: Sequence[CacheEntry]) -> None:
+    def __init__(self, entries: Sequence[CacheEntry], *, advice: str = USUAL_ADVICE) -> None:
         self.entries = tuple(entries)
+        self._advice = advice
         self._by_id = {entry.id: entry for entry in self.entries}
         self._memory: dict[str, Packed] = {}  # by content
         self._foreign: dict[str, ForeignEntry] = {}
@@ -106,6 +109,11 @@ class TensorCache:
     def adopt(self, foreign: Mapping[str, ForeignEntry]) -> None:
         """Let files of another program, by entry id, stand for entries that have no file of their own."""
         self._foreign.update(foreign)
+
+    def foreign_path(self, entry_id: str) -> Path | None:
+        """The file of another program that stands for an entry, if there is one."""
+        foreign = self._foreign.get(entry_id)
+        return None if foreign is None else foreign.path
 
     def check(self) -> dict[str, str]:
         """{id: reason} of the entries that have to be made, in their order. Reads headers only, without torch."""
@@ -133,8 +141,7 @@ class TensorCache:
                 tempfile.TemporaryFile(dir=folder).close()
             except OSError as error:
                 raise OutputError(
-                    f"{folder}: cache files cannot be written there ({error.strerror or error}). Give a folder for "
-                    "them with --cache_dir, or cache in memory: leave out the _to_disk options."
+                    f"{folder}: cache files cannot be written there ({error.strerror or error}). {self._advice}."
                 ) from None
 
     def write(self, entry_id: str, tensors: Mapping[str, Tensor]) -> None:
@@ -196,7 +203,7 @@ class TensorCache:
         if is_other:
             raise DamagedFile("another run has replaced it")
         self._verified.add(entry.id)
-        return unpack(packed)
+        return {name: tensor for name, tensor in unpack(packed).items() if not entry.names or name in entry.names}
 
     def _discard(self, entry: CacheEntry) -> None:
         """Remove a file that cannot be used, if a check of headers would take it for valid again."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from library.data.cache.entry import FORMAT, CacheEntry
-from library.data.cache.places import text_folder
+from library.data.cache.places import settings_mark, text_folder
 from library.data.cache.tensors import TensorCache
 from library.records import ImageRecord
 
@@ -67,6 +67,7 @@ def text_entries(
     *,
     family: str,
     identity: str,
+    settings: str = "",
     to_disk: bool,
     cache_dir: Path | None = None,
 ) -> tuple[list[CacheEntry], tuple[dict[str, str], ...]]:
@@ -78,24 +79,29 @@ def text_entries(
         family: Name of the model family.
         identity: Hash of the encoders' weights, with precision and settings that change their output. Tokenizers are
             no part of it: where all is cached they need not be there.
+        settings: Of `identity`, what is no hash of weights, alike for all encoders of the family. Files of other
+            settings have other names.
         to_disk: False keeps the states in memory.
         cache_dir: Where the files lie instead of in a folder beside the images.
 
     Returns:
         The entries, and for each record {caption: entry id}.
     """
+    origin = _Origin(family, identity, settings)
     entries: dict[str, CacheEntry] = {}
     ids = []
     for record, texts in zip(records, captions, strict=True):
         folder = text_folder(record.path.parent, cache_dir) if to_disk else None
-        own = {text: _text_entry(text, folder, record.path, family, identity) for text in dict.fromkeys(texts)}
+        own = {text: _text_entry(text, folder, record.path, origin) for text in dict.fromkeys(texts)}
         ids.append({text: entry.id for text, entry in own.items()})
         for entry in own.values():
             entries.setdefault(entry.id, entry)
     return list(entries.values()), tuple(ids)
 
 
-def prompt_entries(prompts: Sequence[str], *, folder: Path | None, family: str, identity: str) -> list[CacheEntry]:
+def prompt_entries(
+    prompts: Sequence[str], *, folder: Path | None, family: str, identity: str, settings: str = ""
+) -> list[CacheEntry]:
     """One entry for each prompt. Equal prompts share an entry.
 
     Args:
@@ -103,19 +109,40 @@ def prompt_entries(prompts: Sequence[str], *, folder: Path | None, family: str, 
         folder: Where the files lie; None keeps the states in memory.
         family: As for `text_entries`.
         identity: As for `text_entries`.
+        settings: As for `text_entries`.
     """
+    origin = _Origin(family, identity, settings)
     entries = []
     for prompt in prompts:
-        header = _text_header(prompt, family, identity)
-        name = f"prompt_{header['caption'][:16]}_{family}_te.safetensors"
+        header = origin.header(prompt)
+        name = f"prompt_{header['caption'][:16]}{origin.ending}"
         path = None if folder is None else folder / name
         entries.append(CacheEntry(name, path, header, about=f'prompt "{prompt}"', content=header["caption"]))
     return entries
 
 
-def _text_entry(text: str, folder: Path | None, image: Path, family: str, identity: str) -> CacheEntry:
-    header = _text_header(text, family, identity)
-    path = None if folder is None else folder / f"{header['caption'][:24]}_{family}_te.safetensors"
+@dataclass(frozen=True)
+class _Origin:
+    """What the texts of a run are encoded with."""
+
+    family: str
+    identity: str
+    settings: str
+
+    @property
+    def ending(self) -> str:
+        """Of file names."""
+        return f"{settings_mark(self.settings)}_{self.family}_te.safetensors"
+
+    def header(self, text: str) -> dict[str, str]:
+        """What a valid file says."""
+        caption = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+        return {"format": FORMAT, "kind": "text", "family": self.family, "encoder": self.identity, "caption": caption}
+
+
+def _text_entry(text: str, folder: Path | None, image: Path, origin: _Origin) -> CacheEntry:
+    header = origin.header(text)
+    path = None if folder is None else folder / f"{header['caption'][:24]}{origin.ending}"
     return CacheEntry(
         id=header["caption"] if path is None else os.path.normcase(os.path.abspath(path)),
         path=path,
@@ -123,11 +150,6 @@ def _text_entry(text: str, folder: Path | None, image: Path, family: str, identi
         about=f'caption "{_quoted(text)}" of {image}',
         content=header["caption"],
     )
-
-
-def _text_header(text: str, family: str, identity: str) -> dict[str, str]:
-    caption = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-    return {"format": FORMAT, "kind": "text", "family": family, "encoder": identity, "caption": caption}
 
 
 def _quoted(text: str) -> str:

@@ -7,6 +7,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from library.data.files.json_faults import describe_fault
+from library.data.files.strict_json import parse_json
+from library.data.problems import dataset_error
 from library.errors import DatasetError
 from library.options.toml_file import parse_toml
 
@@ -54,9 +57,15 @@ def _read_text(path: Path) -> str:
 
 
 def _parse_json(path: Path, text: str) -> Any:
+    repeated: list[str] = []
     try:
-        return json.loads(text)
+        table = parse_json(text, repeated)
     except json.JSONDecodeError as error:
         has_backslash = "\\" in error.doc.split("\n")[error.lineno - 1]
         advice = " In JSON a backslash begins an escape: use / in paths." if has_backslash else ""
-        raise DatasetError(f"{path}: line {error.lineno}: not valid JSON ({error.msg}).{advice}") from None
+        place, reason = describe_fault(error)
+        raise DatasetError(f"{path}: {place}: not valid JSON ({reason}).{advice}") from None
+    if repeated:
+        problems = [f'"{name}" stands in one object twice; remove one' for name in dict.fromkeys(repeated)]
+        raise dataset_error(str(path), problems, "faults in the dataset file")
+    return table

@@ -11,7 +11,7 @@ from typing import Any
 from library.data.config.config_file import BACKSLASH_ADVICE
 from library.data.config.keys import KEYS, Key
 from library.data.config.specs import Colour
-from library.data.files.text_files import is_text_encoding
+from library.data.files.text_files import is_text_encoding, is_whole
 from library.records import Size
 
 ATTRIBUTES = ("diff_output_preservation",)  # keys of custom_attributes
@@ -102,6 +102,8 @@ def _check_text(name: str, key: Key, value: str) -> None:
         raise ValueError(f"{name} must be one of {', '.join(key.choices)}, got '{value}'{nearest}")
     if len(value) < (key.low or 0):
         raise ValueError(f"{name} must not be empty")
+    if not is_whole(value):
+        raise ValueError(f"{name} holds half a character ({value!a:.60}); write the whole one")
     if key.kind == "path" and any(ord(letter) < 32 for letter in value):
         raise ValueError(f"{name} holds a control character ({value!r}); {BACKSLASH_ADVICE}")
 

@@ -6,6 +6,7 @@ order. Every fault of a file is reported at once.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from typing import Any
 from library.data.config.config_file import find_line, read_dataset_file
 from library.data.config.key_values import read_value
 from library.data.config.keys import KEYS, Level, explain_unknown, names_at
-from library.data.config.spec_building import SpecBuilder, Table, Values, base_values
+from library.data.config.spec_building import PATH_KEYS, SpecBuilder, Table, Values, base_values, expand_home
 from library.data.config.specs import DatasetSpec
+from library.data.files.missing import place_hint
 from library.data.problems import dataset_error
 from library.log import get_logger
 
@@ -63,32 +65,35 @@ def parse_dataset_config(
     Raises:
         DatasetError: Lists all faults.
     """
-    reader = _Reader(text, masked_loss)
+    reader = _Reader(source, text, masked_loss)
     base, problems = base_values(defaults)
     reader.problems += problems
     base |= reader.read_keys(_table(table.get("general", {}), "[general]", reader), "general", "[general]")
     datasets = reader.read_datasets(table, base)
-    _raise_if_any(reader.problems, source)
+    _raise_if_any(reader.problems, source, reader.missing)
     builder = SpecBuilder(bucket_multiple=bucket_multiple, masked_loss=masked_loss)
     specs = builder.build(datasets)
-    _raise_if_any(builder.problems, source)
+    _raise_if_any(builder.problems, source, reader.missing)
     for warning in (*reader.warnings, *builder.warnings):
         logger.warning("%s: %s", source, warning)
     return specs
 
 
-def _raise_if_any(problems: list[str], source: str) -> None:
+def _raise_if_any(problems: list[str], source: str, missing: list[str]) -> None:
+    """What is missing is told along with other faults; alone it is left to the scan, which tells more."""
     if problems:
-        raise dataset_error(source, problems, "faults in the dataset file")
+        raise dataset_error(source, [*problems, *missing], "faults in the dataset file")
 
 
 class _Reader:
     """First pass: every table by itself. Unknown keys, types, ranges, and keys that exclude each other."""
 
-    def __init__(self, text: str, masked_loss: bool) -> None:
+    def __init__(self, source: str, text: str, masked_loss: bool) -> None:
+        self.source = source
         self.text = text
         self.masked_loss = masked_loss
         self.problems: list[str] = []
+        self.missing: list[str] = []
         self.without_effect: dict[str, str] = {}
 
     @property
@@ -120,7 +125,8 @@ class _Reader:
         found = []
         for number, dataset in enumerate(self._tables(table.get("datasets"), "datasets", "the file"), start=1):
             place = f"dataset {number}"
-            values = base | self.read_keys(dataset, "dataset", place)
+            own = self.read_keys(dataset, "dataset", place)
+            values = base | own
             if values["resolution"] is None:
                 self.problems.append(f"{place}: no resolution; set it here, in [general] or with --resolution")
             tables = self._tables(dataset.get("subsets"), "datasets.subsets", place)
@@ -128,7 +134,7 @@ class _Reader:
                 self._read_subset(subset, values, f"{place}, subset {index}")
                 for index, subset in enumerate(tables, start=1)
             ]
-            found.append((Table(place, values), subsets))
+            found.append((Table(place, values, frozenset(own)), subsets))
         return found
 
     def _read_subset(self, table: Mapping[str, Any], dataset_values: Values, place: str) -> Table:
@@ -143,7 +149,17 @@ class _Reader:
             )
         if "conditioning_data_dir" in own:
             self._check_masks(own, place)
+        self._look_for_places(own, place)
         return Table(place, dataset_values | own, frozenset(own))
+
+    def _look_for_places(self, own: Values, place: str) -> None:
+        for name in PATH_KEYS:
+            value = own.get(name)
+            if not isinstance(value, str) or not value.isprintable():
+                continue  # told already
+            path = expand_home(value)
+            if not os.path.exists(path):
+                self.missing.append(f"{place}: {name} {path} does not exist{place_hint(path, self.source)}")
 
     def _check_masks(self, own: Values, place: str) -> None:
         name = "conditioning_data_dir"

@@ -16,6 +16,7 @@ from library.data.config.spec_building import SpecBuilder, Table, Values, base_v
 from library.data.config.specs import DatasetSpec
 from library.data.files.headers import IMAGE_SUFFIXES
 from library.data.files.listing import natural_order
+from library.data.files.missing import nearest_folder
 from library.data.problems import dataset_error, first_names
 from library.log import get_logger
 
@@ -163,7 +164,7 @@ def _reason(error: OSError, root: Path) -> str:
 
 
 def _nearest_hint(folder: Path) -> str:
-    nearest = next((parent for parent in Path(os.path.abspath(folder)).parents if parent.is_dir()), None)
+    nearest = nearest_folder(folder)
     return "" if nearest is None else f"; the nearest folder that exists is {nearest}"
 
 

@@ -11,13 +11,21 @@ from typing import Any
 from library.data.config.key_values import default_value, read_option
 from library.data.config.keys import KEYS
 from library.data.config.specs import DatasetSpec, SubsetSpec
+from library.data.plan.bucket_limits import limits_warning
 from library.data.plan.captions import CaptionRules
 
 Values = dict[str, Any]
 
 _DATASET_KEYS = tuple(f.name for f in fields(DatasetSpec) if f.name != "subsets")
 _RULE_KEYS = tuple(f.name for f in fields(CaptionRules))
-_PATH_KEYS = ("image_dir", "metadata_file", "conditioning_data_dir")
+_TAG_RULES = ("shuffle_caption", "caption_tag_dropout_rate", "token_warmup_step")
+_BUCKET_KEYS = ("min_bucket_reso", "max_bucket_reso", "bucket_reso_steps", "bucket_no_upscale")
+_NEEDED = {  # by key: one of these has to be on, or it changes nothing
+    **dict.fromkeys(_BUCKET_KEYS, ("enable_bucket",)),
+    **dict.fromkeys(("keep_tokens", "keep_tokens_separator"), _TAG_RULES),
+    "token_warmup_min": ("token_warmup_step",),
+}
+PATH_KEYS = ("image_dir", "metadata_file", "conditioning_data_dir")
 
 
 @dataclass(frozen=True)
@@ -80,10 +88,11 @@ class SpecBuilder:
         specs = tuple(self._build_dataset(dataset, subsets) for dataset, subsets in datasets)
         if self.masked_loss and not any(subset.has_masks for spec in specs for subset in spec.subsets):
             self.warnings.append("--masked_loss has no effect: no subset has conditioning_data_dir or alpha_mask")
+        self.warnings += _idle_keys(datasets)
         return specs
 
     def _build_dataset(self, dataset: Table, subsets: Sequence[Table]) -> DatasetSpec:
-        values, place = dataset.values, dataset.place
+        values, place, num_problems = dataset.values, dataset.place, len(self.problems)
         if values["enable_bucket"]:
             values = self._fit_buckets(values, place)
         elif any(side % self.bucket_multiple for side in values["resolution"]):
@@ -92,7 +101,11 @@ class SpecBuilder:
             )
         specs = tuple(self._build_subset(subset) for subset in subsets)
         self._check_sources_differ(specs, place)
-        return DatasetSpec(subsets=specs, **{name: values[name] for name in _DATASET_KEYS})
+        spec = DatasetSpec(subsets=specs, **{name: values[name] for name in _DATASET_KEYS})
+        warning = limits_warning(spec) if len(self.problems) == num_problems else None
+        if warning is not None:
+            self.warnings.append(f"{place}: {warning}")
+        return spec
 
     def _fit_buckets(self, values: Values, place: str) -> Values:
         """Round the limits outward to the step, and check that the resolution lies between them."""
@@ -125,7 +138,7 @@ class SpecBuilder:
         values = table.values
         rules = CaptionRules(**{name: values[name] for name in _RULE_KEYS})
         own: Values = {f.name: values[f.name] for f in fields(SubsetSpec) if f.name in values}
-        own |= {name: expand_home(own[name]) for name in _PATH_KEYS if own[name] is not None}
+        own |= {name: expand_home(own[name]) for name in PATH_KEYS if own[name] is not None}
         if not own["caption_extension"].startswith("."):
             own["caption_extension"] = f".{own['caption_extension']}"
         spec = SubsetSpec(captions=rules, **own)
@@ -134,11 +147,6 @@ class SpecBuilder:
         return self._settle(spec, table)
 
     def _check_captions(self, spec: SubsetSpec, table: Table) -> None:
-        if spec.captions.keep_tokens_separator and not spec.captions.edits_tags:
-            self.warnings.append(
-                f"{table.place}: keep_tokens_separator has no effect without shuffle_caption, caption_tag_dropout_rate "
-                "or token_warmup_step; it stays in the captions"
-            )
         if spec.empty_caption == "class_tokens" and spec.class_tokens is None:
             self.problems.append(f'{table.place}: empty_caption = "class_tokens" needs class_tokens')
 
@@ -177,6 +185,27 @@ class SpecBuilder:
                     f"{place}: subsets {first} and {number} both have {name} {getattr(subset, name)}; remove one, "
                     "or raise num_repeats"
                 )
+
+
+def _idle_keys(datasets: Sequence[tuple[Table, Sequence[Table]]]) -> list[str]:
+    """A line for each key that changes nothing, because what it belongs to is off.
+
+    A key that acts on some tables and reaches others from above is fine; one that a table gives itself is not.
+    """
+    lines = []
+    for name, needed in _NEEDED.items():
+        is_subset_key = "subset" in KEYS[name].levels
+        tables = [table for dataset, subsets in datasets for table in (subsets if is_subset_key else [dataset])]
+        given = [table for table in tables if table.values[name] != default_value(name)]
+        idle = [table for table in given if not any(table.values[other] for other in needed)]
+        line = f"{name} has no effect without {', '.join(needed[:-1])}{' or ' if needed[1:] else ''}{needed[-1]}"
+        if name == "keep_tokens_separator":
+            line += "; it stays in the captions"
+        if idle and idle == given:
+            lines.append(line)
+        else:
+            lines += [f"{table.place}: {line}" for table in idle if name in table.own]
+    return lines
 
 
 def expand_home(folder: str | Path) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,6 +77,16 @@ class SubsetSpec:
     def preserves_output(self) -> bool:
         """Whether the model shall keep drawing these pictures as it does without the network."""
         return bool(self.custom_attributes.get("diff_output_preservation", False))
+
+    def name_of(self, picture: Path) -> str:
+        """What random choices know a picture by: its path below image_dir, the same wherever that folder lies.
+
+        A picture elsewhere, which a metadata file may name, goes by its own name and that of its folder.
+        """
+        parts = Path(os.path.abspath(picture)).parts
+        root = () if self.image_dir is None else Path(os.path.abspath(self.image_dir)).parts
+        below = parts[len(root) :] if root and parts[: len(root)] == root else parts[-2:]
+        return unicodedata.normalize("NFC", "/".join(below))  # some systems store accents apart from their letters
 
     @property
     def changes_pixels(self) -> tuple[str, ...]:

@@ -7,7 +7,6 @@ cannot be read as one of these is a fault.
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,12 +14,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from library.data.config.specs import SubsetSpec
-from library.data.files.file_threads import map_files
-from library.data.files.text_files import decode_text, is_text_encoding, text_lines
+from library.data.files.caption_hints import NearFiles, captions_elsewhere
+from library.data.files.patience import read_all_patiently, why_not_its_fault
+from library.data.files.text_files import decode_text, is_text_encoding, likely_encoding, text_lines
 from library.data.findings import Fault, Findings
 from library.data.problems import first_names
-
-CAPTION_SUFFIXES = (".txt", ".caption", ".cap", ".captions", ".tags", ".tag", ".text", ".prompt")
 
 _IS_FOLDER = "is a folder, not a caption file; rename it"
 _UTF8 = ("utf-8", "utf-8-sig")
@@ -55,7 +53,7 @@ def read_captions(
     sources = _caption_sources(subset, images, other_files)
     elsewhere = None
     if not any(source.is_listed for source in sources):
-        elsewhere = _captions_elsewhere(subset, images, other_files)
+        elsewhere = captions_elsewhere(subset, images, other_files)
     if elsewhere is not None:
         hint, extension = elsewhere
         instead = caption_for_missing(subset)
@@ -67,10 +65,16 @@ def read_captions(
     if encoding is not None and not is_text_encoding(encoding):
         problems += (f'{subset.image_dir}: caption_encoding "{encoding}" is not known; a usual one is "cp1252"',)
         encoding = "latin-1"  # reads everything: the name is what is wrong, not the files
-    tally = _Tally(subset, other_files)
-    contents = map_files(partial(_read_source, encoding), sources)
+    taken = {source.path for source in sources if source.is_listed}
+    near_files = None if elsewhere is not None else NearFiles(subset.caption_extension, taken, other_files)
+    tally = _Tally(subset, near_files)
+    contents = read_all_patiently(partial(_read_source, encoding), sources)
     for image, source, content in zip(images, sources, contents, strict=True):
-        tally.add(image, source, content)
+        if isinstance(content, OSError):
+            reason = f"({content.strerror or content}); {why_not_its_fault(content)}"
+            problems += (f"{source.path} cannot be read {reason}",)
+        else:
+            tally.add(image, source, content)
     return CaptionReading(tally.captions, Findings(problems=problems, notes=notes) + tally.findings())
 
 
@@ -123,15 +127,21 @@ class _Content(NamedTuple):
 
 
 class _Tally:
-    """Captions and faults of a subset as its pictures are gone through."""
+    """Captions and faults of a subset as its pictures are gone through.
 
-    def __init__(self, subset: SubsetSpec, other_files: Mapping[Path, frozenset[str]]) -> None:
+    Args:
+        subset: The subset.
+        near_files: Finds files that may be captions; None where they have been told already.
+    """
+
+    def __init__(self, subset: SubsetSpec, near_files: NearFiles | None) -> None:
         self.subset = subset
-        self.other_files = other_files
+        self.near_files = near_files
         self.captions: dict[Path, str] = {}
         self.owners: dict[_Source, Path] = {}
         self.faults: list[Fault] = []
         self.missing: list[str] = []
+        self.overlooked: list[str] = []
         self.empty: list[str] = []
         self.with_more_lines: list[str] = []
         self.encoded: dict[str, list[str]] = {}
@@ -152,10 +162,25 @@ class _Tally:
     def findings(self) -> Findings:
         """All faults, and how many pictures each exception was made for."""
         place = self.subset.image_dir
+        has_tokens = self.subset.class_tokens is not None
+        instead = "class_tokens are used" if has_tokens else "empty captions are used"
+        are_others_captioned = len(self.owners) > 0
         notes = [
             f"{place}: {what}: {len(names)} ({first_names(names)})"
             for what, names in (
-                ("pictures without caption file and class_tokens, trained with an empty caption", self.missing),
+                (
+                    "files beside pictures without caption that may be theirs but have another ending or letter case, "
+                    f"so that {instead}; rename them, or set caption_extension",
+                    self.overlooked,
+                ),
+                (
+                    "pictures without caption file and class_tokens, trained with an empty caption",
+                    [] if has_tokens else self.missing,
+                ),
+                (
+                    "pictures without caption file, trained with class_tokens although others have one",
+                    self.missing if has_tokens and are_others_captioned else [],
+                ),
                 (f"caption files without text, {self._instead()}", self.empty),
                 (
                     "caption files with several lines, of which only the first is used (enable_wildcard uses all)",
@@ -176,14 +201,14 @@ class _Tally:
 
     def _add_missing(self, image: Path, source: _Source) -> None:
         caption = caption_for_missing(self.subset)
+        near = self.near_files.of(image) if self.near_files is not None else []
         if caption is None:
-            near = _near_files(image, self.other_files.get(image.parent, frozenset()))
             there = f" (there is {first_names(near)})" if near else ""
             advice = 'write one, or set class_tokens or missing_caption = "allow"'
             self.faults.append(Fault(image, f"has no caption file {source.name}{there}; {advice}"))
             return
-        if self.subset.class_tokens is None:
-            self.missing.append(image.name)
+        self.missing.append(image.name)
+        self.overlooked += near
         self.captions[image] = caption
 
     def _add_empty(self, image: Path, source: _Source) -> None:
@@ -219,43 +244,22 @@ def _caption_sources(
     return sources
 
 
-def _read_source(encoding: str | None, source: _Source) -> _Content:
-    """The caption of one picture."""
+def _read_source(encoding: str | None, source: _Source) -> _Content | OSError:
+    """The caption of one picture, or what the drive has against reading it."""
     if not source.is_listed:
         return _Content(fault=_IS_FOLDER) if os.path.isdir(source.path) else _Content()
     try:
         with open(source.path, "rb", buffering=0) as file:
-            text, codec = decode_text(file.read(), encoding)
+            data = file.read()
+        text, codec = decode_text(data, encoding)
     except IsADirectoryError:
         return _Content(fault=_IS_FOLDER)
     except OSError as error:
+        if why_not_its_fault(error) is not None:
+            return error
         return _Content(fault=f"cannot be read ({error.strerror or error}); make it readable")
     except ValueError as error:
-        declare = "" if encoding else ', or declare its encoding, for instance caption_encoding = "cp1252"'
+        example = f'caption_encoding = "{likely_encoding(data)}"'
+        declare = "" if encoding else f", or declare its encoding, for instance {example}"
         return _Content(fault=f"{error}; save it again as UTF-8{declare}")
     return _Content(lines=text_lines(text), codec=codec)
-
-
-def _near_files(image: Path, names: frozenset[str]) -> list[str]:
-    """Files that may be the picture's caption under another extension."""
-    stem = image.stem
-    found = (name for suffix in CAPTION_SUFFIXES for name in (stem + suffix, stem + suffix.upper()))
-    return [name for name in found if name in names]
-
-
-def _captions_elsewhere(
-    subset: SubsetSpec, images: Sequence[Path], other_files: Mapping[Path, frozenset[str]]
-) -> tuple[str, str] | None:
-    """Files of another extension beside pictures without captions: a sentence, and the extension."""
-    stems = {os.path.splitext(image)[0] for image in images}
-    suffixes = Counter(
-        suffix
-        for folder, names in other_files.items()
-        for stem, suffix in map(os.path.splitext, names)
-        if suffix.lower() in CAPTION_SUFFIXES and os.fspath(folder / stem) in stems
-    )
-    if not suffixes:
-        return None
-    suffix, count = suffixes.most_common(1)[0]
-    wanted = subset.caption_extension
-    return f"{subset.image_dir} has no {wanted} files but {suffix} files beside its pictures ({count})", suffix

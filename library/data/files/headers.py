@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from library.data.files.file_ends import FileEnds, gif_blocks, is_cut_off, is_tiff_cut_off, read_ends
+from library.data.files.patience import why_not_its_fault
 from library.data.files.plain_headers import plain_header
 from library.errors import DatasetError
 from library.records import Size
@@ -59,28 +60,13 @@ def read_header(path: Path) -> PictureHeader:
     Raises:
         DatasetError: It is empty, cut off, or not an image. The message starts with the path and has no full stop, to
             be listed.
+        OSError: The drive or its rights keep it from being read, see `why_not_its_fault`.
     """
-    from PIL import UnidentifiedImageError
-
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
-            raise DatasetError(f"{path} is not a file{_ADVICE}")
-        with path.open("rb") as file:
-            ends = read_ends(file)
-            if ends.length == 0:
-                raise DatasetError(f"{path} is empty (0 bytes){_ADVICE}")
-            if is_cut_off(file, ends):
-                raise DatasetError(f"{path} is cut off (its end is missing){_ADVICE}")
-            plain = None if b"eXIf" in ends.tail else plain_header(ends.start)
-            if plain is not None:
-                return PictureHeader(Size(plain.width, plain.height), mode=plain.mode, has_alpha=plain.has_alpha)
-            load_plugin(path)
-            file.seek(0)
-            with open_picture(file) as image:
-                return _describe(image, path, file, ends)
-    except UnidentifiedImageError:
-        raise DatasetError(f"{path} {_describe_content(path)}") from None
+        return _look_at(path)
     except _FAULTS as error:
+        if why_not_its_fault(error) is not None:
+            raise
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise DatasetError(f"{path} cannot be read as an image ({reason}){_ADVICE}") from None
 
@@ -137,9 +123,34 @@ def read_orientation(image: PillowImage, path: Path, tail: bytes | None = None) 
             return 1  # the common case, quickly
         else:
             value = Image.Image.getexif(image).get(_ORIENTATION)  # PNG's own getexif would decode the pixels
-    except _FAULTS:
+    except _FAULTS as error:
+        if why_not_its_fault(error) is not None:
+            raise
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _look_at(path: Path) -> PictureHeader:
+    from PIL import UnidentifiedImageError
+
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
+            raise DatasetError(f"{path} is not a file{_ADVICE}")
+        with path.open("rb") as file:
+            ends = read_ends(file)
+            if ends.length == 0:
+                raise DatasetError(f"{path} is empty (0 bytes){_ADVICE}")
+            if is_cut_off(file, ends):
+                raise DatasetError(f"{path} is cut off (its end is missing){_ADVICE}")
+            plain = None if b"eXIf" in ends.tail else plain_header(ends.start)
+            if plain is not None:
+                return PictureHeader(Size(plain.width, plain.height), mode=plain.mode, has_alpha=plain.has_alpha)
+            load_plugin(path)
+            file.seek(0)
+            with open_picture(file) as image:
+                return _describe(image, path, file, ends)
+    except UnidentifiedImageError:
+        raise DatasetError(f"{path} {_describe_content(path)}") from None
 
 
 def _describe(image: PillowImage, path: Path, file: BinaryIO, ends: FileEnds) -> PictureHeader:

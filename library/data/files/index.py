@@ -1,6 +1,6 @@
 """What is remembered of pictures between runs, so that a second start opens only those that are new or have changed.
 
-One small JSON file for each folder of pictures. What it says of a picture holds while the file's size and time of
+One small JSON file for each folder of pictures. What it says of a picture holds while the file's size and times of
 change are the same. Losing it costs time and nothing else, so every fault of it is survived.
 """
 
@@ -21,11 +21,11 @@ from library.tensorfile import user_cache_dir
 
 logger = get_logger(__name__)
 
-VERSION = 1
+VERSION = 2
 
-_KINDS = (str, bool, bool, *[int] * 6)
+_KINDS = (str, bool, bool, *[int] * 7)
 
-FileState = tuple[int, int]  # bytes, time of change in ns
+FileState = tuple[int, int, int]  # bytes, times of change in ns: of the content, as told by programs, and of anything
 
 
 def file_state(path: Path) -> FileState:
@@ -35,7 +35,7 @@ def file_state(path: Path) -> FileState:
         OSError: The file is gone or cannot be asked about.
     """
     stat = os.stat(path)
-    return stat.st_size, stat.st_mtime_ns
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns  # Windows has the time of creation there: it does no harm
 
 
 class _Entry(NamedTuple):
@@ -101,6 +101,14 @@ class PictureIndex:
         entry = folder.entries.get(name)
         if entry is not None and entry.state == state and not entry.is_sound:
             folder.entries[name] = _Entry(state, entry.header, is_sound=True)
+            folder.is_changed = True
+
+    def forget(self, path: Path) -> None:
+        """Look at a file again next time: what its header said has turned out wrong."""
+        parent, name = _split(path)
+        folder = self._folder(parent)
+        if folder.entries.pop(name, None) is not None:
+            folder.gone.add(name)
             folder.is_changed = True
 
     def keep_only(self, parent: Path, names: Iterable[str]) -> None:
@@ -174,11 +182,12 @@ def _entry(row: list[Any]) -> _Entry:
     Raises:
         ValueError, TypeError: The row is of another form.
     """
-    size, changed, width, height, orientation, frames, mode, has_alpha, is_sound = row
-    kinds = (type(mode), type(has_alpha), type(is_sound), *map(type, row[:6]))
+    size, written, changed, width, height, orientation, frames, mode, has_alpha, is_sound = row
+    kinds = (type(mode), type(has_alpha), type(is_sound), *map(type, row[:7]))
     if kinds != _KINDS or min(width, height, orientation, frames) < 1:
         raise ValueError(f"row {row}")
-    return _Entry((size, changed), PictureHeader(Size(width, height), orientation, frames, mode, has_alpha), is_sound)
+    header = PictureHeader(Size(width, height), orientation, frames, mode, has_alpha)
+    return _Entry((size, written, changed), header, is_sound)
 
 
 def _write(file: Path, parent: str, entries: dict[str, _Entry]) -> None:

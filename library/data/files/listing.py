@@ -8,20 +8,24 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from library.data.config.specs import SubsetSpec
 from library.data.files.headers import IMAGE_SUFFIXES, why_unreadable
+from library.data.files.missing import place_hint
+from library.data.files.patience import read_patiently
 from library.data.findings import Fault, Findings
 from library.data.problems import first_names
 
+VIDEO_SUFFIXES = frozenset((".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi"))
 OTHER_PICTURE_SUFFIXES = frozenset(
     (
         *(".heic", ".heif", ".hif", ".psd", ".psb", ".xcf", ".kra", ".svg", ".eps", ".ai", ".ico", ".icns", ".dds"),
         *(".exr", ".hdr", ".pcx", ".jxr", ".wdp", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"),
-        *(".pef", ".srw", ".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi"),
+        *(".pef", ".srw"),
     )
 )
 
@@ -52,7 +56,7 @@ class Listing:
 
 
 @dataclass(frozen=True)
-class _Folder:
+class Folder:
     """The direct children of one folder by name, without those that nobody means."""
 
     path: Path
@@ -61,19 +65,20 @@ class _Folder:
     folders: tuple[str, ...]
 
 
-def list_pictures(subset: SubsetSpec, source: str) -> Listing:
+def list_pictures(subset: SubsetSpec, source: str, *, mask_folders: Collection[Path] = ()) -> Listing:
     """List the folder of a subset, with its sub-folders where the subset says `recursive`.
 
     Args:
         subset: With an `image_dir`.
         source: The dataset file; relative folders may have been meant to start there.
+        mask_folders: Of all subsets. They are passed over: masks are no training pictures.
     """
     assert subset.image_dir is not None
     root = subset.image_dir
     problems, remarks = [], []
     folders = []
-    for found in _walk(root, subset):
-        if isinstance(found, _Folder):
+    for found in walk_folders(root, is_recursive=subset.recursive, passed=mask_folders):
+        if isinstance(found, Folder):
             folders.append(found)
         elif isinstance(found, OSError):
             problems.append(_folder_problem(root, found, source))
@@ -109,10 +114,15 @@ def natural_order(name: str) -> tuple[list[tuple[int, int, str]], str]:
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts], name
 
 
-def _walk(root: Path, subset: SubsetSpec) -> Iterator[_Folder | OSError | str]:
-    """The folders to read, what kept one from being read, and remarks."""
-    masks = subset.conditioning_data_dir
-    passed = {os.path.realpath(masks)} if masks is not None else set()
+def walk_folders(root: Path, *, is_recursive: bool, passed: Collection[Path] = ()) -> Iterator[Folder | OSError | str]:
+    """A folder and those below it, through links too: what each holds, what kept one from being read, and remarks.
+
+    Args:
+        root: Where to begin.
+        is_recursive: Go on to the folders below.
+        passed: Folders below the root that are not gone into.
+    """
+    passed_places = {os.path.realpath(folder) for folder in passed}
     seen: dict[str, Path] = {}
     waiting = [root]
     while waiting:
@@ -123,17 +133,17 @@ def _walk(root: Path, subset: SubsetSpec) -> Iterator[_Folder | OSError | str]:
             continue
         seen[real] = path
         try:
-            folder = _read_folder(path)
+            folder = read_patiently(partial(_read_folder, path), path)
         except OSError as error:
             yield error
             continue
-        inner = [name for name in folder.folders if os.path.realpath(path / name) not in passed]
-        yield _Folder(path, folder.files, folder.links, tuple(inner))
-        if subset.recursive:
+        inner = [name for name in folder.folders if os.path.realpath(path / name) not in passed_places]
+        yield Folder(path, folder.files, folder.links, tuple(inner))
+        if is_recursive:
             waiting += [path / name for name in reversed(inner)]
 
 
-def _read_folder(path: Path) -> _Folder:
+def _read_folder(path: Path) -> Folder:
     """The direct children, without what starts with a dot.
 
     Raises:
@@ -152,10 +162,10 @@ def _read_folder(path: Path) -> _Folder:
                 files.append(name)
                 if entry.is_symlink():
                     links.append(name)
-    return _Folder(path, tuple(files), frozenset(links), tuple(sorted(folders, key=natural_order)))
+    return Folder(path, tuple(files), frozenset(links), tuple(sorted(folders, key=natural_order)))
 
 
-def _pictures_of(folders: list[_Folder], root: Path) -> tuple[list[tuple[str, Path]], list[Path], list[Fault]]:
+def _pictures_of(folders: list[Folder], root: Path) -> tuple[list[tuple[str, Path]], list[Path], list[Fault]]:
     """Pictures that can be read, with their names below `root`; those that are links; and those that cannot be read."""
     images, links, left_out = [], [], []
     for folder in folders:
@@ -176,12 +186,14 @@ def _pictures_of(folders: list[_Folder], root: Path) -> tuple[list[tuple[str, Pa
 
 def _why_left_out(suffix: str) -> str | None:
     """Why a picture of a type cannot be read; "" for files that are no pictures, None for pictures that can be."""
+    if suffix in VIDEO_SUFFIXES:
+        return f"is not used: {suffix} is a video; take single pictures out of it"
     if suffix in OTHER_PICTURE_SUFFIXES:
         return f"is not used: files of type {suffix} cannot be read; convert it to PNG or JPEG"
     return why_unreadable(suffix) if suffix in IMAGE_SUFFIXES else ""
 
 
-def _other_files(folder: _Folder) -> frozenset[str]:
+def _other_files(folder: Folder) -> frozenset[str]:
     return frozenset(name for name in folder.files if os.path.splitext(name)[1].lower() not in IMAGE_SUFFIXES)
 
 
@@ -190,25 +202,13 @@ def _folder_problem(root: Path, error: OSError, source: str) -> str:
     folder = Path(error.filename)
     place = f"image_dir {root}" if folder == root else f"image_dir {root}: the sub-folder {folder}"
     if isinstance(error, FileNotFoundError):
-        return f"{place} does not exist{_place_hint(folder, source)}"
+        return f"{place} does not exist{place_hint(folder, source)}"
     if isinstance(error, NotADirectoryError):
         return f"{place} is a file; name the folder it is in"
     return f"{place} cannot be read ({error.strerror or error})"
 
 
-def _place_hint(folder: Path, source: str) -> str:
-    """Where a missing folder may be instead."""
-    if not folder.is_absolute():
-        beside = Path(source).parent / folder
-        if beside.is_dir():
-            return f" in the current folder {Path.cwd()}, where paths start; it is at {beside}"
-    for parent in Path(os.path.abspath(folder)).parents:
-        if parent.is_dir():
-            return f"; the nearest folder that does is {parent}"
-    return ""
-
-
-def _content_hint(folders: list[_Folder], subset: SubsetSpec) -> str:
+def _content_hint(folders: list[Folder], subset: SubsetSpec) -> str:
     """What a folder without images holds instead."""
     files = [name for folder in folders for name in folder.files]
     inner = folders[0].folders
@@ -217,7 +217,10 @@ def _content_hint(folders: list[_Folder], subset: SubsetSpec) -> str:
         listed = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common(4))
         unreadable = [why_unreadable(suffix) for suffix in suffixes if suffix in IMAGE_SUFFIXES]
         reasons = "".join(f", which {reason}" for reason in unreadable if reason)
+        foreign = [suffix for suffix in suffixes if suffix in OTHER_PICTURE_SUFFIXES]
         advice = "Name a folder with pictures"
+        if foreign:
+            advice = f"Files of type {', '.join(foreign)} cannot be read: convert them to PNG or JPEG"
         if inner and not subset.recursive:
             advice += f", or set recursive = true to read its sub-folders ({first_names(inner)})"
         return f"; its files are {listed}{reasons}. {advice}"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from library.data.config.specs import SubsetSpec
 from library.data.files.headers import IMAGE_SUFFIXES
+from library.data.files.listing import walk_folders
 from library.data.findings import Fault, Findings
 
 
@@ -24,8 +25,9 @@ class MaskPairs:
 def pair_masks(images: Sequence[Path], subset: SubsetSpec) -> MaskPairs:
     """Find the mask of every picture: the picture of the same stem in `conditioning_data_dir`.
 
-    A picture of a sub-folder of image_dir (`recursive`) has its mask in the sub-folder of the same name. Letter case
-    decides only between masks that differ in nothing else.
+    A picture of a sub-folder of image_dir has its mask in the sub-folder of the same name. For a picture elsewhere,
+    which a metadata file names, the longest end of its path that is there counts: `one/a.png`, else `a.png`. Letter
+    case decides only between masks that differ in nothing else.
 
     Args:
         images: The pictures of the subset.
@@ -33,7 +35,7 @@ def pair_masks(images: Sequence[Path], subset: SubsetSpec) -> MaskPairs:
     """
     folder = subset.conditioning_data_dir
     assert folder is not None
-    found, problem = _list_masks(folder, subset)
+    found, remarks, problem = _list_masks(folder, subset)
     if problem is not None:
         return MaskPairs({}, Findings(problems=(problem,)))
     by_name, by_folded_name = defaultdict(list), defaultdict(list)
@@ -43,9 +45,10 @@ def pair_masks(images: Sequence[Path], subset: SubsetSpec) -> MaskPairs:
     masks: dict[Path, Path] = {}
     faults: list[Fault] = []
     owners: dict[Path, Path] = {}
+    root = None if subset.image_dir is None else os.path.join(os.path.abspath(subset.image_dir), "")
     for image in images:
-        name = _name_of(image, subset)
-        candidates = by_name.get(name) or by_folded_name.get(name.casefold(), [])
+        found_as = (by_name.get(name) or by_folded_name.get(name.casefold()) for name in _names_of(image, root))
+        candidates = next(filter(None, found_as), [])
         fault = _fault_of(image, candidates, owners, folder)
         owners.update((path, image) for path in candidates if path not in owners)
         if fault is not None:
@@ -53,7 +56,7 @@ def pair_masks(images: Sequence[Path], subset: SubsetSpec) -> MaskPairs:
         else:
             masks[image] = candidates[0]
     unused = [Fault(path, _of_no_picture(subset)) for _, path in found if path not in owners]
-    return MaskPairs(masks, Findings(faults=tuple(faults), left_out=tuple(unused)))
+    return MaskPairs(masks, Findings(faults=tuple(faults), left_out=tuple(unused), remarks=remarks))
 
 
 def _fault_of(image: Path, candidates: Sequence[Path], owners: Mapping[Path, Path], folder: Path) -> Fault | None:
@@ -72,48 +75,47 @@ def _of_no_picture(subset: SubsetSpec) -> str:
     return f"is the mask of no picture of {subset.metadata_file or subset.image_dir}"
 
 
-def _name_of(image: Path, subset: SubsetSpec) -> str:
-    """The picture's place below image_dir, without extension; only its stem where it lies elsewhere."""
-    place = os.path.splitext(image)[0]
-    if subset.image_dir == Path(".") and not image.is_absolute():
-        return place.replace(os.sep, "/")
-    root = "" if subset.image_dir is None else os.path.join(subset.image_dir, "")
-    is_below = root and place.startswith(root)
-    return place[len(root) :].replace(os.sep, "/") if is_below else os.path.basename(place)
+def _names_of(image: Path, root: str | None) -> list[str]:
+    """What the picture's mask may be called below the folder of masks, without extension; the best one first.
+
+    Args:
+        image: The picture.
+        root: image_dir, absolute, with a separator at its end.
+    """
+    place = os.path.splitext(os.path.abspath(image))[0]
+    if root is not None and place.startswith(root):
+        return [place[len(root) :].replace(os.sep, "/")]
+    parts = Path(place).parts[1:]
+    return ["/".join(parts[start:]) for start in range(len(parts))]
 
 
-def _list_masks(folder: Path, subset: SubsetSpec) -> tuple[list[tuple[str, Path]], str | None]:
-    """(place below the folder without extension, path) of every picture in it, by name; or why there are none."""
+def _list_masks(folder: Path, subset: SubsetSpec) -> tuple[list[tuple[str, Path]], tuple[str, ...], str | None]:
+    """(place below the folder without extension, path) of every picture in it, by name; remarks; why there are none."""
     place = f"conditioning_data_dir {folder}"
     if subset.image_dir is not None and os.path.realpath(folder) == os.path.realpath(subset.image_dir):
-        return [], f"{place} is image_dir itself; name the folder with the masks"
+        return [], (), f"{place} is image_dir itself; name the folder with the masks"
     masks: list[tuple[str, Path]] = []
-    try:
-        for parent in _folders(folder, subset):
-            below = "" if parent == folder else parent.relative_to(folder).as_posix() + "/"
-            pictures = [name for name in sorted(os.listdir(parent)) if _is_picture(name)]
-            masks += [(below + os.path.splitext(name)[0], parent / name) for name in pictures]
-    except FileNotFoundError:
-        return [], f"{place} does not exist; name the folder with the masks"
-    except NotADirectoryError:
-        return [], f"{place} is a file; name the folder it is in"
-    except OSError as error:
-        return [], f"{place} cannot be read ({error.strerror or error}); make it readable"
+    remarks: list[str] = []
+    for found in walk_folders(folder, is_recursive=subset.recursive or subset.metadata_file is not None):
+        if isinstance(found, OSError):
+            return [], (), _folder_problem(place, folder, found)
+        if isinstance(found, str):
+            remarks.append(found)
+            continue
+        below = "" if found.path == folder else found.path.relative_to(folder).as_posix() + "/"
+        pictures = [name for name in sorted(found.files) if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES]
+        masks += [(below + os.path.splitext(name)[0], found.path / name) for name in pictures]
     if not masks:
-        return [], f"{place} has no pictures; put a mask for every picture there"
-    return masks, None
+        return [], (), f"{place} has no pictures; put a mask for every picture there"
+    return masks, tuple(remarks), None
 
 
-def _folders(folder: Path, subset: SubsetSpec) -> list[Path]:
-    """The folder, and the sub-folders that its pictures may be in."""
-    if not subset.recursive and subset.metadata_file is None:
-        return [folder]
-    folders = []
-    for parent, children, _ in os.walk(folder):
-        children[:] = sorted(name for name in children if not name.startswith("."))
-        folders.append(Path(parent))
-    return folders or [folder]
-
-
-def _is_picture(name: str) -> bool:
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+def _folder_problem(place: str, folder: Path, error: OSError) -> str:
+    """Why the folder of masks, or one in it, cannot be read."""
+    if Path(error.filename) != folder:
+        return f"{place}: the sub-folder {error.filename} cannot be read ({error.strerror or error}); make it readable"
+    if isinstance(error, FileNotFoundError):
+        return f"{place} does not exist; name the folder with the masks"
+    if isinstance(error, NotADirectoryError):
+        return f"{place} is a file; name the folder it is in"
+    return f"{place} cannot be read ({error.strerror or error}); make it readable"

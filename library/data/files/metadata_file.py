@@ -19,7 +19,7 @@ from library.data.config.specs import SubsetSpec
 from library.data.files.caption_files import caption_for_empty, caption_for_missing, empty_advice, policy_problems
 from library.data.files.headers import IMAGE_SUFFIXES
 from library.data.files.metadata_json import RawEntry, read_entries
-from library.data.files.text_files import text_lines
+from library.data.files.text_files import is_whole, text_lines
 from library.data.findings import Fault, Findings
 from library.data.plan.captions import CaptionRules
 from library.data.problems import first_names
@@ -27,6 +27,7 @@ from library.errors import DatasetError
 from library.records import Size
 
 _TEXTS = ("caption", "tags")
+_ROOT_ADVICE = "set image_dir (with --in_json: --train_data_dir), where they start"
 _KNOWN = frozenset((*_TEXTS, "image_path", "image_size", "train_resolution"))  # the last is not used by anybody
 
 
@@ -124,7 +125,7 @@ class _Reader:
         problems = list(self.problems)
         if self.without_root:
             listed = f"{len(self.without_root)} ({first_names(self.without_root)})"
-            problems.insert(0, f"{self.file} has relative names: {listed}; set image_dir, where they start")
+            problems.insert(0, f"{self.file} has relative names: {listed}; {_ROOT_ADVICE}")
         counted = (
             ("entries without caption, tags and class_tokens, trained with an empty caption", self.without_caption),
             ("entries without text, trained with class_tokens or an empty caption", self.without_text),
@@ -147,7 +148,7 @@ class _Reader:
         wanted = os.path.join(root or "", name)
         found = self.folders.find(wanted)
         if len(found) != 1:
-            self.faults.append(Fault(Path(wanted), f"{_why_not_one(name, found)} (named by {self.file})"))
+            self.faults.append(Fault(Path(wanted), f"{_why_not_one(name, wanted, found)} (named by {self.file})"))
             return None
         key = os.path.normcase(os.path.abspath(found[0]))
         if key in self.names:
@@ -214,10 +215,12 @@ class _Folders:
                 self.stems[folder].setdefault(stem, []).append(name)
 
 
-def _why_not_one(name: str, found: list[str]) -> str:
+def _why_not_one(name: str, wanted: str, found: list[str]) -> str:
     if found:
         names = ", ".join(map(os.path.basename, found))
         return f"may be one of several pictures: {names}; write the whole name"
+    if os.path.isdir(wanted):
+        return "is a folder; name each of its pictures, or make the folder a subset without metadata_file"
     slashes = "; write / instead of \\ in names" if "\\" in name and os.sep != "\\" else ""
     return f"does not exist{slashes or '; correct the name, or remove the entry'}"
 
@@ -228,6 +231,8 @@ def _wrong_types(value: Mapping[str, Any]) -> str | None:
         text = value.get(key)
         if text is not None and not isinstance(text, str):
             return f"{key} must be a text, got {text!r:.60}"
+        if text is not None and not is_whole(text):
+            return f"{key} holds half a character ({text!a:.60}); write the whole one"
     size = value.get("image_size")
     if size is not None and not _is_size(size):
         return f"image_size must be [width, height] in pixels, got {size!r:.60}"

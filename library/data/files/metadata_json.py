@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from library.data.files.json_faults import describe_fault
+from library.data.files.strict_json import parse_json
 from library.data.files.text_files import decode_text
 from library.errors import DatasetError
 
@@ -64,9 +65,9 @@ def _near(file: Path) -> str:
 def _read_object(file: Path, text: str, repeated: list[str]) -> tuple[list[tuple[str, RawEntry]], list[str]]:
     """{name: values, ...}"""
     try:
-        content = _parse(text, repeated)
+        content = parse_json(text, repeated)
     except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}: {error.msg}"
+        place = ": ".join(describe_fault(error))
         raise DatasetError(f"{file} is not JSON ({place}){_advice(error, text)}") from None
     if not isinstance(content, dict):
         raise DatasetError(
@@ -92,14 +93,25 @@ def _read_lines(file: Path, text: str, repeated: list[str]) -> tuple[list[tuple[
     for number, values in _parsed_lines(text, repeated):
         place = f"{file}, line {number}"
         if isinstance(values, json.JSONDecodeError):
-            problems.append(f"{place}, column {values.colno} is not JSON ({values.msg}); mend or remove the line")
+            where, reason = describe_fault(values)
+            column = where.partition(", ")[2]
+            problems.append(f"{place}, {column} is not JSON ({reason}); mend or remove the line")
         elif not isinstance(values, dict):
             problems.append(f"{place} must be an object with image_path, got {values!r:.60}")
         elif not isinstance(values.get("image_path"), str) or not values["image_path"]:
-            problems.append(f"{place} has no image_path, which names the picture")
+            problems.append(f"{place} has no image_path, which names the picture{_other_keys(values)}")
         else:
             entries.append((values["image_path"], values))
     return entries, problems
+
+
+def _other_keys(values: RawEntry) -> str:
+    """The keys of a line as other programs write it, {"file_name": ..., "text": ...}, and those that are meant."""
+    foreign = [key for key in values if key not in ("image_path", "caption", "tags")]
+    if "image_path" in values or not foreign:
+        return ""
+    wanted = "image_path is" if "caption" in values or "tags" in values else "image_path and caption are"
+    return f"; it has {', '.join(foreign)}: {wanted} meant"
 
 
 def _parsed_lines(text: str, repeated: list[str]) -> Iterator[tuple[int, Any]]:
@@ -107,21 +119,9 @@ def _parsed_lines(text: str, repeated: list[str]) -> Iterator[tuple[int, Any]]:
         if not line.strip():
             continue
         try:
-            yield number, _parse(line, repeated)
+            yield number, parse_json(line, repeated)
         except json.JSONDecodeError as error:
             yield number, error
-
-
-def _parse(text: str, repeated: list[str]) -> Any:
-    """The value, with keys that an object has more than once added to `repeated`: the last would silently win."""
-
-    def collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        values = dict(pairs)
-        if len(values) < len(pairs):
-            repeated.extend(name for name, number in Counter(name for name, _ in pairs).items() if number > 1)
-        return values
-
-    return json.loads(text, object_pairs_hook=collect)
 
 
 def _advice(error: json.JSONDecodeError, text: str) -> str:

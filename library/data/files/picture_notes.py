@@ -49,9 +49,10 @@ def picture_findings(pictures: Sequence[SeenPicture]) -> Findings:
             lambda p: p.subset.alpha_mask and not p.header.has_alpha,
         ),
         _counted(
-            "pictures whose names end in no face (_x_y_width_height), which face_crop_aug_range leaves as they are",
+            "pictures whose names end in no face inside of them (_x_y_width_height), which face_crop_aug_range leaves "
+            "as they are",
             distinct,
-            lambda p: p.subset.face_crop_aug_range is not None and face_in_name(p.path) is None,
+            lambda p: p.subset.face_crop_aug_range is not None and face_in_name(p.path, p.header.size) is None,
         ),
     )
     return Findings(notes=tuple(filter(None, notes)), remarks=tuple(filter(None, remarks)))

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from library.data.config.specs import DatasetSpec, SubsetSpec
 from library.data.files.caption_files import read_captions
 from library.data.files.header_reading import HeaderReader
 from library.data.files.index import PictureIndex
-from library.data.files.listing import list_pictures
+from library.data.files.listing import Listing, list_pictures
 from library.data.files.mask_files import pair_masks
 from library.data.files.metadata_file import read_metadata
 from library.data.files.picture_notes import SeenPicture, mask_fault, picture_findings, too_large
@@ -33,10 +33,12 @@ class Scan:
     Attributes:
         records: Pictures that can be used, in the order of the dataset file, then by name.
         findings: All that was noticed on the way.
+        files: What each subset is about, by dataset and subset: its pictures, usable or not, and files it left out.
     """
 
     records: tuple[ImageRecord, ...]
     findings: Findings = Findings()
+    files: Mapping[tuple[int, int], frozenset[Path]] = field(default_factory=dict)
 
 
 def scan_datasets(
@@ -50,7 +52,7 @@ def scan_datasets(
         index: Knows the headers of files that have not changed, and learns the others.
         num_threads: Threads that read headers; None chooses.
     """
-    scanner = _Scanner(source, index, HeaderReader(index, num_threads))
+    scanner = _Scanner(source, index, HeaderReader(index, num_threads), _mask_folders(specs))
     records = [
         record
         for dataset, spec in enumerate(specs)
@@ -65,7 +67,7 @@ def scan_datasets(
         for record in records
     ]
     findings = joined((*scanner.findings, Findings(problems=shared), picture_findings(seen)))
-    return Scan(tuple(records), findings)
+    return Scan(tuple(records), findings, scanner.files)
 
 
 @dataclass(frozen=True)
@@ -94,24 +96,33 @@ class _Scanner:
 
     Attributes:
         headers: Of all files, each read once.
+        mask_folders: Of all subsets.
         findings: So far.
         pictures: Of every subset so far, by dataset and subset.
+        files: Likewise, see `Scan`.
     """
 
-    def __init__(self, source: str, index: PictureIndex | None, headers: HeaderReader) -> None:
+    def __init__(
+        self, source: str, index: PictureIndex | None, headers: HeaderReader, mask_folders: Collection[Path]
+    ) -> None:
         self.source = source
         self.index = index
         self.headers = headers
+        self.mask_folders = mask_folders
         self.findings: list[Findings] = []
         self.pictures: dict[tuple[int, int], _Pictures] = {}
+        self.files: dict[tuple[int, int], frozenset[Path]] = {}
         self.key_prefixes: set[str] = set()
 
     def read_subset(self, subset: SubsetSpec, dataset: int, number: int) -> list[ImageRecord]:
         """The usable pictures of one subset, in order."""
+        num_before = len(self.findings)
         pictures = self._from_metadata(subset) if subset.metadata_file is not None else self._from_folder(subset)
         self.pictures[dataset, number] = pictures
         sizes = self._sizes(pictures, subset)
         masks = self._masks(pictures, sizes, subset) if subset.conditioning_data_dir is not None else None
+        found = [fault.picture for own in self.findings[num_before:] for fault in (*own.faults, *own.left_out)]
+        self.files[dataset, number] = frozenset((*pictures.images, *found))
         prefix = self._key_prefix(pictures.root, dataset, number)
         return [
             ImageRecord(
@@ -131,8 +142,8 @@ class _Scanner:
 
     def _from_folder(self, subset: SubsetSpec) -> _Pictures:
         assert subset.image_dir is not None
-        listing = list_pictures(subset, self.source)
-        self.findings.append(listing.findings)
+        listing = list_pictures(subset, self.source, mask_folders=self.mask_folders)
+        self.findings += [listing.findings, Findings(notes=_linked_twice(listing, subset))]
         if self.index is not None:
             for folder, names in listing.files.items():
                 self.index.keep_only(folder, names)
@@ -156,7 +167,7 @@ class _Scanner:
 
     def _sizes(self, pictures: _Pictures, subset: SubsetSpec) -> dict[Path, Size]:
         """Sizes of the pictures that can be used."""
-        self.headers.read(pictures.images)
+        self._read_headers(pictures.images)
         faults = [Fault(path, self.headers.problems[path]) for path in pictures.images if path in self.headers.problems]
         sizes = {}
         for path in pictures.images:
@@ -176,18 +187,17 @@ class _Scanner:
     def _masks(self, pictures: _Pictures, sizes: Mapping[Path, Size], subset: SubsetSpec) -> dict[Path, Path]:
         """The masks that can be used, by picture; of those pictures whose size is known."""
         pairs = pair_masks(pictures.images, subset)
-        self.headers.read(tuple(pairs.masks.values()))
+        self._read_headers(tuple(pairs.masks.values()))
         usable, faults, resized = {}, [], []
         for picture, mask in pairs.masks.items():
             header = self.headers.headers.get(mask)
-            if header is None:
+            if mask in self.headers.problems:
                 faults.append(Fault(mask, self.headers.problems[mask], picture))
+            if header is None or picture not in sizes:
                 continue
-            if picture not in sizes:
-                continue
-            fault = mask_fault(mask, header.size, picture, sizes[picture])
+            fault = mask_fault(mask, header.size, picture, sizes[picture]) or too_large(mask, header, subset)
             if fault is not None:
-                faults.append(fault)
+                faults.append(fault._replace(image=picture))
                 continue
             usable[picture] = mask
             if header.size != sizes[picture]:
@@ -196,6 +206,12 @@ class _Scanner:
         self.findings += [pairs.findings, Findings(faults=tuple(faults), notes=(line,) if resized else ())]
         return usable
 
+    def _read_headers(self, paths: Sequence[Path]) -> None:
+        """Read headers; what the drive or its rights keep from being read is no fault of a picture."""
+        self.headers.read(paths)
+        unread = self.headers.unread
+        self.findings.append(Findings(problems=tuple(f"{path} {unread[path]}" for path in paths if path in unread)))
+
     def _key_prefix(self, root: Path, dataset: int, number: int) -> str:
         """The folder's own name; for a second folder of this name preceded by its place in the file."""
         name = os.path.basename(os.path.abspath(root))
@@ -203,6 +219,29 @@ class _Scanner:
             self.key_prefixes.add(name)
             return f"{name}/"
         return f"{dataset}.{number}/{name}/"
+
+
+def _mask_folders(specs: Sequence[DatasetSpec]) -> set[Path]:
+    folders = {subset.conditioning_data_dir for spec in specs for subset in spec.subsets}
+    return {folder for folder in folders if folder is not None}
+
+
+def _linked_twice(listing: Listing, subset: SubsetSpec) -> tuple[str, ...]:
+    """A line where a folder holds pictures and links to them."""
+    if not listing.links:
+        return ()
+    folders = {folder: os.path.realpath(folder) for folder in listing.files}
+    places = {os.path.join(folders[path.parent], path.name) for path in listing.images if path not in listing.links}
+    twice = []
+    for path in listing.images:
+        if path not in listing.links:
+            continue
+        place = os.path.realpath(path)
+        if place in places:
+            twice.append(path.name)
+        places.add(place)
+    line = f"{subset.image_dir}: links to a picture that is used already, trained once more: {len(twice)}"
+    return (f"{line} ({first_names(twice)})",) if twice else ()
 
 
 def _common_root(images: Sequence[Path], image_dir: Path | None) -> Path:

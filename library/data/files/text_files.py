@@ -37,6 +37,18 @@ def decode_text(data: bytes, encoding: str | None = None) -> tuple[str, str]:
     raise ValueError(" and ".join(faults))
 
 
+def likely_encoding(data: bytes) -> str:
+    """A name to suggest for the encoding of a file that `decode_text` refuses; it is not tried.
+
+    Args:
+        data: The file. Latin letters in UTF-16 have a zero for every other byte.
+    """
+    behind, before = data[1::2].count(0), data[::2].count(0)
+    if not behind and not before:
+        return "cp1252"
+    return "utf-16-le" if behind >= before else "utf-16-be"
+
+
 def is_text_encoding(name: str) -> bool:
     """Whether Python can read text in an encoding of this name."""
     try:
@@ -44,6 +56,11 @@ def is_text_encoding(name: str) -> bool:
     except (LookupError, ValueError):
         return False
     return True
+
+
+def is_whole(text: str) -> bool:
+    """Whether a text can be written down: half of a pair of surrogates, as escapes in JSON may leave it, cannot."""
+    return not any("\ud800" <= sign <= "\udfff" for sign in text)
 
 
 def text_lines(text: str) -> list[str]:

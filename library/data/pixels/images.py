@@ -17,11 +17,11 @@ from PIL import Image
 
 from library.data.config.specs import WHITE, Colour
 from library.data.files.headers import load_plugin, open_picture, read_orientation
-from library.data.files.patience import may_pass, read_patiently
+from library.data.files.patience import read_patiently, why_not_its_fault
 from library.data.files.picture_notes import has_shape_of
 from library.data.pixels.colours import alpha_of, to_rgb
 from library.data.pixels.opencv import opencv
-from library.errors import DatasetError
+from library.errors import DatasetError, UnreadableError
 from library.records import CropPlan, Size
 
 if TYPE_CHECKING:
@@ -117,6 +117,16 @@ def load_resized(
     return Resized(pixels, _resized(decoded, decoded.alpha, size, interpolation))
 
 
+def decode_mask(path: Path) -> Image.Image:
+    """Decode a mask at its full size, upright: the red channel, on black where it is transparent, in mode L.
+
+    Raises:
+        DatasetError: The file is gone or broken, or its values are 0 and 1 where 0 and 255 are meant.
+    """
+    decoded = _load(path, None, background=BLACK, least=None)
+    return _turned(_mask_values(decoded, path), decoded.turn)
+
+
 def load_mask(path: Path, picture: Size, size: Size, interpolation: str | None) -> np.ndarray:
     """Decode the mask of a picture and resize it as its picture is: the red channel, on black where it is transparent.
 
@@ -130,7 +140,7 @@ def load_mask(path: Path, picture: Size, size: Size, interpolation: str | None) 
         Shape [height, width], uint8.
 
     Raises:
-        DatasetError: The file is gone or broken, or the mask has another shape than its picture.
+        DatasetError: As for `decode_mask`, or the mask has another shape than its picture.
     """
     least = size if interpolation in _MAY_START_SMALLER else None
     decoded = _load(path, None, background=BLACK, least=least)
@@ -141,7 +151,7 @@ def load_mask(path: Path, picture: Size, size: Size, interpolation: str | None) 
     if decoded.size != picture:
         is_shrunk = decoded.size.width >= size.width and decoded.size.height >= size.height
         interpolation = "area" if is_shrunk else "linear"
-    return _resized(decoded, decoded.image.getchannel("R"), size, interpolation)
+    return _resized(decoded, _mask_values(decoded, path), size, interpolation)
 
 
 def prepare_image(image: Image.Image, crop: CropPlan, interpolation: str | None, flip: bool) -> Tensor:
@@ -227,6 +237,13 @@ class _Decoded:
     part: tuple[float, float] | None = None
 
 
+def _mask_values(decoded: _Decoded, path: Path) -> Image.Image:
+    values = decoded.image.getchannel("R")
+    if values.getextrema()[1] == 1:  # 0 and 1, as other programs have them, or 8 bits in a file of 16
+        raise DatasetError(f"{path} is nearly black, with values of 0 and 1 out of 255; save it with 0 and 255.")
+    return values
+
+
 def _load(path: Path, expected: Size | None, *, background: Colour, least: Size | None) -> _Decoded:
     """Decode a picture, again if a network drive has a hiccup.
 
@@ -237,10 +254,10 @@ def _load(path: Path, expected: Size | None, *, background: Colour, least: Size 
     try:
         decoded = read_patiently(lambda: _decode(path, background, least), path)
     except _FAULTS as error:
-        advice = "Repair, replace or remove the picture."
-        if isinstance(error, OSError) and may_pass(error):
-            advice = "Several attempts failed; look after the drive, then start again."
-        raise DatasetError(f"{path} cannot be decoded ({error}). {advice}") from None
+        advice = why_not_its_fault(error)
+        if advice is not None:
+            raise UnreadableError(f"{path} cannot be decoded ({error}). {advice.capitalize()}.") from None
+        raise DatasetError(f"{path} cannot be decoded ({error}). Repair, replace or remove the picture.") from None
     if expected is not None and decoded.size != expected:
         raise DatasetError(
             f"{path} is {decoded.size} pixels but was {expected} when the folder was scanned. Start again."

@@ -14,7 +14,7 @@ from functools import lru_cache
 
 from library.data.config.specs import DatasetSpec, SubsetSpec
 from library.data.findings import Fault, Findings
-from library.data.problems import first_names
+from library.data.problems import counted, first_names
 from library.errors import DatasetError
 from library.records import CropPlan, ImageRecord, Size
 
@@ -88,7 +88,8 @@ def fit_buckets(records: Sequence[ImageRecord], specs: Sequence[DatasetSpec]) ->
         else:
             left_out.append(Fault(record.path, reason))
     crops = [plan(record.size, record.dataset) for record in kept]
-    problem = f"filters leave out all {len(left_out)} pictures ({first_names([f.path.name for f in left_out])})"
+    names = first_names([fault.path.name for fault in left_out])
+    problem = f"filters leave nothing of {counted(len(left_out), 'picture')} ({names})"
     advice = "loosen min_image_size, max_aspect_ratio or max_crop_fraction"
     is_all = left_out and not kept and not faults
     found = Findings(

@@ -1,8 +1,8 @@
 """What becomes of a caption each time its picture is used.
 
-Pure text functions. The pipeline has a fixed order: prefix and suffix, dropout, choice of a line and wildcards,
-warm-up, shuffling and dropout of tags, secondary separator, replacements. Random choices come from a generator that
-is passed in, so one key pins one result.
+Pure text functions. The pipeline has a fixed order: dropout, choice of a line, prefix and suffix, wildcards, warm-up,
+shuffling and dropout of tags, secondary separator, replacements. Random choices come from a generator that is passed
+in, so one key pins one result.
 """
 
 from __future__ import annotations
@@ -67,10 +67,13 @@ def apply_caption_rules(
         replacements: Texts to put in for others, in this order; the key "" replaces the whole caption. Of several
             texts one is drawn.
     """
-    caption = _join_prefix_and_suffix(caption, rules)
     if is_dropped(rules, draw, epoch):
         return ""
-    caption = _choose_line(caption, rules, draw)
+    lines = caption.split("\n")
+    line = draw.choice(lines) if rules.enable_wildcard else lines[0]
+    caption = _join_prefix_and_suffix(line, rules)
+    if rules.enable_wildcard:
+        caption = _fill_wildcards(caption, draw)
     if rules.edits_tags:
         caption = _edit_tags(caption, rules, draw, step, max_steps)
     if rules.secondary_separator:
@@ -130,12 +133,9 @@ def _join_prefix_and_suffix(caption: str, rules: CaptionRules) -> str:
     return caption
 
 
-def _choose_line(caption: str, rules: CaptionRules, draw: random.Random) -> str:
-    """One line: the first, or with wildcards any, with `{a|b}` resolved and `{{`, `}}` as literal braces."""
-    lines = caption.split("\n")
-    if not rules.enable_wildcard:
-        return lines[0]
-    text = draw.choice(lines).replace("{{", _OPEN_BRACE).replace("}}", _CLOSE_BRACE)
+def _fill_wildcards(caption: str, draw: random.Random) -> str:
+    """`{a|b}` becomes one of its options; `{{` and `}}` are literal braces."""
+    text = caption.replace("{{", _OPEN_BRACE).replace("}}", _CLOSE_BRACE)
     text = _WILDCARD.sub(lambda match: draw.choice(match.group(1).split("|")), text)
     return text.replace(_OPEN_BRACE, "{").replace(_CLOSE_BRACE, "}")
 

@@ -28,16 +28,22 @@ class Face(NamedTuple):
     height: int
 
 
-def face_in_name(path: Path) -> Face | None:
+def face_in_name(path: Path, picture: Size) -> Face | None:
     """The face that a file name tells: its last four parts, as in "anna_640_310_180_220.jpg"; None where there is none.
 
-    They are centre x, centre y, width and height; a name of only these four parts does not count.
+    They are centre x, centre y, width and height. A name of only these four parts does not count, nor does a face
+    whose centre is not in the picture: numbers like those of "photo_2024_05_17_12.jpg" are something else.
+
+    Args:
+        path: The file.
+        picture: Its size.
     """
     name, *parts = path.stem.rsplit("_", _FACE_PARTS)
     if not name or len(parts) < _FACE_PARTS or not all(part.isascii() and part.isdigit() for part in parts):
         return None
     face = Face(*map(int, parts))
-    return face if face.width > 0 and face.height > 0 else None
+    is_inside = face.x < picture.width and face.y < picture.height
+    return face if is_inside and face.width > 0 and face.height > 0 else None
 
 
 def drawn_crop(record: ImageRecord, plan: CropPlan, spec: DatasetSpec, draw: random.Random) -> CropPlan:
@@ -51,7 +57,7 @@ def drawn_crop(record: ImageRecord, plan: CropPlan, spec: DatasetSpec, draw: ran
     """
     subset = spec.subsets[record.subset]
     if subset.face_crop_aug_range is not None and not spec.enable_bucket:
-        face = face_in_name(record.path)
+        face = face_in_name(record.path, record.size)
         if face is not None:
             return face_crop(plan, record.size, face, subset.face_crop_aug_range, draw=draw, is_wide=subset.random_crop)
     return random_crop(plan, draw) if subset.random_crop else plan

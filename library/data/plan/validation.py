@@ -1,13 +1,12 @@
 """Which pictures are kept for validation.
 
-Whether a picture is one of them depends on its file name, the share and the seed only: adding or removing a picture
-moves no other, and every start of every run chooses the same.
+Whether a picture is one of them depends on its path below image_dir, the share and the seed only: adding or removing a
+picture moves no other, and every start of every run chooses the same.
 """
 
 from __future__ import annotations
 
 import os
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from library.data.config.specs import DatasetSpec
 from library.data.findings import Findings
+from library.data.problems import counted
 from library.records import ImageRecord
 from library.rng import stream_seed
 
@@ -47,11 +47,11 @@ def split_validation(records: Sequence[ImageRecord], specs: Sequence[DatasetSpec
 def is_validation(record: ImageRecord, specs: Sequence[DatasetSpec]) -> bool:
     """Whether a picture's name falls into the share of its subset that is kept for validation."""
     spec = specs[record.dataset]
-    share = spec.subsets[record.subset].validation_split
+    subset = spec.subsets[record.subset]
+    share = subset.validation_split
     if share <= 0 or record.is_reg:
         return False
-    name = unicodedata.normalize("NFC", record.path.name)  # some systems store accents apart from their letters
-    return stream_seed(spec.validation_seed or 0, "validation", name) < share * 2**63
+    return stream_seed(spec.validation_seed or 0, "validation", subset.name_of(record.path)) < share * 2**63
 
 
 def _real_path(path: Path) -> str:
@@ -67,7 +67,7 @@ def _notice(
     problems, notes = [], []
     if validation and all(record.is_reg for record in training):
         problems.append(
-            f"validation_split keeps all {len(validation)} pictures for validation and leaves none to train on; "
+            f"validation_split keeps {counted(len(validation), 'picture')} for validation and leaves none to train on; "
             "lower it, or add a subset without it"
         )
     numbers = Counter((record.dataset, record.subset) for record in records if not record.is_reg)
@@ -76,7 +76,7 @@ def _notice(
         share = specs[dataset].subsets[subset].validation_split
         if share > 0 and (dataset, subset) not in chosen:
             notes.append(
-                f"dataset {dataset + 1}, subset {subset + 1}: validation_split {share:g} keeps none of its "
-                f"{number} pictures; raise it, or try another validation_seed"
+                f"dataset {dataset + 1}, subset {subset + 1}: validation_split {share:g} keeps none of "
+                f"{counted(number, 'picture')}; raise it, or try another validation_seed"
             )
     return Findings(problems=tuple(problems), notes=tuple(notes))

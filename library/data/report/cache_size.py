@@ -4,41 +4,29 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
-from library.data.config.specs import DatasetSpec
-from library.records import CropPlan, ImageRecord
+from library.data.cache import MASK, CacheEntry
 
 ENTRY_OVERHEAD = 1024  # bytes of a cache file beside its numbers
 
 
-def latent_size(
-    records: Sequence[ImageRecord],
-    crops: Sequence[CropPlan],
-    specs: Sequence[DatasetSpec],
-    *,
-    channels: int,
-    cells: int,
-    element_bytes: int,
-) -> tuple[int, int]:
-    """Number of latent cache entries and their bytes.
+def latent_size(entries: Iterable[CacheEntry], *, channels: int, cells: int, element_bytes: int) -> tuple[int, int]:
+    """Number of files of a latent cache and their bytes.
 
     Args:
-        records: The pictures.
-        crops: One for each record.
-        specs: The datasets.
+        entries: Of the cache, as `latent_entries` gives them; those with one id share a file.
         channels: Of the latents.
         cells: Pixels of a latent's side.
-        element_bytes: Of one number.
+        element_bytes: Of one number; masks have two.
     """
     sizes = {}
-    for record, crop in zip(records, crops, strict=True):
-        subset = specs[record.dataset].subsets[record.subset]
-        area = (crop.bucket.width // cells) * (crop.bucket.height // cells)
-        num_bytes = area * channels * element_bytes * (2 if subset.flip_aug else 1)
-        num_bytes += area * 2 if subset.has_masks else 0
-        sizes[record.path, crop, subset.flip_aug, subset.has_masks] = num_bytes + ENTRY_OVERHEAD
+    for entry in entries:
+        assert entry.size is not None
+        area = (entry.size.width // cells) * (entry.size.height // cells)
+        num_bytes = sum(area * (2 if name == MASK else channels * element_bytes) for name in entry.names)
+        sizes[entry.id] = num_bytes + ENTRY_OVERHEAD
     return len(sizes), sum(sizes.values())
 
 

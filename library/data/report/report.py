@@ -5,11 +5,10 @@ Pure: everything comes in as an argument, and nothing here reads pictures. `repo
 
 from __future__ import annotations
 
-import os
 import re
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +26,7 @@ _VARYING = re.compile(r"\d+([.,x]\d+)*|\([^)]*\)|'[^']*'|\"[^\"]*\"|\S*[/\\]\S*|
 
 Texts = Sequence[Sequence[str]]  # for each record what its caption can become
 TokenCounts = Mapping[str, tuple[Sequence[int], int]]  # {encoder: (tokens of each text, how many it reads)}
+SubsetFiles = Mapping[tuple[int, int], Set[Path]]  # {(dataset, subset): its pictures and others, used or not}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class SubsetReport:
         repeats: Smallest and largest.
         captions: {where they come from: number}, the most first.
         masks: Pictures with a mask.
-        skipped: Pictures of its folder that are not used.
+        skipped: Files that it is about and that are not used.
     """
 
     place: str
@@ -148,7 +148,9 @@ class DataReport:
         source: The dataset file or folders, as the user named them.
         steps: None where nothing can be trained.
         lengths: Empty where no tokenizer is at hand; `length_note` says why.
+        num_captions_cut: Pictures with a caption that is too long for any encoder.
         cache_folders: {a folder that gets cache files: free bytes there}.
+        num_never_decoded: Pictures that may be damaged behind their headers; 0 where that is not asked.
     """
 
     source: str
@@ -161,9 +163,11 @@ class DataReport:
     num_pictures: int
     num_validation: int
     lengths: tuple[LengthReport, ...] = ()
+    num_captions_cut: int = 0
     length_note: str | None = None
     caches: tuple[CacheReport, ...] = ()
     cache_folders: Mapping[Path, int] = field(default_factory=dict)
+    num_never_decoded: int = 0
 
 
 def make_report(
@@ -175,6 +179,7 @@ def make_report(
     num_training: int,
     findings: Findings,
     steps: StepCount | None,
+    files: SubsetFiles | None = None,
     texts: Texts = (),
     counts: TokenCounts | None = None,
     length_note: str | None = None,
@@ -191,23 +196,26 @@ def make_report(
         num_training: How many records train; the rest is for validation.
         findings: Of scanning and planning.
         steps: The step arithmetic, if there is anything to train.
+        files: What each subset is about; without it none counts files that are not used.
         texts: For each record what its caption can become.
         counts: Tokens of these texts, one after another, by encoder.
         length_note: Why there are no counts.
         caches: Sizes of the caches.
         cache_folders: Where cache files go, with the free bytes.
     """
+    lengths, num_captions_cut = _lengths(records, texts, counts or {})
     return DataReport(
         source=source,
         steps=steps,
-        subsets=_subsets(specs, records, num_training, findings),
+        subsets=_subsets(specs, records, num_training, _unused(records, findings, files or {})),
         skipped=group_by_reason(findings),
         buckets=_buckets(records[:num_training], crops, specs),
         crops=_crops(records, crops) if records else None,
         findings=findings,
         num_pictures=len(records),
         num_validation=len(records) - num_training,
-        lengths=_lengths(records, texts, counts or {}),
+        lengths=lengths,
+        num_captions_cut=num_captions_cut,
         length_note=length_note,
         caches=tuple(caches),
         cache_folders=dict(cache_folders or {}),
@@ -247,12 +255,14 @@ def caption_source(record: ImageRecord, subset: SubsetSpec) -> str:
 
 
 def _subsets(
-    specs: Sequence[DatasetSpec], records: Sequence[ImageRecord], num_training: int, findings: Findings
+    specs: Sequence[DatasetSpec],
+    records: Sequence[ImageRecord],
+    num_training: int,
+    num_unused: Mapping[tuple[int, int], int],
 ) -> tuple[SubsetReport, ...]:
     members: dict[tuple[int, int], list[int]] = {}
     for index, record in enumerate(records):
         members.setdefault((record.dataset, record.subset), []).append(index)
-    unused = {Path(os.path.abspath(entry.picture)) for entry in (*findings.faults, *findings.left_out)}
     reports = []
     for dataset, spec in enumerate(specs):
         for number, subset in enumerate(spec.subsets):
@@ -269,15 +279,21 @@ def _subsets(
                     repeats=(min(repeats), max(repeats)),
                     captions=dict(Counter(caption_source(records[i], subset) for i in indices).most_common()),
                     masks=len(indices) if subset.alpha_mask else sum(records[i].mask is not None for i in indices),
-                    skipped=_num_inside(unused, subset.image_dir),
+                    skipped=num_unused.get((dataset, number), 0),
                     is_reg=subset.is_reg,
                 )
             )
     return tuple(reports)
 
 
-def _num_inside(paths: set[Path], folder: Path | None) -> int:
-    return 0 if folder is None else sum(Path(os.path.abspath(folder)) in path.parents for path in paths)
+def _unused(records: Sequence[ImageRecord], findings: Findings, files: SubsetFiles) -> dict[tuple[int, int], int]:
+    """How many files of each subset are not used because something was found about them.
+
+    A picture can be used by one dataset and be too small for another.
+    """
+    used = {(record.dataset, record.subset, record.path) for record in records}
+    unused = {entry.picture for entry in (*findings.faults, *findings.left_out)}
+    return {place: sum((*place, path) not in used for path in own & unused) for place, own in files.items()}
 
 
 def _buckets(
@@ -322,14 +338,17 @@ def _largest(values: Sequence[tuple[Path, float]], *, above: float) -> tuple[tup
     return tuple(sorted(best.items(), key=lambda item: -item[1])[:NUM_WORST])
 
 
-def _lengths(records: Sequence[ImageRecord], texts: Texts, counts: TokenCounts) -> tuple[LengthReport, ...]:
+def _lengths(records: Sequence[ImageRecord], texts: Texts, counts: TokenCounts) -> tuple[tuple[LengthReport, ...], int]:
+    """For each encoder, and the number of pictures with a caption that is too long for any."""
     owners = [record.path for record, own in zip(records, texts, strict=False) for _ in own]
     reports = []
+    all_cut: set[Path] = set()
     for encoder, (numbers, limit) in counts.items():
         if not numbers:
             continue
         longest = max(range(len(numbers)), key=numbers.__getitem__)
-        num_cut = len({path for path, number in zip(owners, numbers, strict=True) if number > limit})
+        cut = {path for path, number in zip(owners, numbers, strict=True) if number > limit}
+        all_cut |= cut
         median = statistics.median(numbers)
-        reports.append(LengthReport(encoder, limit, median, numbers[longest], owners[longest], num_cut))
-    return tuple(reports)
+        reports.append(LengthReport(encoder, limit, median, numbers[longest], owners[longest], len(cut)))
+    return tuple(reports), len(all_cut)

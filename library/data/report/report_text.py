@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from library.data.problems import counted
 from library.data.report.report import MUCH_CUT, MUCH_ENLARGED, DataReport, Skipped, SubsetReport
 
 WIDTH = 100
@@ -53,11 +54,6 @@ def bytes_in_words(number: int) -> str:
     while amount >= 999.5 and unit != "TB":
         amount, unit = amount / 1000, next(units)
     return f"{amount:.0f} {unit}" if amount >= 99.5 or unit == "bytes" else f"{amount:.3g} {unit}"
-
-
-def counted(number: int, noun: str) -> str:
-    """For instance "1 picture", "2 pictures"."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def _problems(report: DataReport) -> list[str]:
@@ -192,6 +188,12 @@ def _caches(report: DataReport) -> list[str]:
 
 def _notes(report: DataReport) -> list[str]:
     notes = [*report.findings.notes, *report.findings.remarks]
+    if report.num_never_decoded:
+        were = "was" if report.num_never_decoded == 1 else "were"
+        notes.append(
+            f"{counted(report.num_never_decoded, 'picture')} {were} never decoded; damage inside shows at the start of "
+            "a training or in tools/preview_dataset.py"
+        )
     return ["NOTES", *_wrapped(notes)] if notes else []
 
 

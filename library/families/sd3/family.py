@@ -245,6 +245,14 @@ class Sd3Family:
             identity["apply_lg_attn_mask"] = str(self.apply_lg_attn_mask)
         return identity
 
+    def text_settings(self) -> dict[str, str]:
+        """Settings that what the text encoders give depends on."""
+        return {
+            "t5xxl_max_token_length": str(self.t5_length),
+            "apply_t5_attn_mask": str(self.apply_t5_attn_mask),
+            "apply_lg_attn_mask": str(self.apply_lg_attn_mask),
+        }
+
     def npz_reader(self, files: Sd3Files, dtype: torch.dtype, encoders: Sequence[str] = ()) -> Sd3NpzReader:
         """Reads cache files of sd-scripts as a run with these settings would have written them."""
         from library.families.sd3.npz_cache import Sd3NpzReader
@@ -254,6 +262,7 @@ class Sd3Family:
             clip_widths={name: clip_width(_given(self._part(files, name))) for name in ("clip_l", "clip_g")},
             encoders=tuple(encoders),
             t5_length=self.t5_length,
+            t5_width=files.config.context_dim,
             apply_lg_attn_mask=self.apply_lg_attn_mask,
             apply_t5_attn_mask=self.apply_t5_attn_mask,
             dtype=dtype,

@@ -32,12 +32,15 @@ class Sd3NpzReader:
     Attributes:
         clip_widths: Widths of both CLIPs, by name; both are needed to take `lg_out` apart.
         encoders: Those whose states are cached.
+        t5_length: Tokens that T5 reads.
+        t5_width: Of T5's states.
         dtype: Of the tensors that are given.
     """
 
     clip_widths: Mapping[str, int]
     encoders: tuple[str, ...]
     t5_length: int
+    t5_width: int
     apply_lg_attn_mask: bool
     apply_t5_attn_mask: bool
     dtype: torch.dtype
@@ -107,6 +110,8 @@ class Sd3NpzReader:
         states = arrays["t5_out"]
         if states.ndim != 2 or len(states) != self.t5_length:
             raise DamagedFile(f"t5_out is not {self.t5_length} tokens long")
+        if states.shape[1] != self.t5_width:
+            raise DamagedFile(f"t5_out is {states.shape[1]} wide, not {self.t5_width}: another T5 made it")
         _check_flag("apply_t5_attn_mask", bool(arrays["apply_t5_attn_mask"]), self.apply_t5_attn_mask)
         return _states(states, arrays["t5_attn_mask"] if self.apply_t5_attn_mask else None)
 

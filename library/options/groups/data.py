@@ -104,7 +104,7 @@ class DatasetOptions(OptionGroup):
     resize_interpolation: str | None = opt(
         None,
         "How pictures are resized. Not set means area to shrink, lanczos to enlarge.",
-        choices=("lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic", "area"),
+        choices=("lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic", "area", "box"),
     )
 
     caption_extension: str = opt(".caption", "Ending of caption files.")
@@ -168,6 +168,11 @@ class DatasetOptions(OptionGroup):
             yield f"--resolution needs one number or width,height in pixels, got {self.resolution!r}."
         if self.min_bucket_reso > self.max_bucket_reso:
             yield f"--min_bucket_reso {self.min_bucket_reso} is above --max_bucket_reso {self.max_bucket_reso}."
+        if self.reg_data_dir is not None and not (self.dataset_config or self.train_data_dir or self.in_json):
+            yield (
+                "--reg_data_dir needs --train_data_dir beside it: regularisation pictures are trained together with "
+                "others, not alone."
+            )
         if self.conditioning_data_dir is not None:
             yield (
                 "--conditioning_data_dir has a place only in a dataset file: write conditioning_data_dir into the "

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from library.data.config.keys import KEYS
+from library.data.config.keys import INTERPOLATIONS, KEYS
 from library.data.config.spec_building import base_values
 from library.errors import OptionError
 from library.families.sd3.options import IGNORED, NETWORK_SCRIPT, Sd3NetworkOptions
@@ -15,6 +15,17 @@ from library.options.spec import options_of, parse_options
 
 NEEDED = ["--pretrained_model_name_or_path=sd3.safetensors", "--dataset_config=d.toml", "--output_dir=out"]
 NEEDED += ["--network_module=networks.lora"]
+
+
+def test_regularisation_pictures_need_others():
+    argv = [word for word in NEEDED if "dataset_config" not in word] + ["--reg_data_dir=reg"]
+    with pytest.raises(OptionError, match="--reg_data_dir needs --train_data_dir beside it"):
+        parse_options(Sd3NetworkOptions, argv, **NETWORK_SCRIPT)
+    parse_options(Sd3NetworkOptions, [*argv, "--train_data_dir=train"], **NETWORK_SCRIPT)
+
+
+def test_the_options_have_the_interpolations_of_the_dataset_file():
+    assert options_of(Sd3NetworkOptions)["resize_interpolation"].declared.choices == INTERPOLATIONS
 
 
 def parse(*argv: str) -> Sd3NetworkOptions:
@@ -90,7 +101,7 @@ def test_each_way_to_name_pictures_is_enough(flag):
     others = [item for item in NEEDED if "dataset_config" not in item]
     assert parse_options(Sd3NetworkOptions, [*others, flag], **NETWORK_SCRIPT).warnings == ()
     with pytest.raises(OptionError, match=r"^One of --dataset_config, --train_data_dir, --in_json is needed\.$"):
-        parse_options(Sd3NetworkOptions, [*others, "--reg_data_dir=r"], **NETWORK_SCRIPT)
+        parse_options(Sd3NetworkOptions, others, **NETWORK_SCRIPT)
 
 
 def test_other_ways_beside_a_dataset_file_are_one_warning():

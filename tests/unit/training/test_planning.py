@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from library.data.config.specs import DatasetSpec, SubsetSpec
+from library.data.plan.captions import CaptionRules
 from library.errors import DatasetError
 from library.records import Size
 from library.training.planning import PlanSettings, plan_data
@@ -41,6 +42,13 @@ def test_a_plan_without_damaged_pictures_counts_again(tmp_path):
     assert [record.path.name for record in fewer.records] == ["1.png", "3.png"]
     assert [str(fault) for fault in fewer.findings.faults] == [f"{folder / '2.png'} cannot be decoded"]
     fewer.refuse_faults()
+    assert fewer.scan.files == plan.scan.files == {(0, 0): {folder / f"{number}.png" for number in (1, 2, 3)}}
+
+
+def test_a_dropped_caption_may_be_the_empty_one(tmp_path):
+    kept, dropped = make_pictures(tmp_path / "a", "1.png"), make_pictures(tmp_path / "b", "2.png")
+    plan = make_plan(tmp_path, subset(kept), subset(dropped, captions=CaptionRules(caption_dropout_rate=0.1)))
+    assert plan.possible_captions() == (("x",), ("x", ""))
 
 
 def test_damaged_pictures_refuse_the_plan_unless_they_are_skipped(tmp_path):
@@ -76,3 +84,14 @@ def test_pictures_kept_for_validation_come_after_those_that_are_trained(tmp_path
     with caplog.at_level(logging.INFO, logger="easel"):
         plan.tell()
     assert "kept for validation: 2 pictures" in caplog.text
+
+
+def test_what_validation_leaves_to_train_is_told_with_one_advice(tmp_path):
+    kept = subset(make_pictures(tmp_path / "a", "1.png"), validation_split=1.0)
+    reg = subset(make_pictures(tmp_path / "b", "2.png"), is_reg=True)
+    assert make_plan(tmp_path, kept, reg).findings.problems == (
+        "validation_split keeps 1 picture for validation and leaves none to train on; lower it, or add a subset "
+        "without it",
+    )
+    (problem,) = make_plan(tmp_path, reg).findings.problems
+    assert "add a subset without is_reg" in problem

@@ -10,10 +10,11 @@ from html import escape
 from itertools import pairwise
 from pathlib import Path
 
+from library.data.problems import counted
 from library.data.report.page import contents
 from library.data.report.page.contents import PagePicture, ReadText
 from library.data.report.report import BucketReport, DataReport, Skipped, SubsetReport
-from library.data.report.report_text import bytes_in_words, counted
+from library.data.report.report_text import bytes_in_words
 
 _FOLDER = Path(__file__).parent
 _TONES = {
@@ -74,7 +75,7 @@ def _tiles(report: DataReport, pictures: Sequence[PagePicture]) -> str:
     steps = report.steps
     num_training = report.num_pictures - report.num_validation
     num_faults = sum(contents.PROBLEM in picture.flags for picture in pictures) + len(report.findings.problems)
-    num_cut = sum(contents.CAPTION_CUT in picture.flags for picture in pictures)
+    num_cut = report.num_captions_cut
     tiles = [("pictures", f"{num_training:,}", "trained", "")]
     if report.num_validation:
         tiles.append(("validation", f"{report.num_validation:,}", "held out", ""))
@@ -92,6 +93,11 @@ def _tiles(report: DataReport, pictures: Sequence[PagePicture]) -> str:
     )
 
 
+def _prose(text: str) -> str:
+    """A sentence, with flags that are not broken behind their hyphens."""
+    return re.sub(r"(?<![\w-])(--[a-z]\w*)", r'<span class="option">\1</span>', escape(text))
+
+
 def _panels(report: DataReport) -> str:
     """What is wrong, open; what is merely worth knowing, closed."""
     findings = report.findings
@@ -99,7 +105,7 @@ def _panels(report: DataReport) -> str:
     others = [group for group in report.skipped if not group.is_fault]
     html = ""
     if findings.problems or faults:
-        items = [f"<li>{escape(problem)}</li>" for problem in findings.problems]
+        items = [f"<li>{_prose(problem)}</li>" for problem in findings.problems]
         items += [_group_html(group) for group in faults]
         number = len(findings.problems) + sum(len(group.entries) for group in faults)
         title = counted(number, "problem")
@@ -110,7 +116,7 @@ def _panels(report: DataReport) -> str:
         items = [_group_html(group) for group in others]
         closed += _closed_panel("warn", f"{counted(number, 'file')} left out", items)
     if notes := [*findings.notes, *findings.remarks]:
-        items = [f"<li>{escape(note)}</li>" for note in notes]
+        items = [f"<li>{_prose(note)}</li>" for note in notes]
         closed += _closed_panel("calm", counted(len(notes), "remark"), items)
     return html + (f'<div class="panels">{closed}</div>\n' if closed else "")
 
@@ -184,7 +190,7 @@ def _subset_row(subset: SubsetReport) -> str:
 
 
 def _lengths(report: DataReport) -> str:
-    note = f'<p class="hint">{escape(report.length_note)}</p>' if report.length_note else ""
+    note = f'<p class="hint">{_prose(report.length_note)}</p>' if report.length_note else ""
     if not report.lengths:
         return f"<h2>Caption lengths</h2>{note}" if note else ""
     rows = "".join(

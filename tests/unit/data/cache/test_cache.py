@@ -38,9 +38,9 @@ def make_spec(folder, **subset):
     return DatasetSpec(resolution=BUCKET, subsets=(SubsetSpec(image_dir=folder, **subset),))
 
 
-def latent_cache(record, crop=CROP, *, identity="vae", to_disk=True, cache_dir=None, **subset):
+def latent_cache(record, crop=CROP, *, identity="vae", settings="", to_disk=True, cache_dir=None, **subset):
     spec = make_spec(record.path.parent, **subset)
-    where = {"to_disk": to_disk, "cache_dir": cache_dir}
+    where = {"settings": settings, "to_disk": to_disk, "cache_dir": cache_dir}
     return TensorCache(latent_entries([record], [crop], [spec], family="sd3", identity=identity, **where))
 
 
@@ -251,6 +251,25 @@ def test_images_that_differ_in_the_extension_do_not_share(tmp_path):
     records = [make_record(tmp_path / name) for name in ("a.png", "a.jpg")]
     entries = latent_entries(records, [CROP] * 2, [make_spec(tmp_path)], family="sd3", identity="vae", to_disk=True)
     assert len({entry.path for entry in entries}) == 2
+
+
+def test_latents_with_the_mirrored_ones_serve_a_run_without(record):
+    flipped, plain = latent_cache(record, flip_aug=True), latent_cache(record)
+    flipped.write(only(flipped), {"latents": latents(), "latents_flipped": latents().flip(-1)})
+    assert plain.check() == {} == flipped.check()
+    found = plain.read(only(plain))
+    assert list(found) == ["latents"] and torch.equal(found["latents"], latents())
+    other = latent_cache(record, identity="other")
+    assert list(other.check().values()) == ["another VAE or precision"]
+
+
+def test_latents_of_other_settings_have_a_file_of_their_own(record):
+    wide, narrow = (latent_cache(record, identity=f"vae {name}", settings=name) for name in ("float32", "bfloat16"))
+    wide.write(only(wide), {"latents": latents()})
+    assert list(narrow.check().values()) == ["new"]
+    narrow.write(only(narrow), {"latents": latents().bfloat16()})
+    assert wide.check() == {} == narrow.check()
+    assert torch.equal(wide.read(only(wide))["latents"], latents())
 
 
 def test_flipped_latents_belong_to_the_entry(record):

@@ -6,7 +6,17 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from library.data.cache import TensorCache, cache_folders, latent_entries, orphans, prompt_entries, text_entries
+from library.data.cache import (
+    TensorCache,
+    cache_folder,
+    cache_folders,
+    files_of,
+    latent_entries,
+    orphans,
+    other_folders,
+    prompt_entries,
+    text_entries,
+)
 from library.data.config.specs import DatasetSpec, SubsetSpec
 from library.records import CropPlan, ImageRecord, Size
 
@@ -71,3 +81,26 @@ def test_what_is_not_provably_ours_is_left_alone(tmp_path):
     prompts = TensorCache(prompt_entries(["a prompt"], folder=tmp_path, family="sd3", identity="this"))
     prompts.write(prompts.ids[0], {"states": torch.ones(2)})
     assert orphans([], [tmp_path, tmp_path / "nowhere", Path(like_ours)]) == [ours.path]
+
+
+def test_files_of_a_picture_are_its_latents_and_all_texts_beside_it(tmp_path):
+    for cache_dir in (None, tmp_path / "cache"):
+        names = ("one/a.png", "one/a.png_0064x0032_x.png", "two/a.png")
+        records = [make_record(tmp_path / "pictures" / name) for name in names]
+        entries = filled(records, [("cat",), ("dog",), ("cat",)], cache_dir)
+        paths = [entry.path for entry in entries]
+        assert files_of([records[0].path], paths, cache_dir) == [paths[0], paths[3], paths[4]]
+        assert files_of([records[1].path], paths, cache_dir) == [paths[1], paths[3], paths[4]]
+        assert files_of([records[2].path, tmp_path / "b.png"], paths, cache_dir) == [paths[2], paths[5]]
+
+
+def test_folders_in_cache_dir_that_are_of_no_image_folder(tmp_path):
+    for name in ("index", "my-own", "own-0123456789ab.txt", "gone-0123456789ab"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "file-0123456789ab").write_bytes(b"")
+    own = cache_folder(tmp_path / "pictures", tmp_path)
+    own.mkdir()
+    gone = tmp_path / "gone-0123456789ab"
+    assert other_folders(tmp_path, [tmp_path / "pictures"]) == [gone]
+    assert other_folders(tmp_path, []) == [gone, own]
+    assert other_folders(tmp_path / "nowhere", []) == []

@@ -1,12 +1,16 @@
 """The status of a cache sorts every file once, and only files that are provably ours are left over."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from library.data.cache import CacheEntry, TensorCache
-from library.data.cache.status import bytes_words, cache_status, leftovers, remove_files
+from library.data.cache.status import cache_status, leftovers, remove_files
 from library.errors import OutputError
-from library.tensorfile import write_tensors
+from library.tensorfile import temporary_name, write_tensors
 
 
 def entry(folder, name, caption="a", family="sd3"):
@@ -47,11 +51,12 @@ class Npz:
 
 
 def test_what_another_program_made_is_counted_apart(tmp_path):
-    cache = TensorCache([entry(tmp_path, 0)])
-    cache.adopt({"0": Npz(tmp_path / "a.npz")})
+    cache = TensorCache([entry(tmp_path, 0), entry(tmp_path, 1)])
+    (tmp_path / "a.npz").write_bytes(bytes(7))
+    cache.adopt({"0": Npz(tmp_path / "a.npz"), "1": Npz(tmp_path / "a.npz")})
     status = cache_status(cache, cache.check(), [])
     assert (len(status.valid), len(status.foreign), len(status.missing)) == (0, 1, 0)
-    assert "1 from sd-scripts" in next(iter(status.lines("text")))
+    assert "1 from sd-scripts (7 bytes)" in next(iter(status.lines("text")))
 
 
 def test_only_our_files_of_the_kind_and_the_family_are_left_over(tmp_path):
@@ -68,6 +73,19 @@ def test_only_our_files_of_the_kind_and_the_family_are_left_over(tmp_path):
     assert leftovers(wanted, [tmp_path / "nowhere"], kind="text", family="sd3") == []
 
 
+def test_torsos_in_the_folders_of_a_kind_are_left_over(tmp_path):
+    texts = tmp_path / "text_encoder_cache"
+    texts.mkdir()
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    torsos = {folder: folder / temporary_name(ended.pid) for folder in (tmp_path, texts)}
+    for path in (*torsos.values(), texts / temporary_name(os.getpid())):
+        path.write_bytes(b"torso")
+    nothing, folders = TensorCache([]), [tmp_path, texts]
+    assert leftovers(nothing, folders, kind="text", family="sd3") == [torsos[texts]]
+    assert leftovers(nothing, folders, kind="latents", family="sd3") == [torsos[tmp_path]]
+
+
 def test_removing_counts_bytes_and_passes_over_what_is_gone(tmp_path):
     paths = [tmp_path / name for name in ("a", "b", "c")]
     paths[0].write_bytes(bytes(10))
@@ -80,11 +98,3 @@ def test_a_file_that_cannot_be_removed_is_named(tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(OutputError, match="folder cannot be removed"):
         remove_files([tmp_path / "folder"])
-
-
-@pytest.mark.parametrize(
-    ("num_bytes", "words"),
-    [(0, "0 bytes"), (999, "999 bytes"), (1000, "1 kB"), (1_050_000, "1.05 MB"), (21_000_000_000, "21 GB")],
-)
-def test_sizes_are_told_in_units_of_1000(num_bytes, words):
-    assert bytes_words(num_bytes) == words

@@ -20,6 +20,7 @@ READER = Sd3NpzReader(
     clip_widths={"clip_l": 3, "clip_g": 5},
     encoders=("clip_l", "clip_g", "t5xxl"),
     t5_length=4,
+    t5_width=6,
     apply_lg_attn_mask=False,
     apply_t5_attn_mask=False,
     dtype=torch.float32,
@@ -202,7 +203,13 @@ def test_rows_that_masks_hide_become_zero(tmp_path):
     flags = {"apply_lg_attn_mask": np.array(True), "apply_t5_attn_mask": np.array(True)}
     np.savez(tmp_path / "a_sd3_te.npz", **text_arrays(**flags))
     reader = Sd3NpzReader(
-        READER.clip_widths, READER.encoders, 4, apply_lg_attn_mask=True, apply_t5_attn_mask=True, dtype=torch.bfloat16
+        READER.clip_widths,
+        READER.encoders,
+        4,
+        6,
+        apply_lg_attn_mask=True,
+        apply_t5_attn_mask=True,
+        dtype=torch.bfloat16,
     )
     states = reader.texts(tmp_path / "a_sd3_te.npz")
     kept = {name: int(states[name].ne(0).any(dim=1).sum()) for name in ("clip_l", "clip_g", "t5xxl")}
@@ -212,7 +219,7 @@ def test_rows_that_masks_hide_become_zero(tmp_path):
 
 def test_only_the_cached_encoders_are_read(tmp_path):
     np.savez(tmp_path / "a_sd3_te.npz", **text_arrays(lg_out=None, lg_pooled=None))
-    reader = Sd3NpzReader(READER.clip_widths, ("t5xxl",), 4, False, False, torch.float32)
+    reader = Sd3NpzReader(READER.clip_widths, ("t5xxl",), 4, 6, False, False, torch.float32)
     assert list(reader.texts(tmp_path / "a_sd3_te.npz")) == ["t5xxl"]
 
 
@@ -222,6 +229,7 @@ def test_only_the_cached_encoders_are_read(tmp_path):
         ({"apply_lg_attn_mask": np.array(True)}, "it was made with --apply_lg_attn_mask"),
         ({"apply_t5_attn_mask": np.array(True)}, "it was made with --apply_t5_attn_mask"),
         ({"t5_out": np.zeros((9, 6), np.float32)}, "t5_out is not 4 tokens long"),
+        ({"t5_out": np.zeros((4, 9), np.float32)}, "t5_out is 9 wide, not 6: another T5 made it"),
         ({"lg_out": np.zeros((77, 2048), np.float32)}, "lg_out has the shape 77x2048, not 77x8"),
         ({"clip_g_attn_mask": None}, "it has no clip_g_attn_mask"),
         ({"t5_out": np.full((4, 6), np.inf, np.float32)}, "t5_out has NaN or infinite values"),
@@ -236,3 +244,13 @@ def test_texts_that_do_not_fit_are_refused(tmp_path, changes, reason):
 def test_an_archive_cannot_tell_which_of_several_captions_it_holds(tmp_path):
     np.savez(tmp_path / "a_sd3_te.npz", **text_arrays())
     assert found_texts(make_record(tmp_path / "a.png"), ("a cat", "a dog"))[2] == {}
+
+
+@pytest.mark.parametrize("other", ["a dog", ""])
+def test_an_archive_stands_for_no_text_of_a_picture_that_has_another_in_another_dataset(tmp_path, other):
+    np.savez(tmp_path / "a_sd3_te.npz", **text_arrays())
+    record = make_record(tmp_path / "a.png")
+    for captions, number in ((("a cat",), ("a cat", "")), 1), ((("a cat",), (other,)), 0):
+        entries, ids = text_entries([record, record], captions, **SHARED)
+        cache = TensorCache(entries)
+        assert len(find_texts(ids, [record, record], cache.check(), reader=READER)) == number

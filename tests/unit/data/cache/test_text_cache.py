@@ -82,6 +82,19 @@ def test_an_edited_caption_is_new_and_another_encoder_makes_it_anew(tmp_path):
     assert list(other.values()) == ["another text encoder, precision or setting"]
 
 
+def test_settings_have_files_of_their_own_and_encoders_do_not(tmp_path):
+    records, shared = [make_record(tmp_path / "a.png")], {"family": "sd3", "to_disk": True}
+
+    def paths(**origin):
+        texts, _ = text_entries(records, [("cat",)], **shared, **origin)
+        prompts = prompt_entries(["cat"], folder=tmp_path, family="sd3", **origin)
+        return texts[0].path, prompts[0].path
+
+    first = paths(identity="clip bf16", settings="bf16")
+    assert paths(identity="clip t5 bf16", settings="bf16") == first
+    assert not set(paths(identity="clip fp32", settings="fp32")) & set(first)
+
+
 def test_a_caption_whose_states_are_not_finite_is_named(tmp_path):
     texts = make_texts([make_record(tmp_path / "a.png")], [("a cat " * 30,)])
     with pytest.raises(CheckpointError, match=r'^caption "a cat .*\.\.\." of .*a\.png: the encoder gave NaN'):

@@ -351,7 +351,9 @@ def test_turned_off_forms_are_those_of_no_form(tmp_path, caplog):
     assert not caplog.text
 
 
-def test_all_faults_are_listed(tmp_path):
+def test_all_faults_are_listed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()
     text = (
         "[general]\nresolution = 'big'\nshufle_caption = 1\n[[datasets]]\nbatch_size = 0\n"
         "[[datasets.subsets]]\nimage_dir = 'a'\nnum_repeats = -1"
@@ -361,7 +363,9 @@ def test_all_faults_are_listed(tmp_path):
     assert [line[:9] for line in message.splitlines()[1:]] == ["  line 2,", "  line 3,", "  line 5,", "  line 8,"]
 
 
-def test_long_lists_are_cut(tmp_path):
+def test_long_lists_are_cut(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
     text = subset_file("\n".join(f"unknown{number} = 1" for number in range(NUM_LISTED + 10)))
     lines = error_of(tmp_path, text).splitlines()
     assert len(lines) == NUM_LISTED + 2
@@ -401,12 +405,39 @@ def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "latin.toml").write_bytes("# é".encode("latin-1"))
     with pytest.raises(DatasetError, match="not a UTF-8 file"):
         load_dataset_config(tmp_path / "latin.toml", {})
-    assert ": line 1: not valid JSON" in error_of(tmp_path, "{]", name="data.json")
-    assert ": line 1: not valid JSON" in error_of(tmp_path, "", name="data.json")
+    assert ": line 1, column 2: not valid JSON" in error_of(tmp_path, "{]", name="data.json")
+    assert ": line 1, column 1: not valid JSON" in error_of(tmp_path, "", name="data.json")
+    message = error_of(tmp_path, '{"general": {"resolution": 256,}}', name="data.json")
+    assert message == ": line 1, column 31: not valid JSON (trailing comma behind the last item)."
     assert "the top level must be an object" in error_of(tmp_path, "[]", name="data.json")
     assert "resolution must be a whole number or [width, height], got null" in error_of(
         tmp_path, '{"datasets": [{"resolution": null, "subsets": [{"image_dir": "a"}]}]}', name="data.json"
     )
+
+
+def json_file(dataset):
+    return f'{{"datasets": [{{{dataset}, "resolution": 64, "subsets": [{{"image_dir": "a"}}]}}]}}'
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        ('"batch_size": 1, "batch_size": 4', ': "batch_size" stands in one object twice; remove one.'),
+        ('"flip_aug": ' + "[" * 200_000 + "]" * 200_000, "not valid JSON (Brackets nested too deeply)."),
+        (f'"batch_size": {"9" * 5000}', ": line 1, column 30: not valid JSON (Number too long)."),
+        (r'"class_tokens": "a \ud800 b"', "class_tokens holds half a character ('a \\ud800 b'); write the whole one"),
+    ],
+    ids=["twice", "deep", "long", "half"],
+)
+def test_json_that_toml_could_not_hold(tmp_path, dataset, message):
+    assert message in error_of(tmp_path, json_file(dataset), name="data.json")
+
+
+def test_all_keys_that_are_given_twice_in_json_are_listed(tmp_path):
+    twice = '"batch_size": 1, "batch_size": 2, "flip_aug": true, "flip_aug": false, "flip_aug": true'
+    lines = error_of(tmp_path, json_file(twice), name="data.json").splitlines()
+    assert lines[0] == ": 2 faults in the dataset file:"
+    assert [line.split()[0] for line in lines[1:]] == ['"batch_size"', '"flip_aug"']
 
 
 def test_command_line_values_are_checked_too(tmp_path):
@@ -416,6 +447,27 @@ def test_command_line_values_are_checked_too(tmp_path):
     assert "--batch_size must be at least 1, got 0" in error_of(tmp_path, SMALL, {"batch_size": 0})
     with pytest.raises(ValueError, match="train_batch_size"):
         load(tmp_path, SMALL, {"train_batch_size": 1})
+
+
+@pytest.mark.parametrize("fault", ["num_repeats = -1", 'empty_caption = "class_tokens"'])
+def test_missing_folders_are_told_along_with_other_faults(tmp_path, fault):
+    (tmp_path / "clean").mkdir()
+    text = f"[[datasets]]\n[[datasets.subsets]]\nimage_dir = '{tmp_path / 'claen'}'\n{fault}"
+    message = error_of(tmp_path, text, {"resolution": 64})
+    assert ": 2 faults in the dataset file:" in message
+    hint = f"the nearest folder that does is {tmp_path / 'clean'}"
+    assert f"dataset 1, subset 1: image_dir {tmp_path / 'claen'} does not exist; {hint}" in message
+
+
+def test_missing_folders_alone_are_left_to_the_scan(tmp_path):
+    text = f"[[datasets]]\n[[datasets.subsets]]\nimage_dir = '{tmp_path / 'claen'}'"
+    assert load(tmp_path, text, {"resolution": 64})
+
+
+def test_narrow_bucket_limits_are_one_warning(tmp_path, caplog):
+    load(tmp_path, subset_file("enable_bucket = true\nresolution = 1024", "dataset"))
+    (record,) = caplog.records
+    assert "dataset 1: max_bucket_reso 1024 keeps pictures that are not square below the area" in record.getMessage()
 
 
 def test_bucket_limits_are_rounded_outward(tmp_path, caplog):
@@ -446,6 +498,41 @@ def test_bucket_limits_are_rounded_outward(tmp_path, caplog):
 def test_warnings(tmp_path, caplog, line, where, warning):
     load(tmp_path, subset_file(line, where))
     assert warning in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("line", "needed"),
+    [
+        ("bucket_no_upscale = true", "enable_bucket"),
+        ("max_bucket_reso = 2048", "enable_bucket"),
+        ("keep_tokens = 2", "shuffle_caption, caption_tag_dropout_rate or token_warmup_step"),
+        ("keep_tokens_separator = '|'", "shuffle_caption, caption_tag_dropout_rate or token_warmup_step"),
+        ("token_warmup_min = 3", "token_warmup_step"),
+    ],
+)
+def test_keys_that_need_another_are_warned_about_once(tmp_path, caplog, line, needed):
+    text = subset_file(line, "general") + "[[datasets.subsets]]\nimage_dir = 'b'\n[[datasets]]\n"
+    load(tmp_path, text + "[[datasets.subsets]]\nimage_dir = 'c'")
+    assert caplog.text.count(f"{line.split()[0]} has no effect without {needed}") == 1
+    caplog.clear()
+    name, value = line.split(" = ")
+    load(tmp_path, SMALL, {name: value.strip("'") if name.endswith("separator") else json.loads(value)})
+    assert f"data.toml: {name} has no effect without {needed}" in caplog.text
+
+
+def test_keys_at_their_defaults_need_nothing(tmp_path, caplog):
+    load(tmp_path, subset_file("keep_tokens = 0\nbucket_no_upscale = false\nmax_bucket_reso = 1024", "dataset"))
+    load(tmp_path, SMALL, {"keep_tokens": 0, "token_warmup_min": 1, "keep_tokens_separator": ""})
+    assert not caplog.text
+
+
+def test_keys_that_act_somewhere_are_warned_about_where_they_are_given_in_vain(tmp_path, caplog):
+    other = "[[datasets.subsets]]\nimage_dir = 'b'\n"
+    load(tmp_path, subset_file("keep_tokens = 1", "general") + f"shuffle_caption = true\n{other}")
+    assert not caplog.text
+    load(tmp_path, subset_file("keep_tokens = 1\nshuffle_caption = true") + f"{other}keep_tokens = 1")
+    assert "dataset 1, subset 2: keep_tokens has no effect without shuffle_caption" in caplog.text
+    assert "subset 1: keep_tokens" not in caplog.text
 
 
 def test_bucket_settings_do_not_matter_without_buckets(tmp_path):

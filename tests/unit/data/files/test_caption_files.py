@@ -73,10 +73,10 @@ def test_declared_encoding_is_read_and_counted(tmp_path):
 def test_files_of_unknown_encoding_are_all_listed(tmp_path):
     reading = read(tmp_path, {"a.txt": b"caf\xe9", "b.txt": "fine", "c.txt": b"c\0a\0t\0"})
     assert by_name(reading) == {"b.png": "fine"}
-    advice = 'save it again as UTF-8, or declare its encoding, for instance caption_encoding = "cp1252"'
+    advice = "save it again as UTF-8, or declare its encoding, for instance caption_encoding ="
     assert lines_of(reading) == [
-        f"{tmp_path / 'a.txt'} is not UTF-8 (byte 0xe9 at 3); {advice}",
-        f"{tmp_path / 'c.txt'} is not text in UTF-8 (it holds zero bytes); {advice}",
+        f'{tmp_path / "a.txt"} is not UTF-8 (byte 0xe9 at 3); {advice} "cp1252"',
+        f'{tmp_path / "c.txt"} is not text in UTF-8 (it holds zero bytes); {advice} "utf-16-le"',
     ]
     assert [fault.picture.name for fault in reading.findings.faults] == ["a.png", "c.png"]
 
@@ -114,19 +114,55 @@ def test_class_tokens_for_empty_captions_have_to_exist(tmp_path):
 
 
 def test_missing_captions_are_all_listed(tmp_path):
-    reading = read(tmp_path, {"a.txt": "text", "c.caption": "x"}, images=["a.png", "b.png", "c.png"])
+    reading = read(
+        tmp_path, {"a.txt": "text", "c.caption": "x", "D.TXT": "x"}, images=["a.png", "b.png", "c.png", "d.png"]
+    )
     assert by_name(reading) == {"a.png": "text"}
     advice = 'write one, or set class_tokens or missing_caption = "allow"'
     assert lines_of(reading) == [
         f"{tmp_path / 'b.png'} has no caption file b.txt; {advice}",
         f"{tmp_path / 'c.png'} has no caption file c.txt (there is c.caption); {advice}",
+        f"{tmp_path / 'd.png'} has no caption file d.txt (there is D.TXT); {advice}",
     ]
 
 
 def test_class_tokens_stand_in_for_missing_captions(tmp_path):
-    reading = read(tmp_path, {"a.txt": "text"}, images=["a.png", "b.png"], class_tokens=DOGS)
-    assert by_name(reading) == {"a.png": "text", "b.png": DOGS}
+    reading = read(tmp_path, {}, images=["a.png", "b.png"], class_tokens=DOGS)
+    assert by_name(reading) == {"a.png": DOGS, "b.png": DOGS}
     assert reading.findings.notes == reading.findings.faults == ()
+
+
+def test_pictures_without_caption_among_others_that_have_one_are_noted(tmp_path):
+    images = [f"{number}.png" for number in range(8)]
+    reading = read(tmp_path, {"3.txt": "text"}, images=images, class_tokens=DOGS)
+    assert list(by_name(reading).values()) == [DOGS, DOGS, DOGS, "text", DOGS, DOGS, DOGS, DOGS]
+    assert reading.findings.faults == ()
+    assert reading.findings.notes == (
+        f"{tmp_path}: pictures without caption file, trained with class_tokens although others have one: "
+        "7 (0.png, 1.png, 2.png, 4.png, 5.png, ...)",
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "used"),
+    [({"class_tokens": DOGS}, "class_tokens"), ({"missing_caption": "allow"}, "empty captions")],
+)
+def test_captions_that_are_overlooked_are_named(tmp_path, options, used):
+    texts = {"a.txt": "text", "b.caption": "x", "C.txt": "x", "d.TXT": "x", "e.json": "{}"}
+    reading = read(tmp_path, texts, images=[f"{letter}.png" for letter in "abcde"], **options)
+    assert reading.findings.faults == ()
+    assert reading.findings.notes[0] == (
+        f"{tmp_path}: files beside pictures without caption that may be theirs but have another ending or letter case, "
+        f"so that {used} are used; rename them, or set caption_extension: 3 (b.caption, C.txt, d.TXT)"
+    )
+    assert len(reading.findings.notes) == 2
+
+
+def test_the_caption_of_another_picture_is_no_hint(tmp_path):
+    reading = read(tmp_path, {"a.txt": "text"}, images=["a.png", "A.png"], class_tokens=DOGS)
+    assert by_name(reading) == {"a.png": "text", "A.png": DOGS}
+    (note,) = reading.findings.notes
+    assert "may be theirs" not in note
 
 
 def test_missing_captions_may_be_allowed(tmp_path):

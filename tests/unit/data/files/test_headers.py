@@ -1,12 +1,13 @@
 """Headers of image files: the size as seen, how pixels are stored, and files that are not whole."""
 
+import errno
 import struct
 import zlib
 
 import pytest
 from PIL import Image, ImageOps, features
 
-from library.data.files.headers import IMAGE_SUFFIXES, PictureHeader, read_header, why_unreadable
+from library.data.files.headers import IMAGE_SUFFIXES, PictureHeader, read_header, read_orientation, why_unreadable
 from library.errors import DatasetError
 from library.records import Size
 
@@ -66,6 +67,19 @@ def test_orientation_that_only_xmp_states(tmp_path, name):
     with Image.open(path) as image:
         seen = ImageOps.exif_transpose(image).size
     assert read_header(path).size == seen == (32, 48)
+
+
+def test_an_orientation_that_the_drive_does_not_give_is_not_taken_for_none(tmp_path, monkeypatch):
+    path = save_image(tmp_path / "a.png", (48, 32))
+
+    def failing_open(path, *arguments, **options):
+        raise OSError(errno.EIO, "hiccup")
+
+    with Image.open(path) as image:
+        assert read_orientation(image, path) == 1
+        monkeypatch.setattr(type(path), "open", failing_open)
+        with pytest.raises(OSError, match="hiccup"):
+            read_orientation(image, path)
 
 
 @pytest.mark.parametrize("suffix", ALL_FORMATS)

@@ -12,7 +12,7 @@ from library.data.files.index import PictureIndex, file_state
 from library.records import Size
 
 HEADER = PictureHeader(Size(40, 30), 6, 12, "CMYK", has_alpha=True)
-STATE = (1000, 1_700_000_000_123_456_789)
+STATE = (1000, 1_700_000_000_123_456_789, 1_700_000_000_987_654_321)
 
 
 @pytest.fixture
@@ -38,8 +38,9 @@ def test_what_was_remembered_is_known_to_the_next_run(place):
     assert len(list(place.iterdir())) == 2
 
 
-@pytest.mark.parametrize("state", [(1001, STATE[1]), (1000, STATE[1] + 1)])
-def test_a_changed_file_is_unknown(place, state):
+@pytest.mark.parametrize("place_in_state", range(3))
+def test_a_changed_file_is_unknown(place, place_in_state):
+    state = tuple(value + (number == place_in_state) for number, value in enumerate(STATE))
     path = Path("/data/a.png")
     saved(place, path).remember_sound(path, STATE)
     index = PictureIndex.open(place)
@@ -53,8 +54,8 @@ def test_soundness_is_remembered_until_the_file_changes(place):
     index.save()
     index = PictureIndex.open(place)
     assert index.is_sound(path, STATE) and index.header(path, STATE) == HEADER
-    index.remember(path, (5, 5), HEADER)
-    assert not index.is_sound(path, STATE) and not index.is_sound(path, (5, 5))
+    index.remember(path, (5, 5, 5), HEADER)
+    assert not index.is_sound(path, STATE) and not index.is_sound(path, (5, 5, 5))
 
 
 def test_soundness_without_a_header_is_not_kept(place):
@@ -93,13 +94,13 @@ def test_nothing_is_written_where_nothing_changed(place):
         lambda text: text[: len(text) // 2],
         lambda text: "[1, 2]",
         lambda text: "[" * 100_000,
-        lambda text: text.replace('"version":1', '"version":99'),
+        lambda text: text.replace('"version":2', '"version":99'),
         lambda text: text.replace("/data", "/elsewhere"),
         lambda text: text.replace("40,30", "40,-30"),
         lambda text: text.replace("40,30", '"40",30'),
         lambda text: text.replace("40,30", "40"),
         lambda text: text.replace('"CMYK"', "true"),
-        lambda text: '{"version":1,"folder":"/data","files":[]}',
+        lambda text: '{"version":2,"folder":"/data","files":[]}',
     ],
 )
 def test_a_damaged_or_foreign_index_is_made_again(place, damage, caplog):
@@ -172,4 +173,16 @@ def test_the_state_of_a_file(tmp_path):
     path = tmp_path / "a"
     path.write_bytes(b"12345")
     os.utime(path, ns=(1, 1_600_000_000_000_000_001))
-    assert file_state(path) == (5, path.stat().st_mtime_ns)
+    stat = path.stat()
+    assert file_state(path) == (5, stat.st_mtime_ns, stat.st_ctime_ns)
+
+
+def test_what_was_forgotten_is_unknown_to_the_next_run(place):
+    paths = [Path(f"/data/{name}.png") for name in "ab"]
+    saved(place, *paths)
+    index = PictureIndex.open(place)
+    index.forget(paths[0])
+    index.forget(Path("/data/never.png"))
+    index.save()
+    index = PictureIndex.open(place)
+    assert index.header(paths[0], STATE) is None and index.header(paths[1], STATE) == HEADER

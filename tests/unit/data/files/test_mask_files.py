@@ -83,6 +83,48 @@ def test_pictures_elsewhere_have_masks_of_their_stem(tmp_path):
     assert names(pairs) == {"a.jpg": "a.png"}
 
 
+def pair_of_metadata(folder, images, masks, image_dir):
+    for name in masks:
+        (folder / "masks" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "masks" / name).write_bytes(b"")
+    subset = SubsetSpec(image_dir=image_dir, metadata_file=folder / "d.json", conditioning_data_dir=folder / "masks")
+    pairs = pair_masks(images, subset)
+    return [mask.relative_to(folder / "masks").as_posix() for mask in pairs.masks.values()], pairs.findings.faults
+
+
+@pytest.mark.parametrize("image_dir", [None, "images"])
+def test_pictures_elsewhere_of_one_stem_have_masks_in_folders_of_their_name(tmp_path, image_dir):
+    images = [tmp_path / "far" / name for name in ("one/a.png", "two/a.png", "b.png")]
+    root = image_dir and tmp_path / image_dir
+    given = ["one/a.png", "far/two/a.png", "b.png", "a.png"]
+    assert pair_of_metadata(tmp_path, images, given, root) == (["one/a.png", "far/two/a.png", "b.png"], ())
+
+
+def test_pictures_elsewhere_of_one_stem_share_the_only_mask(tmp_path):
+    images = [tmp_path / name / "a.png" for name in ("one", "two")]
+    masks, (fault,) = pair_of_metadata(tmp_path, images, ["a.png"], None)
+    assert masks == ["a.png"] and "and a.png share the mask" in fault.problem
+
+
+def test_a_relative_image_dir_and_absolute_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    images = [tmp_path / "images" / name for name in ("one/a.png", "two/a.png", "a.png")]
+    given = ["one/a.png", "two/a.png", "a.png"]
+    assert pair_of_metadata(tmp_path, images, given, Path("images")) == (given, ())
+    assert pair_of_metadata(tmp_path, [Path("images/one/a.png")], given, tmp_path / "images") == (["one/a.png"], ())
+
+
+def test_folders_of_masks_are_read_through_links(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "a.png").write_bytes(b"")
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / "one").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "masks" / "round").symlink_to(tmp_path / "masks")
+    pairs = pair(tmp_path, ["one/a.png", "b.png"], ["b.png"], recursive=True)
+    assert names(pairs) == {"a.png": "a.png", "b.png": "b.png"}
+    assert [remark.partition(" is ")[0] for remark in pairs.findings.remarks] == [str(tmp_path / "masks" / "round")]
+
+
 @pytest.mark.parametrize(
     ("folder", "message"),
     [

@@ -81,7 +81,8 @@ def test_absolute_and_nested_names(tmp_path):
 def test_relative_names_need_a_root(tmp_path):
     reading = read(tmp_path, {"a.png": {"caption": "x"}, "b.png": {"caption": "y"}}, is_rooted=False)
     assert problem(reading) == (
-        f"{tmp_path / 'data.json'} has relative names: 2 (a.png, b.png); set image_dir, where they start"
+        f"{tmp_path / 'data.json'} has relative names: 2 (a.png, b.png); set image_dir "
+        "(with --in_json: --train_data_dir), where they start"
     )
 
 
@@ -172,6 +173,8 @@ def test_unused_keys_are_counted(tmp_path):
     [
         ({"caption": ["a"]}, "caption must be a text, got ['a']"),
         ({"tags": 3}, "tags must be a text, got 3"),
+        ({"caption": "a \ud800 b"}, "caption holds half a character ('a \\ud800 b'); write the whole one"),
+        ({"caption": "x", "tags": "\udc00"}, "tags holds half a character ('\\udc00'); write the whole one"),
         ({"caption": "x", "image_size": "64x32"}, "image_size must be [width, height] in pixels, got '64x32'"),
         ({"caption": "x", "image_size": [64]}, "image_size must be [width, height] in pixels, got [64]"),
         ({"caption": "x", "image_size": [0, 4]}, "image_size must be [width, height] in pixels, got [0, 4]"),
@@ -190,6 +193,37 @@ def test_bad_json_has_its_place(tmp_path):
     assert problem(read(tmp_path, text)) == (
         f"{tmp_path / 'data.json'} is not JSON (line 3, column 24: Expecting value); mend it or make it again"
     )
+
+
+@pytest.mark.parametrize(
+    ("value", "place", "reason"),
+    [
+        ("[" * 200_000 + "]" * 200_000, "column 1", "Brackets nested too deeply"),
+        ('{"x": ' * 200_000 + "1" + "}" * 200_000, "column 1", "Brackets nested too deeply"),
+        (f"[1, {'9' * 5000}]", "column 15", "Number too long"),
+    ],
+    ids=["lists", "objects", "number"],
+)
+def test_json_that_cannot_be_parsed_has_its_place(tmp_path, value, place, reason):
+    text = f'{{"a.png": {value}}}'
+    assert f"is not JSON (line 1, {place}: {reason})" in problem(read(tmp_path, text))
+    lines = f'{{"image_path": "a.png", "caption": "x"}}\n{text}'
+    reading = read(tmp_path, lines, name="d.jsonl")
+    assert captions(reading) == {"a.png": "x"}
+    (line,) = reading.findings.problems
+    assert line == f"{tmp_path / 'd.jsonl'}, line 2, {place} is not JSON ({reason}); mend or remove the line"
+
+
+def test_names_that_no_file_can_have(tmp_path):
+    reading = read(tmp_path, '{"\\ud800.png": {"caption": "x"}, "a.png": {"caption": "y"}}')
+    assert captions(reading) == {"a.png": "y"}
+    assert "does not exist; correct the name, or remove the entry" in fault(reading).problem
+
+
+def test_a_name_that_is_a_folder(tmp_path):
+    found = fault(read(tmp_path, {"sub": {"caption": "x"}}, pictures=["sub/a.png"]))
+    assert found.path == tmp_path / "images/sub"
+    assert found.problem.startswith("is a folder; name each of its pictures, or make the folder a subset")
 
 
 def test_jsonl_under_the_name_of_json(tmp_path):
@@ -215,6 +249,22 @@ def test_bad_lines_are_all_listed(tmp_path):
         f"{file}, line 4 has no image_path, which names the picture",
         f"{file}, line 5 has no image_path, which names the picture",
     )
+
+
+def test_lines_with_the_keys_of_other_programs_name_them_and_ours(tmp_path):
+    reading = read(tmp_path, [{"file_name": "a.png", "text": "a cat"}], name="data.jsonl")
+    assert problem(reading) == (
+        f"{tmp_path / 'data.jsonl'}, line 1 has no image_path, which names the picture; it has file_name, text: "
+        "image_path and caption are meant"
+    )
+
+
+def test_a_comma_behind_the_last_item_is_named(tmp_path):
+    assert "(line 1, column 26: trailing comma behind the last item)" in problem(
+        read(tmp_path, '{"a.png": {"caption": "x",}}')
+    )
+    (text,) = read(tmp_path, '{"image_path": "a.png",}', name="data.jsonl").findings.problems
+    assert "line 1, column 23 is not JSON (trailing comma behind the last item)" in text
 
 
 def test_entries_that_are_no_objects(tmp_path):

@@ -40,6 +40,28 @@ def test_a_caption_that_another_picture_uses_stays(tmp_path):
     assert sorted(files(tmp_path)) == [f"{FOLDER}/a.png", "a.jpg", "a.txt"]
 
 
+def test_only_caption_files_move_along(tmp_path):
+    write(tmp_path, "a.png", "a.TXT", "a.psd", "a.json", "a.note")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a.caption").mkdir()
+    write(tmp_path, "a/inner.txt")
+    quarantine([Fault(tmp_path / "a.png", "is broken")], caption_extensions=[".Note"])
+    assert sorted(files(tmp_path)) == [
+        *(f"{FOLDER}/a.TXT", f"{FOLDER}/a.note", f"{FOLDER}/a.png"),
+        *("a.json", "a.psd", "a/inner.txt"),
+    ]
+    assert (tmp_path / "a.caption").is_dir()
+
+
+def test_pictures_that_are_used_stay_under_whatever_name(tmp_path, caplog):
+    write(tmp_path, "a.png", "a.txt", "b.png", "c.png")
+    (tmp_path / "link.png").symlink_to("b.png")
+    faults = [Fault(tmp_path / f"{name}.png", "has no text") for name in "abc"]
+    moved = quarantine(faults, used=[tmp_path / "a.png", tmp_path / "link.png"])
+    assert [old.name for old, _ in moved] == ["c.png"]
+    assert "not moved, as another subset uses them: 2 (a.png, b.png)" in caplog.text
+
+
 def test_nothing_in_quarantine_is_overwritten(tmp_path):
     (tmp_path / FOLDER).mkdir()
     write(tmp_path, f"{FOLDER}/a.png", "a.png")

@@ -1,14 +1,19 @@
 """Scanning folders: pictures, sizes, names, and everything that can be wrong with them."""
 
+import builtins
+import errno
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from library.data.config.specs import DatasetSpec, SubsetSpec
-from library.data.files.index import PictureIndex
+from library.data.files import patience
+from library.data.files.headers import PictureHeader
+from library.data.files.index import PictureIndex, file_state
 from library.data.files.listing import natural_order
 from library.data.files.scan import scan_datasets
 from library.records import Size
@@ -203,6 +208,21 @@ def test_files_of_other_picture_types_are_left_out(tmp_path):
     )
 
 
+def test_videos_are_left_out_and_not_called_pictures(tmp_path):
+    save_image(tmp_path / "a.png")
+    (tmp_path / "b.MP4").write_bytes(b"x")
+    (fault,) = scan(tmp_path).findings.left_out
+    assert str(fault) == f"{tmp_path / 'b.MP4'} is not used: .mp4 is a video; take single pictures out of it"
+
+
+def test_a_folder_of_pictures_of_other_types_only_says_that_they_are_to_be_converted(tmp_path):
+    (tmp_path / "a.HEIC").write_bytes(b"x")
+    (tmp_path / "a.txt").write_text("a cat", encoding="utf-8")
+    (problem,) = scan(tmp_path).findings.problems
+    assert problem.endswith(". Files of type .heic cannot be read: convert them to PNG or JPEG")
+    assert "Name a folder" not in problem
+
+
 def test_types_that_this_pillow_lacks_are_left_out_with_the_package(tmp_path):
     jxl = tmp_path / "a.JXL"
     jxl.write_bytes(b"\xff\x0a" + b"\0" * 40)
@@ -346,6 +366,109 @@ def test_masks_are_paired_and_their_shape_is_checked(tmp_path):
     assert "masks of another size than their picture, brought to it: 1 (half.jpg)" in found.findings.notes
 
 
+def test_masks_with_too_many_pixels_are_faults(tmp_path):
+    for folder, size in (("img", (40, 30)), ("mask", (80, 60))):
+        save_image(tmp_path / folder / "a.png", size)
+    subset = SubsetSpec(
+        image_dir=tmp_path / "img", conditioning_data_dir=tmp_path / "mask", class_tokens="x", max_image_pixels=1200
+    )
+    found = scan_subset(subset)
+    (fault,) = found.findings.faults
+    assert found.records == () and fault.picture == tmp_path / "img" / "a.png"
+    assert str(fault).startswith(f"{tmp_path / 'mask' / 'a.png'} has 4,800 pixels (80x60), more than max_image_pixels")
+
+
+def test_masks_are_training_pictures_of_no_dataset(tmp_path):
+    for place in ("img/a.png", "img/sub/b.png", "img/masks/a.png", "img/masks/sub/b.png"):
+        save_image(tmp_path / place)
+    folder = SubsetSpec(image_dir=tmp_path / "img", class_tokens="x", recursive=True)
+    masked = replace(folder, conditioning_data_dir=tmp_path / "img" / "masks")
+    specs = [DatasetSpec(resolution=Size(64, 64), subsets=(subset,)) for subset in (folder, masked)]
+    found = scan_datasets(specs, "data.toml")
+    assert names(found) == ["a.png", "b.png"] * 2
+    assert [record.dataset for record in found.records] == [0, 0, 1, 1]
+
+
+def test_a_link_beside_its_picture_is_noted(tmp_path):
+    save_image(tmp_path / "one" / "a.png")
+    save_image(tmp_path / "two" / "c.png")
+    (tmp_path / "one" / "b.png").symlink_to("a.png")
+    (tmp_path / "one" / "c.png").symlink_to(tmp_path / "two" / "c.png")
+    (tmp_path / "one" / "d.png").symlink_to("c.png")
+    line = f"{tmp_path / 'one'}: links to a picture that is used already, trained once more: 2 (b.png, d.png)"
+    found = scan(tmp_path / "one")
+    assert found.findings.notes == (line,) and names(found) == ["a.png", "b.png", "c.png", "d.png"]
+    (tmp_path / "one" / "b.png").unlink()
+    (tmp_path / "one" / "d.png").unlink()
+    assert scan(tmp_path / "one").findings.notes == ()
+
+
+class TestOnAFlakyDrive:
+    """Row E9 of the failures, while folders are looked at."""
+
+    @pytest.fixture
+    def folder(self, tmp_path, monkeypatch):
+        """Three pictures with captions; opening the files in `failures` fails as often as it says."""
+        for name in "abc":
+            save_image(tmp_path / "data" / f"{name}.png")
+            (tmp_path / "data" / f"{name}.txt").write_text(name, encoding="utf-8")
+        self.failures, self.code = {}, errno.EIO
+        monkeypatch.setattr(patience, "PAUSES", (0.0, 0.0, 0.0))
+        for owner in (builtins, Path):
+            monkeypatch.setattr(owner, "open", self.flaky(owner.open))
+        return tmp_path / "data"
+
+    def flaky(self, real_open):
+        def open_or_fail(path, *arguments, **options):
+            name = os.path.basename(path) if isinstance(path, (str, Path)) else ""
+            if self.failures.get(name, 0) > 0:
+                self.failures[name] -= 1
+                raise OSError(self.code, os.strerror(self.code), str(path))
+            return real_open(path, *arguments, **options)
+
+        return open_or_fail
+
+    def test_hiccups_are_survived(self, folder, caplog):
+        self.failures = {"a.png": 3, "b.png": 1, "c.txt": 3}
+        assert [record.caption for record in records_of(folder, caption_extension=".txt")] == ["a", "b", "c"]
+        assert set(self.failures.values()) == {0}
+        assert caplog.text.count("2 files cannot be read ([Errno 5]") == 1
+        assert caplog.text.count("trying again in 0 s") == 6
+
+    @pytest.mark.parametrize(
+        ("code", "reason"),
+        [
+            (errno.EIO, "(Input/output error); several attempts failed; look after the drive, then start again"),
+            (errno.EACCES, "(Permission denied); make it readable"),
+        ],
+    )
+    def test_what_stays_unreadable_is_a_problem_and_no_fault_of_a_picture(self, folder, code, reason):
+        self.code, self.failures = code, {"a.png": 9, "c.txt": 9}
+        found = scan(folder, caption_extension=".txt")
+        assert names(found) == ["b.png"]
+        assert found.findings.faults == ()
+        assert sorted(found.findings.problems) == [f"{folder / name} cannot be read {reason}" for name in self.failures]
+
+    def test_so_is_a_mask(self, folder, tmp_path):
+        save_image(tmp_path / "masks" / "mask.png").rename(tmp_path / "masks" / "a.bmp")
+        self.failures = {"a.bmp": 9}
+        found = scan(folder, conditioning_data_dir=tmp_path / "masks")
+        assert found.records == ()
+        assert [fault.picture.name for fault in found.findings.faults] == ["b.png", "c.png"]
+        assert "a.bmp cannot be read" in found.findings.problems[0]
+
+    def test_folders_are_listed_again(self, folder, monkeypatch):
+        real_scandir, failures = os.scandir, [errno.ESTALE]
+
+        def flaky_scandir(path):
+            if failures:
+                raise OSError(failures.pop(), "hiccup", str(path))
+            return real_scandir(path)
+
+        monkeypatch.setattr(os, "scandir", flaky_scandir)
+        assert len(records_of(folder)) == 3 and not failures
+
+
 def test_regularisation_is_marked(tmp_path):
     save_image(tmp_path / "a.png")
     assert records_of(tmp_path, is_reg=True)[0].is_reg
@@ -373,10 +496,21 @@ class TestWithAnIndex:
     def test_headers_are_not_read_again(self, tmp_path, folder):
         sizes, _ = self.look(tmp_path, folder)
         path = folder / "img1.png"
+        index = PictureIndex.open(tmp_path / "index")
+        index.forget(path)
+        index.remember(path, file_state(path), PictureHeader(Size(1, 1)))  # not what reading it would show
+        index.save()
+        assert self.look(tmp_path, folder)[0] == {**sizes, path.name: Size(1, 1)}
+
+    def test_a_picture_replaced_by_one_of_its_length_and_time_is_read_again(self, tmp_path, folder):
+        self.look(tmp_path, folder)
+        path = folder / "img1.png"
         stat = path.stat()
-        path.write_bytes(bytes(stat.st_size))  # same size and time: only reading it would show
+        save_image(path, (10, 40))
+        path.write_bytes(path.read_bytes().ljust(stat.st_size, b"\0"))
         os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-        assert self.look(tmp_path, folder)[0] == sizes
+        assert (path.stat().st_size, path.stat().st_mtime_ns) == (stat.st_size, stat.st_mtime_ns)
+        assert self.look(tmp_path, folder)[0] == {"img1.png": Size(10, 40), "img10.png": Size(40, 100)}
 
     def test_a_replaced_picture_is_read_again(self, tmp_path, folder):
         self.look(tmp_path, folder)
@@ -414,8 +548,8 @@ def test_many_pictures_in_many_threads_keep_their_order(tmp_path):
 
 
 def test_pictures_without_a_face_in_their_name_are_told_where_faces_are_cut_out(tmp_path):
-    for name in ("anna_6_4_3_3.png", "tree.png"):
+    for name in ("anna_6_4_3_3.png", "photo_2024_05_17_12.png", "tree.png"):
         save_image(tmp_path / name)
     notes = scan(tmp_path, face_crop_aug_range=(1.0, 2.0)).findings.notes
-    assert [note for note in notes if "end in no face" in note and note.endswith("1 (tree.png)")]
+    assert [note for note in notes if "end in no face" in note and note.endswith("2 (photo_2024_05_17_12.png, tree.png)")]
     assert not scan(tmp_path).findings.notes

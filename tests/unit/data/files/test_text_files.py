@@ -4,7 +4,7 @@ import codecs
 
 import pytest
 
-from library.data.files.text_files import decode_text, is_text_encoding, text_lines
+from library.data.files.text_files import decode_text, is_text_encoding, likely_encoding, text_lines
 
 
 @pytest.mark.parametrize(
@@ -50,6 +50,12 @@ def test_other_files_are_refused(data, encoding, message):
 )
 def test_names_of_encodings(name, is_known):
     assert is_text_encoding(name) == is_known
+
+
+@pytest.mark.parametrize("codec", ["cp1252", "utf-16-le", "utf-16-be"])
+def test_suggested_encoding_reads_the_file(codec):
+    data = "Straße".encode(codec)
+    assert decode_text(data, likely_encoding(data)) == ("Straße", codec)
 
 
 def test_lines_of_all_systems_without_blank_ones():

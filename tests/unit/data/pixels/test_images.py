@@ -13,7 +13,7 @@ from library.data.config.keys import INTERPOLATIONS
 from library.data.files import patience
 from library.data.files.headers import read_header
 from library.data.pixels.images import load_image, load_mask, load_resized, prepare_image, resize_pixels
-from library.errors import DatasetError
+from library.errors import DatasetError, UnreadableError
 from library.records import CropPlan, Size
 
 ORIENTATION = 0x0112
@@ -320,6 +320,14 @@ class TestMasks:
         assert found.shape == (32, 64)
         assert difference(found, ramp).max() <= 5
 
+    def test_values_of_0_and_1_are_an_error(self, tmp_path):
+        path = tmp_path / "a.png"
+        Image.fromarray(np.array([[0, 1]], np.uint8)).save(path)
+        with pytest.raises(DatasetError, match=r"a\.png is nearly black, with values of 0 and 1 .* 0 and 255"):
+            load_mask(path, Size(2, 1), Size(2, 1), None)
+        Image.fromarray(np.array([[0, 0]], np.uint8)).save(path)
+        assert load_mask(path, Size(2, 1), Size(2, 1), None).tolist() == [[0, 0]]
+
     def test_another_shape_is_an_error(self, tmp_path):
         path = tmp_path / "a.png"
         Image.new("L", (30, 20)).save(path)
@@ -356,13 +364,13 @@ class TestDrives:
 
     def test_a_fourth_is_an_error_that_names_the_file(self, picture):
         self.num_faults = 4
-        with pytest.raises(DatasetError, match=r"a\.bmp cannot be decoded .*the drive hiccuped.*Several attempts"):
+        with pytest.raises(UnreadableError, match=r"a\.bmp cannot be decoded .*the drive hiccuped.*Several attempts"):
             load_image(picture)
         assert len(self.attempts) == 4
 
     def test_what_does_not_pass_is_not_tried_again(self, picture):
         self.num_faults, self.code = 1, errno.EACCES
-        with pytest.raises(DatasetError, match="Repair"):
+        with pytest.raises(UnreadableError, match="Make it readable"):
             load_image(picture)
         assert len(self.attempts) == 1
 

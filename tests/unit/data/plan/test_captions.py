@@ -55,7 +55,7 @@ def test_fixed_rules_can_be_cached():
         keep_tokens_separator="|||",
     )
     assert cache_conflicts(rules) == ()
-    assert fixed_caption("cat;;;dog\nsecond line", rules) == "a photo of cat,dog"
+    assert fixed_caption("cat;;;dog\nsecond line", rules) == "a photo of cat,dog , film"
     assert fixed_caption("cat ||| dog", rules) == "a photo of cat ||| dog , film"
 
 
@@ -66,6 +66,13 @@ def test_fixed_caption_leaves_out_chance():
 
 def test_escaped_braces_inside_a_wildcard():
     assert {apply("{a|{{b}}}", random.Random(seed), enable_wildcard=True) for seed in range(20)} == {"a", "{b}"}
+
+
+def test_every_line_has_prefix_and_suffix():
+    options = {"caption_prefix": "P", "caption_suffix": "{s|t}", "enable_wildcard": True}
+    texts = {apply("one\ntwo\nthree", random.Random(seed), **options) for seed in range(60)}
+    assert texts == {f"P {line} {end}" for line in ("one", "two", "three") for end in "st"}
+    assert fixed_caption("one\ntwo", CaptionRules(**options)) == "P one {s|t}"
 
 
 def test_braces_stay_without_wildcards():

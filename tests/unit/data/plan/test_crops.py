@@ -34,10 +34,14 @@ def test_no_choice_where_the_picture_fits_exactly():
         ("anna_640_310_-180_220.jpg", None),
         ("anna_640_310_0_220.jpg", None),
         ("anna_٣_310_180_220.jpg", None),
+        ("photo_2024_05_17_12.png", None),
+        ("anna_799_599_17_12.png", Face(799, 599, 17, 12)),
+        ("anna_800_599_17_12.png", None),
+        ("anna_799_600_17_12.png", None),
     ],
 )
 def test_faces_in_names(name, face):
-    assert face_in_name(Path("a_1_2_3_4") / name) == face
+    assert face_in_name(Path("a_1_2_3_4") / name, Size(800, 600)) == face
 
 
 PLAN = CropPlan(resized=Size(100, 80), left=18, top=8, bucket=Size(64, 64))

@@ -11,8 +11,8 @@ from library.data.plan.validation import split_validation
 from library.records import ImageRecord, Size
 
 
-def dataset(*splits, seed=None):
-    subsets = tuple(SubsetSpec(image_dir=Path("x"), validation_split=split) for split in splits)
+def dataset(*splits, seed=None, folder="x"):
+    subsets = tuple(SubsetSpec(image_dir=Path(folder), validation_split=split) for split in splits)
     return DatasetSpec(resolution=Size(64, 64), validation_seed=seed, subsets=subsets)
 
 
@@ -60,13 +60,31 @@ def test_a_larger_share_keeps_what_a_smaller_one_does():
 
 
 def test_the_folder_does_not_matter():
-    here, there = (split_validation(records(200, folder), [dataset(0.2)]).validation for folder in ("a", "b/c"))
+    here, there = (
+        split_validation(records(200, f"{folder}/deep"), [dataset(0.2, folder=folder)]).validation
+        for folder in ("a", "b/c")
+    )
     assert names(here) == names(there)
+
+
+def test_equal_names_in_sub_folders_are_drawn_apart():
+    given = [replace(records(1, f"x/s{number}")[0], key=str(number)) for number in range(200)]
+    split = split_validation(given, [dataset(0.2)])
+    assert 20 < len(split.validation) < 60
+
+
+def test_pictures_outside_of_the_folder_go_by_their_last_two_names():
+    given = [replace(record, path=Path("/far/s0") / record.path.name) for record in records(100)]
+    spec = dataset(0.3)
+    kept = names(split_validation(given, [spec]).validation)
+    assert kept == names(split_validation(records(100, "x/s0"), [spec]).validation)
+    rootless = replace(spec, subsets=(replace(spec.subsets[0], image_dir=None),))
+    assert kept == names(split_validation(given, [rootless]).validation)
 
 
 def test_accents_may_be_stored_either_way():
     both = [
-        [replace(record, path=Path(f"{letter}{record.path.name}")) for record in records(100)]
+        [replace(record, path=Path(f"x/{letter}{record.path.name}")) for record in records(100)]
         for letter in ("\u00e9", "e\u0301")
     ]
     kept = [{r.key for r in split_validation(given, [dataset(0.5)]).validation} for given in both]
@@ -90,7 +108,8 @@ def test_a_file_kept_in_one_dataset_is_trained_on_in_none(tmp_path):
         (tmp_path / f"{i}.png").write_bytes(b"")
     os.symlink(tmp_path, tmp_path / "link")
     given = records(50, tmp_path) + records(50, tmp_path / "link", dataset=1) + records(50, tmp_path / ".", dataset=2)
-    split = split_validation(given, [dataset(0.3), dataset(0.1, seed=7), dataset(0.0)])
+    specs = [dataset(0.3, folder=tmp_path), dataset(0.1, seed=7, folder=tmp_path / "link"), dataset(0.0)]
+    split = split_validation(given, specs)
     kept = names(split.validation)
     assert names(record for record in split.validation if record.dataset == 1) - names(
         record for record in split.validation if record.dataset == 0
@@ -100,10 +119,17 @@ def test_a_file_kept_in_one_dataset_is_trained_on_in_none(tmp_path):
     assert len(split.training) == 3 * (50 - len(kept))
 
 
+def test_one_picture_is_counted_in_the_singular():
+    (problem,) = split_validation(records(1), [dataset(1.0)]).findings.problems
+    assert "keeps 1 picture for validation" in problem
+    (note,) = split_validation(records(1), [dataset(0.0001)]).findings.notes
+    assert "keeps none of 1 picture; raise" in note
+
+
 def test_nothing_left_to_train_is_a_problem():
     split = split_validation(records(4), [dataset(1.0)])
     assert split.findings.problems == (
-        "validation_split keeps all 4 pictures for validation and leaves none to train on; "
+        "validation_split keeps 4 pictures for validation and leaves none to train on; "
         "lower it, or add a subset without it",
     )
     only_reg = records(4) + records(2, "y", subset=1, is_reg=True)
@@ -116,6 +142,6 @@ def test_a_share_that_keeps_none_is_said(share):
     split = split_validation(records(3) + records(3, "y", subset=1), [dataset(0.0, share)])
     assert split.validation == ()
     assert split.findings.notes == (
-        f"dataset 1, subset 2: validation_split {share:g} keeps none of its 3 pictures; raise it, or try another "
+        f"dataset 1, subset 2: validation_split {share:g} keeps none of 3 pictures; raise it, or try another "
         "validation_seed",
     )

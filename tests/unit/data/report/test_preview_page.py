@@ -217,3 +217,11 @@ def test_a_page_without_any_picture_says_what_is_wrong():
     html = render_page(report, [])
     assert Page(html).open_tags == []
     assert "image_dir dogs does not exist" in html and "1 problem to put right" in html
+
+
+def test_flags_in_sentences_are_not_broken_behind_their_hyphens():
+    findings = Findings(problems=("a-b needs --masked_loss; <give> it",))
+    report = make_report(source="a.toml", specs=[], records=[], crops=[], num_training=0, findings=findings, steps=None)
+    html = render_page(report, [])
+    assert 'a-b needs <span class="option">--masked_loss</span>; &lt;give&gt; it' in html
+    assert ".option { white-space: nowrap; }" in html

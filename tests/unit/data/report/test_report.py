@@ -1,9 +1,11 @@
 """The report on a run's data: every number of it, and its words."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from library.data.cache import latent_entries
 from library.data.config.specs import DatasetSpec, SubsetSpec
 from library.data.findings import Fault, Findings
 from library.data.plan.batches import count_steps
@@ -52,6 +54,10 @@ FINDINGS = Findings(
     notes=("a note",),
     remarks=("a remark",),
 )
+FILES = {
+    (0, 0): {*(FOLDER / f"{name}.png" for name in ("a", "b", "c", "v", "x", "y", "z", "tiny"))},
+    (0, 1): {Path("data/reg/r.png")},
+}
 
 
 def make(**changes):
@@ -63,6 +69,7 @@ def make(**changes):
         "crops": CROPS,
         "num_training": 4,
         "findings": FINDINGS,
+        "files": FILES,
         "steps": steps,
     }
     return make_report(**{**values, **changes})
@@ -107,18 +114,37 @@ def test_crops_and_enlargement():
 
 def test_lengths_count_pictures_with_a_caption_that_is_too_long():
     texts = (("x", "y"), ("z",), ("",), ("r",), ("v",))
-    report = make(texts=texts, counts={"clip_l": ([5, 80, 77, 2, 4, 4], 77)})
-    (length,) = report.lengths
+    t5xxl = ([5, 20, 17, 2, 4, 4], 16)
+    report = make(texts=texts, counts={"clip_l": ([5, 80, 77, 2, 4, 4], 77), "t5xxl": t5xxl})
+    length, _ = report.lengths
     assert (length.limit, length.longest, length.median, length.num_cut) == (77, 80, 4.5, 1)
     assert length.longest_of == FOLDER / "a.png"
+    assert report.num_captions_cut == 2  # for T5 that of b.png too
 
 
-def test_latents_take_the_bytes_of_their_numbers():
-    subset = SubsetSpec(image_dir=FOLDER, flip_aug=True, alpha_mask=True)
-    specs = (DatasetSpec(resolution=SQUARE, subsets=(subset,)),)
-    records = [picture("a.png"), picture("b.png"), picture("a.png")]  # the last one shares the first one's entry
-    size = latent_size(records, [UNCUT] * 3, specs, channels=16, cells=8, element_bytes=2)
-    assert size == (2, 2 * (2 * 16 * 8 * 8 * 2 + 8 * 8 * 2 + ENTRY_OVERHEAD))
+def test_a_picture_that_one_dataset_uses_and_another_leaves_out_is_unused_in_the_other_only():
+    specs = (*SPECS, DatasetSpec(resolution=SQUARE, subsets=(SubsetSpec(image_dir=FOLDER),)))
+    files = {**FILES, (1, 0): {FOLDER / "a.png", FOLDER / "b.png"}}
+    findings = Findings(left_out=(Fault(FOLDER / "b.png", "is too small"),))
+    records, crops = (*RECORDS, picture("a.png", dataset=1)), (*CROPS, UNCUT)
+    subsets = make(specs=specs, records=records, crops=crops, findings=findings, files=files).subsets
+    assert {subset.place: subset.skipped for subset in subsets} == {"1.1": 0, "1.2": 0, "2.1": 1}
+
+
+def test_latents_take_the_bytes_of_their_numbers(tmp_path):
+    subset = SubsetSpec(image_dir=tmp_path, flip_aug=True, alpha_mask=True)
+    pixelated = replace(subset, resize_interpolation="nearest")
+    specs = (DatasetSpec(resolution=SQUARE, subsets=(subset, subset, pixelated)),)
+    records = [
+        ImageRecord(path, path.name, "a dog", SQUARE, 1, 0, number)
+        for path, number in ((tmp_path / "a.png", 0), (tmp_path / "b.png", 0), (tmp_path / "a.png", 1))
+    ]
+    records.append(replace(records[0], subset=2))  # the one before shares the first one's entry, this one does not
+    for record in records:
+        record.path.touch()
+    entries = latent_entries(records, [UNCUT] * 4, specs, family="sd3", identity="", to_disk=True)
+    size = latent_size(entries, channels=16, cells=8, element_bytes=2)
+    assert size == (3, 3 * (2 * 16 * 8 * 8 * 2 + 8 * 8 * 2 + ENTRY_OVERHEAD))
 
 
 def test_free_space_is_told_of_folders_that_are_not_there_yet(tmp_path):
@@ -154,6 +180,12 @@ def test_the_words_have_every_part():
     ):
         assert part in text, part
     assert max(map(len, lines)) <= 100
+
+
+@pytest.mark.parametrize(("number", "words"), [(0, None), (1, "1 picture was never"), (12, "12 pictures were never")])
+def test_pictures_that_may_be_damaged_inside_are_told(number, words):
+    text = "\n".join(describe(replace(make(), num_never_decoded=number)))
+    assert words in text if words else "decoded" not in text
 
 
 def test_nothing_to_train_is_told_without_numbers():
