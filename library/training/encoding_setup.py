@@ -66,7 +66,7 @@ class EncodingSetup:
 
     def cache_of(self, entries: Sequence[CacheEntry]) -> TensorCache:
         """A cache that says what this run can change where files cannot be written."""
-        return TensorCache(entries, advice=self.advice if self.cache_dir is None else "Change --cache_dir")
+        return TensorCache(entries, advice=self.advice if self.cache_dir is None else "Choose another --cache_dir")
 
     def missing(self, cache: TensorCache) -> dict[str, str]:
         """{id: reason} of the entries to make, alike on every process even while another run writes into the folder."""

@@ -329,7 +329,9 @@ def test_status_lists_the_folders_of_other_pictures_in_cache_dir(training, run_t
     assert cache_files(tmp_path / "caches") == before
 
 
-@pytest.mark.parametrize(("is_given", "advice"), [(True, "Change --cache_dir"), (False, "Give a folder for them with")])
+@pytest.mark.parametrize(
+    ("is_given", "advice"), [(True, "Choose another --cache_dir"), (False, "Give a folder for them with")]
+)
 def test_where_files_cannot_be_written_only_what_helps_is_advised(is_given, advice, training, run_tool, tmp_path):
     pictures = training.pictures()
     (tmp_path / "file").write_bytes(b"")

@@ -118,7 +118,8 @@ def test_filters_come_before_faults():
 def test_filters_that_leave_nothing_are_a_problem():
     found = fit(record(100, 100, "x.png"), record(90, 90, "y.png"), min_image_size=256)
     assert found.findings.problems == (
-        "filters leave nothing of 2 pictures (x.png, y.png); loosen min_image_size, max_aspect_ratio or max_crop_fraction",
+        "filters leave nothing of 2 pictures (x.png, y.png); loosen min_image_size, max_aspect_ratio or "
+        "max_crop_fraction",
     )
     assert fit().findings.problems == ()
 
