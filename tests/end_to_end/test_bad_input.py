@@ -359,7 +359,7 @@ DATA: dict[str, Case] = {
     ),
     "pictures_that_share_a_caption": (
         lambda a: a.dataset(pictures=a.pictures(a_png=GOOD_PNG, a_jpg=GOOD_JPEG, a_txt="x")),
-        ("share the caption file a.txt", "rename one"),
+        ("a.jpg shares the caption file a.txt with a.png", "a.png shares", "rename one"),
     ),
     "toml_typos": (
         lambda a: a.dataset(

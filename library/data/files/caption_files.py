@@ -152,12 +152,19 @@ class _Tally:
         elif content.lines is None:
             self._add_missing(image, source)
         elif self.owners.setdefault(source, image) is not image:
-            owner = self.owners[source]
-            self.faults.append(Fault(image, f"and {owner.name} share the caption file {source.name}; rename one"))
+            self._add_shared(image, source)
         elif not content.lines:
             self._add_empty(image, source)
         else:
             self._add_text(image, source, content)
+
+    def _add_shared(self, image: Path, source: _Source) -> None:
+        """Whose caption it is cannot be told, so none of the pictures can be used."""
+        owner = self.owners[source]
+        pairs = [(owner, image), (image, owner)] if owner in self.captions else [(image, owner)]
+        self.captions.pop(owner, None)
+        for one, other in pairs:
+            self.faults.append(Fault(one, f"shares the caption file {source.name} with {other.name}; rename one"))
 
     def findings(self) -> Findings:
         """All faults, and how many pictures each exception was made for."""

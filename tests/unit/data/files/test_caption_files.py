@@ -205,8 +205,11 @@ def test_other_text_files_are_no_hint(tmp_path):
 
 def test_two_pictures_cannot_share_a_caption(tmp_path):
     reading = read(tmp_path, {"a.txt": "text"}, images=["a.jpg", "a.png"])
-    assert by_name(reading) == {"a.jpg": "text"}
-    assert lines_of(reading) == [f"{tmp_path / 'a.png'} and a.jpg share the caption file a.txt; rename one"]
+    assert not reading.captions
+    assert lines_of(reading) == [
+        f"{tmp_path / 'a.jpg'} shares the caption file a.txt with a.png; rename one",
+        f"{tmp_path / 'a.png'} shares the caption file a.txt with a.jpg; rename one",
+    ]
     assert len(read(tmp_path, {}, images=["b.jpg", "b.png"], class_tokens=DOGS).captions) == 2
 
 
