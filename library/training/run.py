@@ -182,13 +182,20 @@ class Run:
 
         rank, number = self.accelerator.process_index, self.accelerator.num_processes
         distinct = list({(record.path, record.mask): record for record in records}.values())
-        found = check_pixels(distinct[rank::number], self.plan.index, is_shown=rank == 0)
-        black = [path.name for path in sorted(set(gather_object(list(found.black_masks))))]
+        try:
+            found = check_pixels(distinct[rank::number], self.plan.index, is_shown=rank == 0)
+            told = (list(found.broken.items()), list(found.black_masks), "")
+        except UnreadableError as error:
+            told = ([], [], str(error))  # raised below, by every process
+        everyone: list[tuple[list[tuple[Path, str]], list[Path], str]] = gather_object([told])
+        if failures := [failure for _, _, failure in everyone if failure]:
+            raise UnreadableError("\n".join(failures))
+        black = [path.name for path in sorted({path for _, paths, _ in everyone for path in paths})]
         if black:
             logger.warning(
                 "masks that are black all over, so that nothing is learned: %d (%s)", len(black), first_names(black)
             )
-        return dict(gather_object(list(found.broken.items())))  # type: ignore[attr-defined]
+        return {path: problem for broken, _, _ in everyone for path, problem in broken}
 
     @property
     def device(self) -> torch.device:
