@@ -31,11 +31,20 @@ OLDEST_TORCH = (2, 6)
 TORCH_RANGE = "torch>=2.6"
 TORCH_PIN = "torch==2.13.0"  # the version this release was tested with
 
+_OPTIMIZERS = [
+    "lion-pytorch>=0.2",
+    "dadaptation>=3.2",
+    "prodigyopt>=1.1",
+    "schedulefree>=1.4",
+    "pytorch-optimizer>=3.8",
+]
 EXTRAS = {
     "xformers": ["xformers>=0.0.29"],
     "peft": ["peft>=0.14"],
     "lycoris": ["lycoris-lora>=3.1"],
+    "tensorboard": ["tensorboard>=2.16"],
     "wandb": ["wandb>=0.19"],
+    "optimizers": _OPTIMIZERS,
     # ruff and mypy are pinned: another version is another opinion
     "test": [
         "pytest>=8",
@@ -45,6 +54,9 @@ EXTRAS = {
         "mypy==2.4.1",
         "peft>=0.14",
         "lycoris-lora>=3.1",
+        "tensorboard>=2.16",
+        "wandb>=0.19",
+        *_OPTIMIZERS,
     ],
 }
 

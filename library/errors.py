@@ -37,3 +37,9 @@ class OutputError(UserError):
     """Something could not be written."""
 
     exit_code = 5
+
+
+class DivergedError(UserError):
+    """Losses or gradients are not finite any more."""
+
+    exit_code = 4

@@ -111,6 +111,7 @@ class Batch:
             samples without one are all 1.
         preserves_output: Of each sample, whether the model shall keep drawing it as it does without the network.
             Shape [B], bool, on the CPU; None where no sample asks for it.
+        num_whole: Samples of the batch that this one is a part of; 0 where it is whole.
     """
 
     plan: BatchPlan
@@ -123,11 +124,34 @@ class Batch:
     posterior_seeds: tuple[int, ...] = ()
     masks: Tensor | None = None
     preserves_output: Tensor | None = None
+    num_whole: int = 0
 
     @property
     def weight(self) -> float:
         """Factor on the whole batch's loss: 1, or 0 where it only keeps a process in step with the others."""
         return self.plan.weight
+
+    def take(self, part: range) -> Batch:
+        """The batch of some of its samples, one after another."""
+        rows = slice(part.start, part.stop)
+
+        def cut(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor[rows]
+
+        return replace(
+            self,
+            plan=replace(self.plan, items=self.plan.items[rows]),
+            sample_ids=self.sample_ids[rows],
+            captions=self.captions[rows],
+            loss_weights=self.loss_weights[rows],
+            images=cut(self.images),
+            latents=cut(self.latents),
+            text=self.text and {name: tensor[rows] for name, tensor in self.text.items()},
+            posterior_seeds=self.posterior_seeds[rows],
+            masks=cut(self.masks),
+            preserves_output=cut(self.preserves_output),
+            num_whole=len(self.sample_ids),
+        )
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""

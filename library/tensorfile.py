@@ -321,11 +321,12 @@ def abandoned_files(folder: Path) -> list[Path]:
         names = os.listdir(folder)
     except OSError:
         return []
-    return [folder / name for name in sorted(names) if _is_abandoned(folder / name)]
+    return [folder / name for name in sorted(names) if is_abandoned(folder / name, name)]
 
 
-def _is_abandoned(path: Path) -> bool:
-    name = _TEMPORARY.fullmatch(path.name)
+def is_abandoned(path: Path, temporary: str) -> bool:
+    """Whether what lies at `path` is unfinished and nobody finishes it, by its name from `temporary_name`."""
+    name = _TEMPORARY.fullmatch(temporary)
     if name is None:
         return False
     try:

@@ -2,42 +2,35 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from library.log import get_logger
 from library.records import CropPlan, ImageRecord, Size
 
-logger = get_logger(__name__)
-
-MAX_TAG_BYTES = 1 << 18  # of the tag counts of a file; readers of headers get slow or give up beyond a few of these
+_SEPARATORS = re.compile(r"[,\r\n]")  # a caption may hold several lines
 
 
 def describe_datasets(
-    records: Sequence[ImageRecord],
-    crops: Sequence[CropPlan],
-    datasets: Sequence[Mapping[str, Any]],
-    *,
-    max_tag_bytes: int = MAX_TAG_BYTES,
-) -> dict[str, object]:
+    records: Sequence[ImageRecord], crops: Sequence[CropPlan], datasets: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
     """Facts about the training data for `metadata.build_metadata`: datasets, tag_frequency and dataset_dirs.
+
+    They are complete, however long; `header_limit.fit_header` shortens what is written.
 
     Args:
         records: Pictures that are trained on.
         crops: One for each record.
         datasets: The configured datasets as nested mappings (`dataclasses.asdict`).
-        max_tag_bytes: Limit on the tag counts; beyond it the rarest tags are left out.
     """
     by_subset = defaultdict(list)
     for index, record in enumerate(records):
         by_subset[record.dataset, record.subset].append(index)
-    budget = max_tag_bytes // (len(datasets) + 1)
     described = []
     all_tags: dict[str, dict[str, int]] = {}
-    folders: dict[str, dict[str, int]] = {}
+    all_counts: list[tuple[Mapping[str, Any], int]] = []
     for number, dataset in enumerate(datasets):
         counts = [(subset, by_subset[number, place]) for place, subset in enumerate(dataset["subsets"])]
         tags = _count_tags([(_folder(subset), [records[i].caption for i in own]) for subset, own in counts])
@@ -45,31 +38,59 @@ def describe_datasets(
         described.append(
             {
                 **_describe_dataset(dataset, [records[i] for i in own], [crops[i] for i in own]),
-                "tag_frequency": _cut_tags(tags, budget),
+                "tag_frequency": tags,
                 "subsets": [_describe_subset(subset, len(indices)) for subset, indices in counts],
             }
         )
-        all_tags = {**tags, **all_tags}
-        for subset, indices in counts:
-            if subset["is_reg"]:
-                continue
-            entry = {"n_repeats": subset["num_repeats"], "img_count": len(indices)}
-            folders[_free_name(_folder(subset), folders)] = entry
-    return {"datasets": described, "tag_frequency": _cut_tags(all_tags, budget), "dataset_dirs": folders}
+        for folder, counted in tags.items():
+            all_tags.setdefault(folder, counted)
+        all_counts += [(subset, len(indices)) for subset, indices in counts]
+    return {"datasets": described, "tag_frequency": all_tags, "dataset_dirs": _folders(all_counts, is_reg=False)}
+
+
+def describe_only_dataset(
+    described: Mapping[str, Any], dataset: Mapping[str, Any], *, batches_per_step: int
+) -> dict[str, Any]:
+    """The same in the form without a dataset file, where options hold for all pictures: one key for each of them.
+
+    Args:
+        described: The dataset as `describe_datasets` gives it.
+        dataset: As configured.
+        batches_per_step: Of all processes, with accumulation.
+    """
+    first = described["subsets"][0] if described["subsets"] else {}
+    counts = [(subset, one["img_count"]) for subset, one in zip(dataset["subsets"], described["subsets"], strict=True)]
+    width, height = dataset["resolution"]
+    of_subset = ("color_aug", "flip_aug", "random_crop", "shuffle_caption", "keep_tokens")
+    return {
+        "batch_size_per_device": dataset["batch_size"],
+        "total_batch_size": dataset["batch_size"] * batches_per_step,
+        "resolution": f"({width}, {height})",
+        **{name: first.get(name) for name in of_subset},
+        "enable_bucket": dataset["enable_bucket"],
+        "bucket_no_upscale": dataset["bucket_no_upscale"],
+        "min_bucket_reso": described["min_bucket_reso"],
+        "max_bucket_reso": described["max_bucket_reso"],
+        "reg_dataset_dirs": _folders(counts, is_reg=True),
+        "bucket_info": described["bucket_info"],
+    }
 
 
 def _describe_dataset(
     dataset: Mapping[str, Any], records: Sequence[ImageRecord], crops: Sequence[CropPlan]
 ) -> dict[str, object]:
-    names = ("enable_bucket", "min_bucket_reso", "max_bucket_reso", "resize_interpolation")
+    has_buckets = dataset["enable_bucket"]
     return {
         "is_dreambooth": all(subset["metadata_file"] is None for subset in dataset["subsets"]),
         "batch_size_per_device": dataset["batch_size"],
         "num_train_images": sum(record.repeats for record in records if not record.is_reg),
         "num_reg_images": sum(record.repeats for record in records if record.is_reg),
         "resolution": list(dataset["resolution"]),
-        **{name: dataset[name] for name in names},
-        "bucket_info": _describe_buckets(records, crops) if dataset["enable_bucket"] else None,
+        "enable_bucket": has_buckets,
+        "min_bucket_reso": dataset["min_bucket_reso"] if has_buckets else None,
+        "max_bucket_reso": dataset["max_bucket_reso"] if has_buckets else None,
+        "resize_interpolation": dataset["resize_interpolation"],
+        "bucket_info": _describe_buckets(records, crops) if has_buckets else None,
     }
 
 
@@ -105,13 +126,19 @@ def _folder(subset: Mapping[str, Any]) -> str:
     return Path(subset["image_dir"] or subset["metadata_file"]).name
 
 
-def _free_name(name: str, taken: Mapping[str, object]) -> str:
-    """The name, or with a number behind it if it is taken."""
-    number, free = 1, name
-    while free in taken:
-        number += 1
-        free = f"{name} ({number})"
-    return free
+def _folders(counts: Sequence[tuple[Mapping[str, Any], int]], *, is_reg: bool) -> dict[str, dict[str, int]]:
+    """{name: repeats and pictures} of the folders of one kind; repeated names get a number."""
+    folders: dict[str, dict[str, int]] = {}
+    numbers: Counter[str] = Counter()
+    for subset, num_images in counts:
+        if subset["is_reg"] != is_reg:
+            continue
+        name = free = _folder(subset)
+        while free in folders:
+            numbers[name] += 1
+            free = f"{name} ({numbers[name] + 1})"
+        folders[free] = {"n_repeats": subset["num_repeats"], "img_count": num_images}
+    return folders
 
 
 def _count_tags(folders: Sequence[tuple[str, Sequence[str]]]) -> dict[str, dict[str, int]]:
@@ -120,22 +147,5 @@ def _count_tags(folders: Sequence[tuple[str, Sequence[str]]]) -> dict[str, dict[
     for folder, captions in folders:
         own = counts.setdefault(folder, Counter())
         for caption in captions:
-            own.update(tag for tag in (part.strip().lower() for part in caption.split(",")) if tag)
+            own.update(tag for tag in (part.strip().lower() for part in _SEPARATORS.split(caption)) if tag)
     return {folder: dict(own) for folder, own in counts.items()}
-
-
-def _cut_tags(counts: Mapping[str, Mapping[str, int]], budget: int) -> dict[str, dict[str, int]]:
-    """The most frequent tags that fit into `budget` bytes of JSON."""
-    if len(json.dumps(counts)) <= budget:
-        return {folder: dict(tags) for folder, tags in counts.items()}
-    ranked = sorted((-count, folder, tag) for folder, tags in counts.items() for tag, count in tags.items())
-    kept: dict[str, dict[str, int]] = {folder: {} for folder in counts}
-    left = budget - len(json.dumps(kept))
-    for count, folder, tag in ranked:
-        left -= len(json.dumps({tag: -count}))
-        if left < 0:
-            break
-        kept[folder][tag] = -count
-    num_kept = sum(len(tags) for tags in kept.values())
-    logger.info("metadata: the %d most frequent of %d tags are recorded", num_kept, len(ranked))
-    return kept

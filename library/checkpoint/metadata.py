@@ -28,21 +28,29 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
-RECORDED_OPTIONS = (  # recorded as ss_<name>
+RECORDED_OPTIONS = (  # recorded as ss_<name>, where the script has them
     *("output_name", "training_comment", "learning_rate", "text_encoder_lr", "unet_lr", "max_train_steps", "seed"),
     *("gradient_checkpointing", "gradient_accumulation_steps", "lr_warmup_steps", "lr_scheduler", "max_grad_norm"),
+    *("lr_decay_steps", "lr_scheduler_num_cycles", "lr_scheduler_power", "lr_scheduler_timescale"),
+    *("lr_scheduler_min_lr_ratio", "lr_scheduler_args"),
     *("network_module", "network_dim", "network_alpha", "network_dropout", "network_args"),
-    *("mixed_precision", "full_fp16", "fp8_base", "fp8_base_unet", "lowram", "cache_latents"),
-    *("v2", "clip_skip", "max_token_length"),
+    *("network_train_unet_only", "network_train_text_encoder_only"),
+    *("mixed_precision", "full_fp16", "full_bf16", "fp8_base", "fp8_base_unet", "lowram", "cache_latents"),
+    *("save_precision", "v2", "v_parameterization", "clip_skip", "max_token_length"),
     *("noise_offset", "noise_offset_random_strength", "multires_noise_iterations", "multires_noise_discount"),
     *("adaptive_noise_scale", "zero_terminal_snr", "ip_noise_gamma", "ip_noise_gamma_random_strength"),
     *("caption_dropout_rate", "caption_dropout_every_n_epochs", "caption_tag_dropout_rate"),
     *("face_crop_aug_range", "prior_loss_weight", "min_snr_gamma", "scale_weight_norms", "debiased_estimation"),
+    *("scale_v_pred_loss_like_noise_pred", "v_pred_like_loss", "masked_loss", "min_timestep", "max_timestep"),
     *("loss_type", "huber_schedule", "huber_scale", "huber_c"),
+    *("ema_decay", "max_bad_steps"),
     *("validation_seed", "validation_split", "max_validation_steps"),
     *("validate_every_n_epochs", "validate_every_n_steps", "resize_interpolation"),
 )
-_AS_JSON = frozenset(("network_args", "datasets", "tag_frequency", "dataset_dirs"))
+JSON_KEYS = frozenset(  # whose values are JSON
+    ("ss_network_args", "ss_datasets", "ss_tag_frequency", "ss_dataset_dirs", "ss_reg_dataset_dirs", "ss_bucket_info")
+)
+MAX_THUMBNAIL_BYTES = 1 << 17  # of the data URL, an eighth of the largest header
 _OWN_NAMES = {"debiased_estimation": "debiased_estimation_loss"}  # option of another name than its key
 _DESCRIPTIONS = (  # modelspec.<name>, from the option --metadata_<name>
     *("author", "description", "license", "tags", "usage_hint", "merged_from"),
@@ -69,7 +77,8 @@ def build_metadata(options: Mapping[str, object], facts: Mapping[str, object]) -
     values = {**recorded, **facts}
     if not values.get("network_args"):
         values.pop("network_args", None)
-    return {f"ss_{name}": json.dumps(value) if name in _AS_JSON else _text(value) for name, value in values.items()}
+    named = {f"ss_{name}": value for name, value in values.items()}
+    return {key: json.dumps(value) if key in JSON_KEYS else _text(value) for key, value in named.items()}
 
 
 def modelspec(
@@ -86,7 +95,8 @@ def modelspec(
 
     Args:
         architecture: For instance "stable-diffusion-3-medium/lora".
-        options: {name: value}: output_name, the metadata_* options, min_timestep, max_timestep, clip_skip.
+        options: {name: value}: output_name, the metadata_* options (metadata_thumbnail from `read_thumbnail`),
+            min_timestep, max_timestep, clip_skip.
         resolution: That was trained at.
         prediction_type: "epsilon", "v", or "flow": what a flow-matching model predicts is neither of ModelSpec's two.
         saved_at: Seconds since 1970.
@@ -100,9 +110,9 @@ def modelspec(
         "implementation": implementation,
         "title": title,
         "resolution": f"{resolution.width}x{resolution.height}",
-        "date": datetime.fromtimestamp(int(saved_at)).isoformat(),
+        "date": datetime.fromtimestamp(int(saved_at)).isoformat(),  # local time without zone, as ModelSpec has it
         **{name: options.get(f"metadata_{name}") for name in _DESCRIPTIONS},
-        "thumbnail": _thumbnail(options.get("metadata_thumbnail")),
+        "thumbnail": options.get("metadata_thumbnail"),
         "implementation_version": implementation_version,
         "prediction_type": prediction_type,
         "timestep_range": _timestep_range(options.get("min_timestep"), options.get("max_timestep")),
@@ -154,17 +164,28 @@ def _timestep_range(low: object, high: object) -> str | None:
     return f"{0 if low is None else low},{1000 if high is None else high}"
 
 
-def _thumbnail(source: object) -> str | None:
-    """A picture file as a data URL; a URL as it is."""
-    if not source or str(source).startswith("data:"):
-        return str(source) if source else None
-    try:
-        data = Path(str(source)).read_bytes()
-    except OSError as error:
-        logger.warning("--metadata_thumbnail %s cannot be read (%s) and is left out", source, error.strerror or error)
+def read_thumbnail(source: str | Path | None) -> str | None:
+    """A picture file as a data URL, a data URL as it is; None, with a warning, where it is of no use."""
+    text = str(source or "")
+    if not text:
         return None
-    kind = mimetypes.guess_type(str(source))[0] or "image/png"
-    return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
+    if not text.startswith("data:"):
+        try:
+            data = Path(text).read_bytes()
+        except OSError as error:
+            reason = error.strerror or error
+            logger.warning("--metadata_thumbnail %s cannot be read (%s) and is left out", text, reason)
+            return None
+        kind = mimetypes.guess_type(text)[0] or "image/png"
+        source, text = text, f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
+    if len(text) <= MAX_THUMBNAIL_BYTES:
+        return text
+    logger.warning(
+        "--metadata_thumbnail %.80s takes %d KiB of every file's header, %d are allowed, and is left out; "
+        "make it smaller, for instance a JPEG of 256 x 256 pixels",
+        *(source, len(text) >> 10, MAX_THUMBNAIL_BYTES >> 10),
+    )
+    return None
 
 
 # Files that a training started from
@@ -175,7 +196,7 @@ class FileHashes:
     """Hashes of a model file. "NOFILE" where it is missing, "IsADirectory" where it cannot be read.
 
     Attributes:
-        legacy: 8 digits of the SHA-256 of 64 KiB from its middle; fast, but not unique.
+        legacy: 8 digits of the SHA-256 of the 64 KiB that begin 1 MiB into it; fast, but not unique.
         sha256: Of the whole file.
     """
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -81,6 +82,8 @@ class BatchDataset(Dataset[Batch]):
         cells: Pixels of a latent's side, for masks.
         seed: Of the run; keys the draws of captions, flips, crops and colours.
         max_steps: Optimizer steps of the run, for caption warm-up.
+        is_fixed: Nothing is random: no mirroring, no dropout of captions, no random crops or colours; `variants` has one
+            caption for each record.
     """
 
     def __init__(
@@ -95,6 +98,7 @@ class BatchDataset(Dataset[Batch]):
         cells: int = 8,
         seed: int,
         max_steps: int,
+        is_fixed: bool = False,
     ) -> None:
         self.records = records
         self.crops = crops
@@ -105,6 +109,7 @@ class BatchDataset(Dataset[Batch]):
         self.cells = cells
         self.seed = seed
         self.max_steps = max_steps
+        self.is_fixed = is_fixed
         self.has_masks = any(self._subset(record).has_masks for record in records)
         self._warned: set[Path] = set()
 
@@ -156,10 +161,12 @@ class BatchDataset(Dataset[Batch]):
 
     def _is_flipped(self, item: PlannedItem, plan: BatchPlan) -> bool:
         subset = self._subset(self.records[item.record])
-        return subset.flip_aug and self._draw("flip", item, plan).random() < 0.5
+        return subset.flip_aug and not self.is_fixed and self._draw("flip", item, plan).random() < 0.5
 
     def _caption(self, item: PlannedItem, plan: BatchPlan) -> str:
         record = self.records[item.record]
+        if self.is_fixed and self.variants is not None:
+            return self.variants[item.record][0]
         rules, draw = self._subset(record).captions, self._draw("caption", item, plan)
         if self.variants is not None:
             return choose_caption(self.variants[item.record], rules, draw=draw, epoch=plan.epoch)
@@ -180,7 +187,7 @@ class BatchDataset(Dataset[Batch]):
     def _pixels(self, plan: BatchPlan, flips: Sequence[bool]) -> tuple[_Pixels, Sequence[DamagedEntry]]:
         """From the cache, or decoded; and what of the cache could not be read."""
         if self.latents is None:
-            return self._decoded(plan, flips, is_random=True), ()
+            return self._decoded(plan, flips, is_random=not self.is_fixed), ()
         rows, damaged = [], []
         for item in plan.items:
             try:
@@ -235,7 +242,12 @@ class BatchLoader(DataLoader[Batch]):
 
 
 def make_loader(
-    dataset: BatchDataset, plans: Iterable[BatchPlan], *, num_workers: int = 0, pin_memory: bool = False
+    dataset: BatchDataset,
+    plans: Iterable[BatchPlan],
+    *,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+    start_worker: Callable[[], None] | None = None,
 ) -> BatchLoader:
     """A loader that makes the batches of `plans`, in their order.
 
@@ -245,6 +257,7 @@ def make_loader(
         num_workers: Processes asked for; as many as there are processors at most, and none where latents are in
             memory already.
         pin_memory: Put batches into page-locked memory, from which a GPU copies without waiting.
+        start_worker: Called in each worker when it starts.
     """
     num_workers = _useful_workers(dataset, num_workers)
     if num_workers:
@@ -254,7 +267,7 @@ def make_loader(
         batch_size=None,
         sampler=plans,
         num_workers=num_workers,
-        worker_init_fn=_start_worker,
+        worker_init_fn=partial(_start_worker, start_worker),
         pin_memory=pin_memory,
     )
 
@@ -286,6 +299,8 @@ def _num_processors() -> int:
     return os.cpu_count() or 1
 
 
-def _start_worker(_: int) -> None:
+def _start_worker(start: Callable[[], None] | None, _: int) -> None:
     """One thread in each worker: there are as many workers as the user wants threads."""
+    if start is not None:
+        start()
     torch.set_num_threads(1)

@@ -66,6 +66,12 @@ def to_timesteps(levels: Tensor, min_timestep: int, max_timestep: int) -> Tensor
     return (levels * (max_timestep - min_timestep) + min_timestep).trunc()
 
 
+def flow_snr(sigmas: Tensor) -> Tensor:
+    """Signal-to-noise ratio ((1 - sigma) / sigma)^2: infinite for clean latents, 0 for noise. Shape [B], float32."""
+    sigmas = sigmas.float()
+    return ((1 - sigmas) / sigmas) ** 2
+
+
 def loss_weights(scheme: str, sigmas: Tensor) -> Tensor:
     """Weight of the loss on the clean latents at each noise level.
 

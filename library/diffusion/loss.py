@@ -1,7 +1,7 @@
 """Element-wise losses and how they become one number per sample.
 
-huber is quadratic near 0 and linear far away, so that outliers pull less; its threshold may fall with
-the timestep. Source: Khrapov et al. 2024, arXiv:2403.16728 (scheduled pseudo-Huber).
+huber is quadratic near 0 and linear far away, so that outliers pull less; its threshold may fall towards
+noise. Source: Khrapov et al. 2024, arXiv:2403.16728 (scheduled pseudo-Huber).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from library.diffusion.flow import NUM_TIMESTEPS
 from library.errors import OptionError
 
 LOSS_TYPES = ("l2", "l1", "huber", "smooth_l1")
-HUBER_SCHEDULES = ("constant", "exponential")
+HUBER_SCHEDULES = ("constant", "exponential", "snr")
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class LossSettings:
 
     Attributes:
         loss_type: One of LOSS_TYPES.
-        huber_schedule: How the threshold depends on the timestep; one of HUBER_SCHEDULES for huber and smooth_l1.
-        huber_c: The threshold (`constant`), or what it falls to at timestep 1000 (`exponential`). Above 0.
-        huber_scale: Factor on the threshold. Above 0.
+        huber_schedule: How the threshold depends on the noise; one of HUBER_SCHEDULES for huber and smooth_l1.
+        huber_c: The threshold (`constant`), or what it falls to in pure noise (`exponential`, `snr`). Above 0.
+        huber_scale: Factor on the threshold of `constant` and `exponential`. Above 0.
 
     Raises:
         OptionError: A setting is out of its range; names the option.
@@ -43,10 +43,8 @@ class LossSettings:
         if not self.has_threshold:
             return
         if self.huber_schedule not in HUBER_SCHEDULES:
-            raise OptionError(
-                f"--huber_schedule {self.huber_schedule} has no meaning for this model. "
-                "Use --huber_schedule exponential or constant."
-            )
+            known = ", ".join(HUBER_SCHEDULES)
+            raise OptionError(f"--huber_schedule {self.huber_schedule}: not known. Use one of {known}.")
         for flag, value in (("--huber_c", self.huber_c), ("--huber_scale", self.huber_scale)):
             if not value > 0:
                 raise OptionError(f"{flag} must be above 0, got {value}.")
@@ -57,20 +55,33 @@ class LossSettings:
         return self.loss_type in ("huber", "smooth_l1")
 
 
-def huber_thresholds(settings: LossSettings, timesteps: Tensor) -> Tensor:
+def huber_thresholds(settings: LossSettings, timesteps: Tensor, snr: Tensor | None = None) -> Tensor:
     """Where huber and smooth_l1 turn from quadratic to linear.
+
+    With c = huber_c: `constant` c, `exponential` c^(t / 1000), both times huber_scale; `snr`
+    (1 - c) / (1 + sqrt(1 / SNR))^2 + c. The last has no factor: it starts at 1 in clean latents whatever c is.
+    In a rectified flow SNR = ((1 - sigma) / sigma)^2, so it is (1 - c) (1 - sigma)^2 + c.
 
     Args:
         settings: Type and schedule.
         timesteps: 0..1000. Shape [B].
+        snr: Signal-to-noise ratios, 0 to infinity, from the objective; only `snr` reads them. Shape [B].
 
     Returns:
         Shape [B], float32.
+
+    Raises:
+        ValueError: The schedule is `snr`, and there are no ratios.
     """
     timesteps = timesteps.float()
+    if not settings.has_threshold or settings.huber_schedule == "constant":
+        return torch.full_like(timesteps, settings.huber_c * settings.huber_scale)
     if settings.huber_schedule == "exponential":
         return settings.huber_c ** (timesteps / NUM_TIMESTEPS) * settings.huber_scale
-    return torch.full_like(timesteps, settings.huber_c * settings.huber_scale)
+    if snr is None:
+        raise ValueError("huber_schedule snr needs the signal-to-noise ratios")
+    signal_share = 1 / (1 + torch.sqrt(1 / snr.float())) ** 2
+    return (1 - settings.huber_c) * signal_share + settings.huber_c
 
 
 def elementwise_loss(estimate: Tensor, target: Tensor, loss_type: str, thresholds: Tensor) -> Tensor:

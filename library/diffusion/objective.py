@@ -6,6 +6,7 @@ Source: Esser et al. 2024, arXiv:2403.03206, for the rectified flow.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,11 +16,13 @@ from torch import Tensor
 from library.diffusion.flow import (
     NUM_TIMESTEPS,
     WEIGHTING_SCHEMES,
+    flow_snr,
     loss_weights,
     sample_density,
     shift_sigmas,
     to_timesteps,
 )
+from library.diffusion.noise import Noise, plain_noise
 from library.errors import OptionError
 
 
@@ -29,7 +32,7 @@ class Draw:
 
     Attributes:
         timesteps: Whole numbers 0..1000. Shape [B], float32, never rounded to half precision.
-        sigmas: Noise levels, 0 clean .. 1 noise. Shape [B], float32.
+        sigmas: Factor of the noise in the noisy latents, 0 clean .. 1 noise. Shape [B], float32.
     """
 
     timesteps: Tensor
@@ -47,7 +50,7 @@ class Terms:
     Attributes:
         estimate: From the prediction. Shape [B, C, h, w], float32.
         target: Same shape, float32.
-        weight: Factor on each sample's loss. Shape [B], float32.
+        weight: Factor on each sample's loss: all weights that depend on the noise level. Shape [B], float32.
     """
 
     estimate: Tensor
@@ -61,11 +64,20 @@ class Objective(Protocol):
     def draw(self, uniform: Tensor, normal: Tensor) -> Draw:
         """Timesteps from draws in [0, 1) and standard normal draws, each of shape [B]."""
 
+    def at(self, timesteps: Tensor) -> Draw:
+        """The draw of given timesteps, whole numbers that `draw` can give. Shape [B]."""
+
+    def draw_noise(self, seeds: Sequence[int], latents: Tensor) -> Noise:
+        """The noise of each sample, from streams under its seed. `latents` [B, C, h, w] are only read."""
+
     def corrupt(self, latents: Tensor, noise: Tensor, draw: Draw) -> Tensor:
-        """Noisy latents [B, C, h, w], float32."""
+        """Noisy latents [B, C, h, w], float32. `noise` is Noise.added."""
 
     def terms(self, prediction: Tensor, latents: Tensor, noise: Tensor, noisy_latents: Tensor, draw: Draw) -> Terms:
-        """What the loss compares. All tensors but the draw have the shape [B, C, h, w]."""
+        """What the loss compares. All tensors but the draw have the shape [B, C, h, w]; `noise` is Noise.target."""
+
+    def snr(self, draw: Draw) -> Tensor:
+        """Signal-to-noise ratio of each sample, 0 to infinity. Shape [B], float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,12 +113,12 @@ class FlowObjective:
             raise OptionError(f"--training_shift must be above 0, got {self.training_shift}.")
         if not (self.logit_std >= 0 and math.isfinite(self.logit_std)):
             raise OptionError(f"--logit_std must be at least 0, got {self.logit_std}.")
-        low, high = self._range()
-        if not 0 <= low <= high <= NUM_TIMESTEPS:
-            raise OptionError(
-                f"--min_timestep {low} and --max_timestep {high}: the first may not be above the second, "
-                f"and both must lie within 0 and {NUM_TIMESTEPS}."
-            )
+        self._range()
+
+    def at(self, timesteps: Tensor) -> Draw:
+        """The draw of given timesteps, sigma a thousandth of each. Shape [B]."""
+        timesteps = timesteps.float()
+        return Draw(timesteps, timesteps / NUM_TIMESTEPS)
 
     def draw(self, uniform: Tensor, normal: Tensor) -> Draw:
         """Timesteps and noise levels from plain draws.
@@ -123,8 +135,12 @@ class FlowObjective:
             logit_std=self.logit_std,
             mode_scale=self.mode_scale,
         )
-        timesteps = to_timesteps(shift_sigmas(levels, self.training_shift), *self._range())
-        return Draw(timesteps, timesteps / NUM_TIMESTEPS)
+        return self.at(to_timesteps(shift_sigmas(levels, self.training_shift), *self._range()))
+
+    def draw_noise(self, seeds: Sequence[int], latents: Tensor) -> Noise:
+        """Plain noise, the same in latents and target."""
+        noise = plain_noise(seeds, latents)
+        return Noise(noise, noise)
 
     def corrupt(self, latents: Tensor, noise: Tensor, draw: Draw) -> Tensor:
         """The point at `sigma` on the straight line from latents to noise. Shape [B, C, h, w], float32."""
@@ -136,10 +152,28 @@ class FlowObjective:
         estimate = noisy_latents.float() - _per_sample(draw.sigmas) * prediction.float()
         return Terms(estimate, latents.float(), loss_weights(self.weighting_scheme, draw.sigmas))
 
+    def snr(self, draw: Draw) -> Tensor:
+        """((1 - sigma) / sigma)^2. Shape [B], float32."""
+        return flow_snr(draw.sigmas)
+
     def _range(self) -> tuple[int, int]:
-        low = 0 if self.min_timestep is None else self.min_timestep
-        high = NUM_TIMESTEPS if self.max_timestep is None else self.max_timestep
-        return low, high
+        return timestep_range(self.min_timestep, self.max_timestep)
+
+
+def timestep_range(min_timestep: int | None, max_timestep: int | None) -> tuple[int, int]:
+    """Lowest timestep, and the one that they stay below; None for all of 0..999.
+
+    Raises:
+        OptionError: They are out of order or out of range.
+    """
+    low = 0 if min_timestep is None else min_timestep
+    high = NUM_TIMESTEPS if max_timestep is None else max_timestep
+    if not 0 <= low <= high <= NUM_TIMESTEPS:
+        raise OptionError(
+            f"--min_timestep {low} and --max_timestep {high}: the first may not be above the second, "
+            f"and both must lie within 0 and {NUM_TIMESTEPS}."
+        )
+    return low, high
 
 
 def _per_sample(values: Tensor) -> Tensor:

@@ -80,6 +80,9 @@ class ModelFamily(Protocol):
     def has_encoder(self, files: Any, name: str) -> bool:
         """Whether a text encoder is in one of the files."""
 
+    def encoder_bytes(self, files: Any, name: str) -> int:
+        """Bytes of a text encoder's weights as they are stored; 0 where there is none."""
+
     def text_identity(self, files: Any, names: Sequence[str]) -> dict[str, str]:
         """What the outputs of these encoders depend on, as fields of a cache header: hashes and settings."""
 

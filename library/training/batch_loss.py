@@ -1,7 +1,7 @@
-"""The loss of one batch: its draws, its text states and latents, one prediction.
+"""The losses of one batch: its draws, its text states and latents, one prediction.
 
 Everything random is keyed by the run's seed, the epoch and the sample, so that batch size, accumulation,
-processes and workers change nothing. Training and validation call the same function.
+processes and workers change nothing. Training and validation call the same function; validation has fixed draws.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from library.device import send
 from library.diffusion.loss import LossSettings
+from library.diffusion.objective import Draw
 from library.families.base import Conditioning, ModelFamily
 from library.records import Batch
 from library.rng import normal_per_sample, stream_seed, uniform_per_sample
@@ -24,6 +25,16 @@ from library.training.text_stage import TextStage
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+Window = tuple[float, float, float]  # chance, top and left of the window of positions
+States = Callable[[], "dict[str, Tensor]"]  # gives the text states of a batch
+
+
+class SampleLosses(NamedTuple):
+    """Losses of the samples of a batch, on the device, and their timesteps, on the CPU. Each of shape [B], float32."""
+
+    losses: Tensor
+    timesteps: Tensor
 
 
 @dataclass(frozen=True)
@@ -35,6 +46,7 @@ class BatchLoss:
         autocast: Gives the context in which networks run.
         unchanged: Gives a context in which the model is as it was before training.
         seed: Of the run.
+        attempt: How often the run has gone back to a saved state: another attempt draws other noise.
     """
 
     family: ModelFamily
@@ -45,53 +57,69 @@ class BatchLoss:
     autocast: Callable[[], AbstractContextManager[None]]
     unchanged: Callable[[], AbstractContextManager[None]]
     seed: int
+    attempt: int = 0
 
-    def __call__(self, batch: Batch) -> Tensor:
-        """Mean loss of a batch. A scalar, float32."""
-        plan = batch.plan
+    def __call__(self, batch: Batch) -> SampleLosses:
+        """Losses of a batch at the draws of its samples in this epoch."""
+        plan, attempt = batch.plan, (self.attempt,) if self.attempt else ()
         # keys the draws inside modules (adapter dropout); recomputed blocks draw the same
-        torch.manual_seed(stream_seed(self.seed, "forward", plan.epoch, plan.index))
-        seeds = [stream_seed(self.seed, "noise", plan.epoch, sample) for sample in batch.sample_ids]
-        latents = self._latents(batch)
-        noise = send(normal_per_sample(seeds, latents.shape[1:]), latents.device)
+        torch.manual_seed(stream_seed(self.seed, "forward", plan.epoch, plan.index, *attempt))
+        seeds = [stream_seed(self.seed, "noise", plan.epoch, sample, *attempt) for sample in batch.sample_ids]
         time_seeds = [stream_seed(seed, "timestep") for seed in seeds]
-        objective = self.family.objective()
-        draw = objective.draw(uniform_per_sample(time_seeds), normal_per_sample(time_seeds, ())).to(latents.device)
-        place = uniform_per_sample([stream_seed(seeds[0], "position")], (3,))[0].tolist()
-        conditioning = self._conditioning(batch)
+        draw = self.family.objective().draw(uniform_per_sample(time_seeds), normal_per_sample(time_seeds, ()))
+        top, left, chance = uniform_per_sample([stream_seed(seeds[0], "position")], (3,))[0].tolist()
+        return self._losses(batch, seeds, draw, lambda: self.text.for_batch(batch, self.seed), (chance, top, left))
+
+    @torch.no_grad()
+    def at(self, batch: Batch, timestep: float, seed: int) -> SampleLosses:
+        """Losses of a batch at one timestep, with noise that depends on seed, sample and timestep only.
+
+        Nothing is dropped, and the window of positions is the one in the middle.
+        """
+        seeds = [stream_seed(seed, "validation noise", sample, str(timestep)) for sample in batch.sample_ids]
+        draw = self.family.objective().at(torch.full((len(seeds),), float(timestep)))
+
+        def states() -> dict[str, Tensor]:
+            return {**(batch.text or {}), **self.text.encode(batch.captions)}
+
+        return self._losses(batch, seeds, draw, states, None)
+
+    def _losses(
+        self, batch: Batch, seeds: Sequence[int], draw: Draw, states: States, window: Window | None
+    ) -> SampleLosses:
+        objective, latents = self.family.objective(), self._latents(batch)
+        noise = objective.draw_noise(seeds, latents)
+        conditioning = self._conditioning(states)
 
         def predict(noisy_latents: Tensor, timesteps: Tensor) -> Tensor:
-            return self._predict(noisy_latents, timesteps, conditioning, place)
+            return self._predict(noisy_latents, timesteps, conditioning, window)
 
         losses = compute_loss(
             latents,
-            noise,
-            draw,
+            noise.target,
+            draw.to(latents.device),
             predict,
             objective,
             loss=self.loss,
+            added_noise=noise.added,
             loss_weights=batch.loss_weights,
             mask=batch.masks,
-            preservation=self._preservation(batch, conditioning, place),
+            preservation=self._preservation(batch, conditioning, states, window),
         )
-        return losses.mean()
+        return SampleLosses(losses, draw.timesteps)
 
-    def _conditioning(self, batch: Batch) -> Conditioning:
+    def _conditioning(self, states: States) -> Conditioning:
         with self.autocast():
-            return self.family.join_text(self.text.for_batch(batch, self.seed), self.denoiser)
+            return self.family.join_text(states(), self.denoiser)
 
     def _predict(
-        self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning, place: Sequence[float]
+        self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning, window: Window | None
     ) -> Tensor:
-        """The model's output; `place` holds the draws of the window of positions."""
-        top, left, chance = place
         with self.autocast():
-            return self.family.predict(
-                self.denoiser, noisy_latents, timesteps, conditioning, position_draw=(chance, top, left)
-            )
+            return self.family.predict(self.denoiser, noisy_latents, timesteps, conditioning, position_draw=window)
 
     def _preservation(
-        self, batch: Batch, conditioning: Conditioning, place: Sequence[float]
+        self, batch: Batch, conditioning: Conditioning, states: States, window: Window | None
     ) -> OutputPreservation | None:
         """For the samples that ask for it, the unchanged model; its text encoders are the unchanged ones, too."""
         if batch.preserves_output is None or not bool(batch.preserves_output.any()):
@@ -101,9 +129,9 @@ class BatchLoss:
         @torch.no_grad()
         def predict(noisy_latents: Tensor, timesteps: Tensor) -> Tensor:
             with self.unchanged():
-                own = self._conditioning(batch) if self.text.trained else conditioning
+                own = self._conditioning(states) if self.text.trained else conditioning
                 own = Conditioning(own.context[rows], own.pooled[rows])
-                return self._predict(noisy_latents, timesteps, own, place)
+                return self._predict(noisy_latents, timesteps, own, window)
 
         return OutputPreservation(rows, predict)
 

@@ -19,7 +19,6 @@ from library.data.cache import (
     TensorCache,
     latent_entries,
     of_encoders,
-    prompt_entries,
     stored_precision,
     text_entries,
 )
@@ -32,6 +31,7 @@ from library.log import get_logger
 from library.records import ImageRecord
 from library.rng import normal_per_sample
 from library.training.encoding_setup import EncodingSetup
+from library.training.new_prompts import entries_of_prompts, text_origin
 from library.training.text_stage import TextStage
 
 if TYPE_CHECKING:
@@ -180,9 +180,7 @@ class TextCaching:
         self, setup: EncodingSetup, names: Sequence[str], prompts: Sequence[str] = (), prompt_folder: Path | None = None
     ) -> None:
         family, plan = setup.family, setup.plan
-        fields = {**family.text_identity(setup.files, names), "dtype": str(setup.dtype)}
-        identity = _in_one_line(fields)
-        settings = _in_one_line({**family.text_settings(), "dtype": str(setup.dtype)})
+        identity, settings = text_origin(setup, names)
         self.setup, self.names = setup, tuple(names)
         self.entries, ids = text_entries(
             plan.records,
@@ -193,7 +191,7 @@ class TextCaching:
             to_disk=setup.to_disk,
             cache_dir=setup.cache_dir,
         )
-        asked = prompt_entries(prompts, folder=prompt_folder, family=family.name, identity=identity, settings=settings)
+        asked = entries_of_prompts(setup, names, prompts, prompt_folder)
         self.cache, self.prompt_cache = setup.cache_of(self.entries), setup.cache_of(asked)
         self.texts = CachedTexts(self.cache, ids, self.names)
         self._prompts = {text: entry.id for text, entry in zip(prompts, asked, strict=True)}
@@ -249,10 +247,6 @@ class TextCaching:
         for what, cache, missing in jobs:
             if missing:
                 setup.fill(cache, missing, _batches_of_texts(cache, missing, setup.batch_size), load, encode, what)
-
-
-def _in_one_line(fields: Mapping[str, str]) -> str:
-    return " ".join(f"{key}={value}" for key, value in fields.items())
 
 
 def _chunks(items: Sequence[T], size: int) -> list[Sequence[T]]:

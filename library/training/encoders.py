@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from library.data.cache import CachedTexts, TensorCache, cache_folder
 from library.device import release_unused_memory
 from library.families.base import ModelFamily
 from library.training.caching import EncodingSetup, LatentCaching, TextCaching
+from library.training.new_prompts import encode_new_prompts
 from library.training.planning import DataPlan
 from library.training.text_stage import TextStage
 
@@ -71,6 +72,7 @@ class Encoders:
         self.latents: TensorCache | None = None
         self.texts: CachedTexts | None = None
         self.text: TextStage
+        self._cached_names: tuple[str, ...] = ()
 
     def decoded_records(self) -> tuple[ImageRecord, ...]:
         """The pictures that will be decoded: all where latents are not cached, else those whose latents are missing.
@@ -94,7 +96,8 @@ class Encoders:
         present = [name for name in self.family.encoder_names if self.family.has_encoder(self.files, name)]
         live = [name for name in present if name in self.trained or not self.options.caches_text]
         tokenizers = self.family.load_tokenizers(self.files, live) if live else None
-        texts = self._prepare_texts([name for name in present if name not in live])
+        self._cached_names = tuple(name for name in present if name not in live)
+        texts = self._prepare_texts()
         for caching in (latents, texts):
             if caching is not None:
                 caching.prepare()
@@ -109,6 +112,25 @@ class Encoders:
             release_unused_memory(device)
         encoders = self.family.load_text_encoders(self.files, self._text_dtype, device, live) if live else {}
         self.text = TextStage(self.family, device, encoders, tokenizers, prompts, self.trained)
+
+    def unknown_prompts(self, texts: Iterable[str]) -> tuple[str, ...]:
+        """Those of these texts that `text` cannot condition on: an encoder is cached, and nothing of them is."""
+        if not self._cached_names:
+            return ()
+        return tuple(text for text in dict.fromkeys(texts) if text not in self.text.prompts)
+
+    def encode_prompts(self, texts: Iterable[str]) -> None:
+        """Let `text` know these texts. Encoders that are needed are loaded one after the other, and freed.
+
+        Acts on this process alone. Encoders that are live need nothing.
+
+        Raises:
+            CheckpointError: Weights or tokenizers are gone since the start.
+        """
+        new = self.unknown_prompts(texts)
+        if new:
+            states = encode_new_prompts(self._text_setup(), self._cached_names, new, self.prompt_folder)
+            self.text.prompts = {**self.text.prompts, **states}
 
     def vae(self) -> nn.Module:
         """The VAE on the device, loaded when first needed."""
@@ -127,12 +149,14 @@ class Encoders:
             self._latent_caching = LatentCaching(self._setup(self._vae_dtype, self.options.vae_batch_size, to_disk))
         return self._latent_caching
 
-    def _prepare_texts(self, names: Sequence[str]) -> TextCaching | None:
-        if not names:
+    def _prepare_texts(self) -> TextCaching | None:
+        if not self._cached_names:
             return None
+        return TextCaching(self._text_setup(), self._cached_names, self.prompts, self.prompt_folder)
+
+    def _text_setup(self) -> EncodingSetup:
         batch_size = text_batch_size(self.options, self.plan)
-        setup = self._setup(self._text_dtype, batch_size, self.options.cache_text_encoder_outputs_to_disk)
-        return TextCaching(setup, names, self.prompts, self.prompt_folder)
+        return self._setup(self._text_dtype, batch_size, self.options.cache_text_encoder_outputs_to_disk)
 
     def _setup(self, dtype: torch.dtype, batch_size: int, to_disk: bool) -> EncodingSetup:
         return EncodingSetup(

@@ -18,20 +18,33 @@ from torch.optim import Optimizer
 _WRAPPED = ("add_param_group", "load_state_dict", "state_dict", "zero_grad")
 
 
-def without_compiler(optimizer_class: type[Optimizer]) -> type[Optimizer]:
+def without_compiler(optimizer_class: type[Optimizer], *, skips_zero_rates: bool = False) -> type[Optimizer]:
     """A subclass that does the same, with its methods as they were written.
 
     Args:
         optimizer_class: Its `step` uses gradients only if it was made with `differentiable=True`.
+        skips_zero_rates: The class cannot step while all rates are 0, as at the start of a warm-up; then nothing
+            is done.
     """
     methods = {name: inspect.unwrap(getattr(optimizer_class, name)) for name in _WRAPPED}
+    names = {"__module__": optimizer_class.__module__, "__qualname__": optimizer_class.__qualname__}
     written_step = inspect.unwrap(optimizer_class.step)
 
     def step(self: Optimizer, closure: Callable[[], Any] | None = None) -> Any:
+        if skips_zero_rates and not any(group["lr"] for group in self.param_groups):
+            return None
         with torch.set_grad_enabled(self.defaults.get("differentiable", False)):
             return written_step(self, closure)
 
-    return type(optimizer_class.__name__, (optimizer_class,), {**methods, "step": step})
+    return type(optimizer_class.__name__, (optimizer_class,), {**names, **methods, "step": step})
+
+
+def bare_optimizer(optimizer: Optimizer) -> Optimizer:
+    """The optimizer inside the wrapper that accelerate puts around it."""
+    if type(optimizer).__module__.startswith("accelerate."):
+        inner: Optimizer = optimizer.optimizer  # type: ignore[attr-defined]
+        return inner
+    return optimizer
 
 
 @contextmanager

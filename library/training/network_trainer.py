@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -134,6 +134,7 @@ class NetworkTrainer(Trainer):
             seed=self.seed,
             network_args=self.network_args,
             is_saved_here=self.accelerator.is_main_process,
+            session=self.continuation.session,
         )
 
     def _create_network(self, encoders: list[nn.Module]) -> Any:
@@ -234,9 +235,26 @@ class NetworkTrainer(Trainer):
         if limit:
             self.network.apply_max_norm_regularization(limit, self.device)
 
+    def trained_state(self) -> dict[str, Tensor]:
+        """Everything that the network holds."""
+        state: dict[str, Tensor] = self.network.state_dict()
+        return state
+
+    def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
+        """Put the numbers of a network of the same form back."""
+        self.network.load_state_dict(state)
+
+    def optimizer_group_names(self) -> list[str]:
+        """As the network describes its groups."""
+        return list(self.group_names)
+
     # Saving
 
-    def save(self, path: Path, *, step: int, epoch: int) -> None:
+    def session(self) -> dict[str, Any]:
+        """Identity and start of the run, which its files tell."""
+        return self.run_metadata.session
+
+    def write_model(self, path: Path, *, step: int, epoch: int) -> list[Path]:
         """Write the network with its metadata and hashes."""
         from library.training.run_metadata import write_network
 
@@ -246,6 +264,7 @@ class NetworkTrainer(Trainer):
         architecture = f"{self.family.architecture(self.files)}/lora"
         metadata = self.run_metadata.for_file(state, step=step, epoch=epoch, architecture=architecture)
         write_network(path, state, metadata)
+        return [path]
 
     def _save_dtype(self) -> torch.dtype | None:
         from library.device import precision_dtype

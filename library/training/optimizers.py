@@ -1,148 +1,70 @@
-"""Optimizers by the names users know, and their `--optimizer_args`.
+"""Making optimizers by name, and finding wrong names and arguments before a run.
 
 Importing this file imports nothing heavy; the package of an optimizer is imported when it is asked for.
 """
 
 from __future__ import annotations
 
-import ast
-import importlib
-import inspect
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
-from difflib import get_close_matches
+import io
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 from library.errors import EnvironmentFault, OptionError
 from library.log import get_logger
+from library.training.optimizer_arguments import check_names, one_line, parse_key_values, split_key_values
+from library.training.optimizer_kinds import OptimizerKind, find_optimizer, lean_class, load_class
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.optim import Optimizer
 
+__all__ = [
+    "check_optimizer",
+    "find_optimizer",
+    "forced_schedule",
+    "make_optimizer",
+    "optimizer_description",
+    "parse_key_values",
+    "sets_its_own_rate",
+    "split_key_values",
+]
+
 logger = get_logger(__name__)
 
-
-@dataclass(frozen=True)
-class OptimizerKind:
-    """Where an optimizer comes from.
-
-    Attributes:
-        name: As users write it, in any letter case.
-        module: Module that has the class.
-        class_name: Its name there.
-        package: What to install where the module is missing.
-    """
-
-    name: str
-    module: str
-    class_name: str
-    package: str
-
-
-_KINDS = (
-    OptimizerKind("AdamW", "torch.optim", "AdamW", "torch"),
-    OptimizerKind("AdamW8bit", "bitsandbytes.optim", "AdamW8bit", "bitsandbytes"),
-    OptimizerKind("Adafactor", "transformers.optimization", "Adafactor", "transformers"),
-)
-# Names that are known and come with a later version.
-_LATER = (
-    *("PagedAdamW", "PagedAdamW8bit", "PagedAdamW32bit", "Lion", "Lion8bit", "PagedLion8bit"),
-    *("SGDNesterov", "SGDNesterov8bit", "RMSprop8bit", "Adagrad8bit"),
-    *("DAdaptation", "DAdaptAdamPreprint", "DAdaptAdaGrad", "DAdaptAdam", "DAdaptAdan", "DAdaptAdanIP"),
-    *("DAdaptLion", "DAdaptSGD", "Prodigy", "RAdamScheduleFree", "AdamWScheduleFree", "SGDScheduleFree"),
-    *("Adadelta", "Adagrad", "Adam", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD"),
-)
+_FLAG = "--optimizer_args"
 _RESERVED = {"params": "it is what trains", "lr": "give it as --learning_rate"}
-_FAULTS = (TypeError, ValueError, RuntimeError, LookupError, ArithmeticError, AttributeError, AssertionError)
+_FUSED = {"Adam": ("cpu", "cuda"), "AdamW": ("cpu", "cuda"), "SGD": ("cpu", "cuda"), "Adagrad": ("cpu",)}
+_OTHER_FORMS = ("fused", "foreach", "differentiable", "capturable")
+_NEEDS_GPU = ("capturable", "is_paged", "use_triton")
+_SIDE, _SIDE_OF_PAGED = 8, 320  # of the weight that is tried; bitsandbytes treats 100,000 numbers and more differently
+_LEAST_USUAL_SCALE = 0.1  # at this learning rate or below, an optimizer with a step size of its own hardly trains
 
 
-def find_optimizer(name: str) -> OptimizerKind:
-    """The optimizer that a name means; an empty name means AdamW.
-
-    Raises:
-        OptionError: The name is unknown, or not available yet.
-    """
-    wanted = name.strip().lower() or "adamw"
-    for kind in _KINDS:
-        if kind.name.lower() == wanted:
-            return kind
-    available = ", ".join(kind.name for kind in _KINDS)
-    if "." in wanted or wanted in {later.lower() for later in _LATER}:
-        raise OptionError(f"--optimizer_type {name}: not available yet. Use one of {available}.")
-    known = {known.lower(): known for known in (*(kind.name for kind in _KINDS), *_LATER)}
-    near = get_close_matches(wanted, known, n=1)
-    hint = f" Did you mean {known[near[0]]}?" if near else ""
-    raise OptionError(f"--optimizer_type {name}: unknown optimizer.{hint} Available: {available}.")
-
-
-def split_key_values(items: Sequence[str] | None, flag: str) -> dict[str, str]:
-    """Split "key=value" items at their first "=".
-
-    Args:
-        items: As given on the command line.
-        flag: The option they belong to, for messages.
-
-    Raises:
-        OptionError: Lists every item without "=" and every key that is given twice.
-    """
-    result: dict[str, str] = {}
-    problems = []
-    for item in items or ():
-        key, equals, value = item.partition("=")
-        key = key.strip()
-        if not equals or not key:
-            problems.append(f'"{item}" has no "="' if not equals else f'"{item}" has no name before "="')
-        elif key in result:
-            problems.append(f"{key} is given twice")
-        else:
-            result[key] = value.strip()
-    if problems:
-        raise OptionError(f"{flag}: {'; '.join(problems)}. Write each argument as name=value.")
-    return result
-
-
-def parse_key_values(items: Sequence[str] | None, flag: str) -> dict[str, Any]:
-    """Like `split_key_values`, with values read as Python literals.
-
-    true and false count in any letter case; whatever is no literal is a text.
-    """
-    return {key: _literal(value) for key, value in split_key_values(items, flag).items()}
-
-
-def _literal(text: str) -> Any:
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return text
-
-
-def check_optimizer(name: str, args: Sequence[str] | None, learning_rate: float) -> None:
+def check_optimizer(name: str, args: Sequence[str] | None, learning_rate: float, *, keeps_state: bool = False) -> None:
     """Build the optimizer over a small parameter and step it once, before any weights are read.
 
+    Args:
+        name: As users write it; empty means AdamW.
+        args: `key=value` items.
+        learning_rate: Of the run.
+        keeps_state: Its state is going to be saved, so it must be one that can be saved.
+
     Raises:
-        OptionError: The name is unknown or not available yet; an argument is unknown or has a wrong value.
+        OptionError: The name is unknown; an argument is unknown or has a wrong value; the state cannot be saved.
         EnvironmentFault: The optimizer's package is missing, or cannot run here.
     """
     kind = find_optimizer(name)
-    arguments = parse_key_values(args, "--optimizer_args")
-    make = _lean_class(kind)
-    _check_names(kind, make, arguments)
+    arguments = _read_arguments(kind, args)
     _check_rate(kind, arguments, learning_rate)
-    fault = _try_step(kind, make, arguments, learning_rate)
-    if fault is None:
-        return
-    if isinstance(fault, NotImplementedError):
-        raise EnvironmentFault(
-            f"--optimizer_type {kind.name}: {kind.package} cannot run it on this machine ({_one_line(fault)}). "
-            f"Update {kind.package}, or use AdamW."
-        ) from fault
-    guilty = [key for key, value in arguments.items() if _try_step(kind, make, {key: value}, learning_rate)]
-    named = ", ".join(f"{key}={arguments[key]!r}" for key in guilty or arguments) or "its defaults"
-    raise OptionError(f"--optimizer_args: {kind.name} does not accept {named} ({_one_line(fault)}).") from fault
+    made = _try_step(kind, arguments, learning_rate)
+    if isinstance(made, Exception):
+        raise _explain(kind, arguments, learning_rate, made) from made
+    if keeps_state:
+        from library.training.optimizer_state import optimizer_state
+
+        optimizer_state(made)
+    _warn_about(kind, made, learning_rate)
 
 
 def make_optimizer(
@@ -153,37 +75,42 @@ def make_optimizer(
     args: Sequence[str] | None = None,
     use_fused: bool = True,
 ) -> Optimizer:
-    """The optimizer over parameter groups.
+    """The optimizer over parameter groups, ready to train.
 
     Args:
         name: As users write it; empty means AdamW.
         param_groups: Each with "params" and, where it differs from `learning_rate`, "lr".
         learning_rate: Of groups that have none.
         args: `key=value` items.
-        use_fused: Let torch's AdamW use its fused form (same result to rounding, about three times as fast).
+        use_fused: Let torch's Adam, AdamW, SGD and Adagrad use their fused form (same result to rounding, and up to
+            three times as fast).
 
     Raises:
-        OptionError: As `check_optimizer`, which should have been called before.
+        OptionError: As `check_optimizer`, which should have been called before; or the optimizer refuses the weights.
     """
     kind = find_optimizer(name)
-    arguments = parse_key_values(args, "--optimizer_args")
-    make = _lean_class(kind)
-    _check_names(kind, make, arguments)
+    arguments = _read_arguments(kind, args)
     groups = [{**group, "params": list(group["params"])} for group in param_groups]
     if sets_its_own_rate(name, args):
         groups = _without_rates(kind, groups)
     arguments = _effective_arguments(kind, arguments, learning_rate)
-    if use_fused and kind.name == "AdamW" and _can_fuse(groups, arguments):
+    if use_fused and _can_fuse(kind, groups, arguments):
         arguments["fused"] = True
-    optimizer: Optimizer = make(groups, **arguments)
+    try:
+        optimizer = _build(kind, groups, arguments)
+    except Exception as fault:  # packages have error classes of their own
+        raise OptionError(
+            f"--optimizer_type {kind.name} cannot train these weights ({one_line(fault)}). Use another optimizer."
+        ) from fault
+    _use_one_rate(kind, optimizer)
     return optimizer
 
 
 def sets_its_own_rate(name: str, args: Sequence[str] | None) -> bool:
     """Whether the optimizer ignores learning rates: Adafactor with relative_step, which is its default."""
-    if find_optimizer(name).name != "Adafactor":
+    if not find_optimizer(name).is_adafactor:
         return False
-    arguments = parse_key_values(args, "--optimizer_args")
+    arguments = parse_key_values(args, _FLAG)
     return bool(arguments.get("relative_step", True) or arguments.get("warmup_init", False))
 
 
@@ -194,88 +121,136 @@ def forced_schedule(name: str, args: Sequence[str] | None, learning_rate: float)
 
 def optimizer_description(name: str, args: Sequence[str] | None) -> str:
     """Class and arguments for metadata, "torch.optim.adamw.AdamW(weight_decay=0.1)"."""
-    make = _load_class(find_optimizer(name))
-    arguments = parse_key_values(args, "--optimizer_args")
+    kind = find_optimizer(name)
+    made = load_class(kind)
+    arguments = {**dict(kind.preset), **parse_key_values(args, _FLAG), **dict(kind.forced)}
     listed = ",".join(f"{key}={value}" for key, value in arguments.items())
-    return f"{make.__module__}.{make.__qualname__}" + (f"({listed})" if listed else "")
+    return f"{made.__module__}.{made.__qualname__}" + (f"({listed})" if listed else "")
 
 
-def _load_class(kind: OptimizerKind) -> type[Optimizer]:
-    """The optimizer's class; torch's compiler stays unloaded where only the imported package would load it."""
-    from library.training.lean_optimizer import compilation_off
-
-    try:
-        with compilation_off() if kind.package == "bitsandbytes" else nullcontext():
-            module = importlib.import_module(kind.module)
-    except ImportError as error:
-        raise EnvironmentFault(
-            f"--optimizer_type {kind.name} needs the package {kind.package}, which cannot be imported "
-            f"({_one_line(error)}). Run `pip install {kind.package}`, or use AdamW."
-        ) from error
-    found: type[Optimizer] = getattr(module, kind.class_name)
-    return found
-
-
-def _lean_class(kind: OptimizerKind) -> type[Optimizer]:
-    from library.training.lean_optimizer import without_compiler
-
-    return without_compiler(_load_class(kind))
-
-
-def _check_names(kind: OptimizerKind, make: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
-    accepted = [name for name in inspect.signature(make).parameters if name not in _RESERVED]
-    problems = []
-    for key in arguments:
-        if key in _RESERVED:
-            problems.append(f"{key} cannot be given here, {_RESERVED[key]}")
-        elif key not in accepted:
-            near = get_close_matches(key, accepted, n=1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
-            problems.append(f"{kind.name} has no argument {key}{hint}")
-    if problems:
-        raise OptionError(f"--optimizer_args: {'; '.join(problems)}. Known: {', '.join(accepted)}.")
+def _read_arguments(kind: OptimizerKind, args: Sequence[str] | None) -> dict[str, Any]:
+    arguments = parse_key_values(args, _FLAG)
+    reserved = {**_RESERVED, **{key: f"{kind.name} has {key}={value}" for key, value in kind.forced}}
+    takes_more = kind.package != "pytorch-optimizer"  # its classes swallow what they do not know
+    check_names(_FLAG, kind.name, load_class(kind), arguments, reserved=reserved, takes_more=takes_more)
+    return arguments
 
 
 def _check_rate(kind: OptimizerKind, arguments: Mapping[str, Any], learning_rate: float) -> None:
     if not 0 <= learning_rate < float("inf"):
         raise OptionError(f"--learning_rate must be a number of 0 or more, got {learning_rate}.")
-    if kind.name == "Adafactor" and arguments.get("warmup_init") and arguments.get("relative_step") is False:
+    if kind.is_adafactor and arguments.get("warmup_init") and arguments.get("relative_step") is False:
         raise OptionError(
             "--optimizer_args: Adafactor's warmup_init=True needs relative_step=True. Remove one of the two."
         )
 
 
 def _effective_arguments(kind: OptimizerKind, arguments: Mapping[str, Any], learning_rate: float) -> dict[str, Any]:
-    if kind.name != "Adafactor":
-        return {"lr": learning_rate, **arguments}
+    if not kind.is_adafactor:
+        return {"lr": learning_rate, **dict(kind.preset), **arguments, **dict(kind.forced)}
     is_relative = bool(arguments.get("relative_step", True) or arguments.get("warmup_init", False))
     return {**arguments, "relative_step": is_relative, "lr": None if is_relative else learning_rate}
 
 
-def _try_step(
-    kind: OptimizerKind, make: Callable[..., Optimizer], arguments: Mapping[str, Any], learning_rate: float
-) -> Exception | None:
-    """What goes wrong when the optimizer takes one step on a small parameter, or None."""
+def _try_step(kind: OptimizerKind, arguments: Mapping[str, Any], learning_rate: float) -> Optimizer | Exception:
+    """The optimizer after one step on a small parameter, or what went wrong."""
     import torch
 
-    parameter = torch.nn.Parameter(torch.ones(8, 8))
-    parameter.grad = torch.ones(8, 8)
+    side = _SIDE_OF_PAGED if kind.package == "bitsandbytes" else _SIDE
+    parameter = torch.nn.Parameter(torch.ones(side, side))
+    parameter.grad = torch.ones(side, side)
     try:
-        optimizer = make([parameter], **_effective_arguments(kind, arguments, learning_rate))
-        if _runs_on_cpu(kind, arguments):
-            optimizer.step()
-    except _FAULTS as fault:
+        with torch.random.fork_rng(devices=[]), redirect_stdout(io.StringIO()):  # some packages print what they do
+            effective = _effective_arguments(kind, arguments, learning_rate)
+            optimizer = _build(kind, [{"params": [parameter]}], effective)
+            if _runs_on_cpu(kind, arguments):
+                optimizer.step()
+    except Exception as fault:  # packages have error classes of their own; the caller tells it
         return fault
-    return None
+    return optimizer if "lr" in optimizer.defaults else ValueError("it has no learning rate")
+
+
+def _build(kind: OptimizerKind, groups: list[dict[str, Any]], arguments: Mapping[str, Any]) -> Optimizer:
+    from library.training.optimizer_modes import set_train_mode
+
+    optimizer = lean_class(kind)(groups, **arguments)
+    set_train_mode(optimizer)
+    if getattr(optimizer, "is_paged", False):
+        optimizer._cpu_paged_warned = True  # type: ignore[attr-defined]  # `check_optimizer` has said it
+    return optimizer
+
+
+def _explain(
+    kind: OptimizerKind, arguments: Mapping[str, Any], learning_rate: float, fault: Exception
+) -> OptionError | EnvironmentFault:
+    """The fault of a step as a sentence that names the arguments which cause it."""
+    if isinstance(fault, NotImplementedError):
+        return EnvironmentFault(
+            f"--optimizer_type {kind.name}: {kind.package} cannot run it on this machine ({one_line(fault)}). "
+            f"Update {kind.package}, or use AdamW."
+        )
+    if _pages_without_gpu(kind):
+        return EnvironmentFault(
+            f"--optimizer_type {kind.name} needs a GPU to page from ({one_line(fault)}). "
+            f"Use {kind.class_name.removeprefix('Paged')}, or AdamW."
+        )
+    if isinstance(_try_step(kind, {}, learning_rate), Exception) or not arguments:
+        return OptionError(
+            f"--optimizer_type {kind.name} cannot take a step ({one_line(fault)}). "
+            "Give what it needs as --optimizer_args, or use another optimizer."
+        )
+    each = {key: _try_step(kind, {key: value}, learning_rate) for key, value in arguments.items()}
+    guilty = [key for key, made in each.items() if isinstance(made, Exception)] or list(arguments)
+    named = ", ".join(f"{key}={arguments[key]!r}" for key in guilty)
+    return OptionError(f"{_FLAG}: {kind.name} does not accept {named} ({one_line(fault)}).")
 
 
 def _runs_on_cpu(kind: OptimizerKind, arguments: Mapping[str, Any]) -> bool:
     """Whether a step without the GPU tells something about the step with it."""
     import torch
 
-    if arguments.get("capturable") or arguments.get("is_paged"):
+    if any(arguments.get(key) for key in _NEEDS_GPU):
         return False
     return kind.package != "bitsandbytes" or not torch.cuda.is_available()
+
+
+def _pages_without_gpu(kind: OptimizerKind) -> bool:
+    import torch
+
+    return kind.package == "bitsandbytes" and "Paged" in kind.class_name and not torch.cuda.is_available()
+
+
+def _warn_about(kind: OptimizerKind, optimizer: Optimizer, learning_rate: float) -> None:
+    from library.training.optimizer_rates import has_own_scale
+
+    if has_own_scale(optimizer) and learning_rate <= _LEAST_USUAL_SCALE:
+        logger.warning(
+            "--learning_rate %g: %s finds the size of its steps itself and multiplies it by the learning rate. "
+            "1 is usual; %g or less hardly trains.",
+            learning_rate,
+            kind.name,
+            _LEAST_USUAL_SCALE,
+        )
+    if _pages_without_gpu(kind):
+        logger.warning("--optimizer_type %s: there is no GPU to page from, so its state stays in memory.", kind.name)
+
+
+def _use_one_rate(kind: OptimizerKind, optimizer: Optimizer) -> None:
+    """Give all groups the first one's rate, where the optimizer allows no other."""
+    from library.training.optimizer_rates import has_own_scale
+
+    groups = optimizer.param_groups
+    rates = list(dict.fromkeys(group["lr"] for group in groups))
+    if len(rates) < 2 or not has_own_scale(optimizer):
+        return
+    logger.warning(
+        "--optimizer_type %s takes one learning rate for all parts: %g is used everywhere, %s has no effect.",
+        kind.name,
+        rates[0],
+        ", ".join(f"{rate:g}" for rate in rates[1:]),
+    )
+    for group in groups:
+        group["lr"] = rates[0]
 
 
 def _without_rates(kind: OptimizerKind, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -290,14 +265,10 @@ def _without_rates(kind: OptimizerKind, groups: list[dict[str, Any]]) -> list[di
     return [{key: value for key, value in group.items() if key != "lr"} for group in groups]
 
 
-def _can_fuse(groups: Sequence[Mapping[str, Any]], arguments: Mapping[str, Any]) -> bool:
+def _can_fuse(kind: OptimizerKind, groups: Sequence[Mapping[str, Any]], arguments: Mapping[str, Any]) -> bool:
     """Whether torch has a fused kernel for all parameters, and the user has not chosen a form."""
-    if any(key in arguments for key in ("fused", "foreach", "differentiable")):
+    if kind.module != "torch.optim" or any(key in arguments for key in _OTHER_FORMS):
         return False
+    devices = _FUSED.get(kind.class_name, ())
     parameters: list[Tensor] = [parameter for group in groups for parameter in group["params"]]
-    return all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
-
-
-def _one_line(fault: BaseException) -> str:
-    lines = str(fault).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(fault).__name__
+    return all(p.is_floating_point() and p.device.type in devices for p in parameters)

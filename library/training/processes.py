@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from library.errors import EnvironmentFault
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from torch.amp import GradScaler
     from torch.nn import Parameter
     from torch.optim import Optimizer
+
+T = TypeVar("T")
 
 
 def num_processes() -> int:
@@ -78,6 +80,16 @@ def shared_gradients(parameters: Sequence[Parameter]) -> list[Tensor]:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
+def in_all_processes(accelerator: Accelerator, items: list[T]) -> list[T]:
+    """The items of all processes in the order of their ranks, the same list on each. Any picklable values."""
+    if accelerator.num_processes == 1:
+        return items
+    from accelerate.utils import gather_object
+
+    gathered: list[T] = gather_object(items)
+    return gathered
 
 
 def average_over_processes(accelerator: Accelerator, tensors: Sequence[Tensor]) -> None:

@@ -152,7 +152,7 @@ class Run:
     def start(self) -> None:
         """Processes, device, precision and seed."""
         from accelerate import Accelerator
-        from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, set_seed
+        from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 
         from library.device import has_accelerator, precision_dtype
 
@@ -166,9 +166,15 @@ class Run:
         seed = self.options.training.seed
         drawn = [random.SystemRandom().randrange(1 << 31) if seed is None else seed]
         broadcast_object_list(drawn)
-        self.seed = drawn[0]
-        set_seed(self.seed)
+        self.set_seed(drawn[0])
         self.weight_dtype = precision_dtype(precision)
+
+    def set_seed(self, seed: int) -> None:
+        """The seed of the run, and of whatever draws without a stream of its own."""
+        from accelerate.utils import set_seed
+
+        self.seed = seed
+        set_seed(seed)
 
     def broken_pictures(self, records: Iterable[ImageRecord]) -> Mapping[Path, str]:
         """Decode pictures, shared among the processes; why those that are damaged cannot be used, on every process.

@@ -32,6 +32,7 @@ def compute_loss(
     objective: Objective,
     *,
     loss: LossSettings,
+    added_noise: Tensor | None = None,
     loss_weights: Tensor | None = None,
     mask: Tensor | None = None,
     preservation: OutputPreservation | None = None,
@@ -40,12 +41,13 @@ def compute_loss(
 
     Args:
         latents: Scaled. Shape [B, C, h, w].
-        noise: Standard normal. Shape [B, C, h, w].
+        noise: What the model has to find in the noisy latents. Shape [B, C, h, w].
         draw: Timesteps and noise levels of the samples.
         predict: (noisy_latents [B, C, h, w], timesteps [B]) -> the model's output [B, C, h, w]. It holds the
             conditioning; gradients flow through it.
         objective: How to corrupt, and what to compare with what.
         loss: How to compare.
+        added_noise: What goes into the latents, where that is not `noise`. Shape [B, C, h, w].
         loss_weights: Factor on each sample's loss. Shape [B].
         mask: 0..1, where to learn. Shape [B, 1, h, w].
         preservation: Samples that are compared with the unchanged model instead of with the picture.
@@ -53,7 +55,7 @@ def compute_loss(
     Returns:
         Loss of each sample. Shape [B], float32.
     """
-    noisy_latents = objective.corrupt(latents, noise, draw)
+    noisy_latents = objective.corrupt(latents, noise if added_noise is None else added_noise, draw)
     prediction = predict(noisy_latents, draw.timesteps)
     terms = objective.terms(prediction, latents, noise, noisy_latents, draw)
     target = terms.target
@@ -63,7 +65,7 @@ def compute_loss(
         own = Draw(draw.timesteps[rows], draw.sigmas[rows])
         kept = objective.terms(unchanged, latents[rows], noise[rows], noisy_latents[rows], own)
         target = target.index_copy(0, rows, kept.estimate)
-    thresholds = huber_thresholds(loss, draw.timesteps)
+    thresholds = huber_thresholds(loss, draw.timesteps, objective.snr(draw))
     elements = elementwise_loss(terms.estimate, target, loss.loss_type, thresholds)
     losses = reduce_per_sample(elements, terms.weight, mask)
     return losses if loss_weights is None else losses * loss_weights.float()

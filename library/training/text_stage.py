@@ -24,7 +24,8 @@ class TextStage:
     Attributes:
         encoders: Those that run in every step, in the family's order; empty where all is cached.
         tokenizers: None where no encoder runs.
-        prompts: Cached states of the sample prompts, by their text, without batch axis.
+        prompts: Cached states of the sample prompts, by their text, without batch axis. They grow when prompts are
+            edited while a training runs.
         trained: Names of the encoders that train.
     """
 

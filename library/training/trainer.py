@@ -1,64 +1,106 @@
-"""The one training loop.
+"""From options to saved files: the phases of a training.
 
-`Trainer.run` is the list of phases. `NetworkTrainer` (and the full fine-tune) say what trains and what
-is saved. This file imports nothing heavy at its top, so that wrong options and wrong data are
-reported before torch is loaded.
+`Trainer.run` is the list of phases; the steps themselves are in `loop.py`, what it takes to go on with a run in
+`continuation.py`. `NetworkTrainer` (and the full fine-tune) say what trains and what is saved. This file imports nothing
+heavy at its top, so that wrong options and wrong data are reported before torch is loaded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from library.errors import DatasetError, OutputError
+from library.errors import EnvironmentFault, OptionError
 from library.log import get_logger
 from library.records import Batch
 from library.training.checks import check_block_swap, check_output_dir, check_picture_sizes, check_writable
-from library.training.loss_log import LossLog
-from library.training.processes import average_over_processes, scale_fp16_gradients, shared_gradients
-from library.training.prompts import SamplePrompt, load_prompts
+from library.training.continuation import Continuation
+from library.training.course import Course
+from library.training.processes import scale_fp16_gradients
+from library.training.prompts import PromptDefaults, PromptFile, SamplePrompt
 from library.training.run import Run
+from library.training.saver import Save, SavePlan, Saver
+from library.training.stopping import INTERRUPTED, StopRequest
+from library.training.watching.watch import Watch
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
 
     from library.training.batch_loss import BatchLoss
+    from library.training.ema import Ema
     from library.training.encoders import Encoders
+    from library.training.loop import Loop
+    from library.training.optimizer_step import OptimizerStep
+    from library.training.sampling import SamplePictures
+    from library.training.step_log import StepLog, StepReport
     from library.training.text_stage import TextStage
+    from library.training.upload import Uploader
+    from library.training.validation import Validation
 
 logger = get_logger(__name__)
+
+STOPPED_UPLOAD_SECONDS = 30.0
 
 
 class Trainer(Run):
     """Runs a training from options to saved files. Subclasses say what trains.
 
     Attributes:
-        losses: Mean loss of every optimizer step, over all processes.
-        saved_files: In the order they were written.
+        step: Optimizer steps that are done.
+        course: What follows from that number.
+        stop: Whether the run was asked to stop.
+        continuation: Claims the output folder; finds, writes and restores states.
     """
 
+    course: Course
+    saves: SavePlan
+    saver: Saver
+    watch: Watch
     denoiser: nn.Module
     encoders: Encoders
     text: TextStage
     batch_loss: BatchLoss
     optimizer: Optimizer
     schedule: LRScheduler
+    log: StepLog
+    make_step: OptimizerStep
+    loop: Loop
 
     def __init__(self, options: Any) -> None:
         super().__init__(options)
-        self.prompts: tuple[SamplePrompt, ...] = ()
-        self.losses = LossLog()
-        self.saved_files: list[Path] = []
+        self.prompt_file: PromptFile | None = None
+        self.sampler: SamplePictures | None = None
+        self.validation: Validation | None = None
+        self.uploader: Uploader | None = None
+        self.ema: Ema | None = None
+        self.stop = StopRequest()
+        self.continuation = Continuation(self)
         self.step = 0
 
     @property
+    def prompts(self) -> tuple[SamplePrompt, ...]:
+        """What is drawn while training."""
+        return () if self.prompt_file is None else self.prompt_file.prompts
+
+    @property
     def loss_history(self) -> list[float]:
-        """Mean loss of every optimizer step so far."""
-        return self.losses.values
+        """Mean loss of every optimizer step so far; NaN where one was skipped."""
+        return self.log.losses
+
+    @property
+    def saved_files(self) -> list[Path]:
+        """The model files that were written, in their order."""
+        return [self.folder / file.name for file in self.saver.files]
+
+    @property
+    def folder(self) -> Path:
+        """Where everything is written to."""
+        return Path(self.options.saving.output_dir)
 
     # What a kind of training defines
 
@@ -78,6 +120,14 @@ class Trainer(Run):
         """Parameter groups of the optimizer."""
         raise NotImplementedError
 
+    def trained_state(self) -> dict[str, Tensor]:
+        """{name: tensor} of everything that trains, in the precision it trains in."""
+        raise NotImplementedError
+
+    def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `trained_state` gave, bit by bit."""
+        raise NotImplementedError
+
     def set_training(self, is_training: bool) -> None:
         """Switch what trains between training and evaluation."""
         raise NotImplementedError
@@ -89,49 +139,65 @@ class Trainer(Run):
     def after_step(self) -> None:
         """What has to happen to the trained weights after each optimizer step."""
 
-    def save(self, path: Path, *, step: int, epoch: int) -> None:
-        """Write the trained weights."""
+    def write_model(self, path: Path, *, step: int, epoch: int) -> list[Path]:
+        """Write the trained weights; returns the files."""
         raise NotImplementedError
+
+    def session(self) -> dict[str, Any]:
+        """What saved files say of this run and of no other, as JSON."""
+        return {}
+
+    def optimizer_group_names(self) -> list[str]:
+        """Names of the optimizer's groups, for logs."""
+        return []
 
     # Phases
 
     def run(self) -> int:
         """Train from beginning to end; returns the exit code."""
-        self.check_options()
-        self.plan_run()
-        self.inspect_files()
-        if self.options.data.dry_run or self.options.data.debug_dataset:
-            return self.show()
-        self.start()
-        self.look_at_pictures()
-        self.load()
-        self.build_trainables()
-        self.build_optimizer()
-        self.announce()
-        self.train()
-        self.finish()
-        return 0
+        with self.stop, self.continuation:
+            self.check_options()
+            self.plan_run()
+            self.inspect_files()
+            if self.options.data.dry_run or self.options.data.debug_dataset:
+                return self.show()
+            self.start()
+            if self.continuation.is_finished():
+                return 0
+            self.look_at_pictures()
+            self.load()
+            self.build_trainables()
+            self.build_optimizer()
+            self.build_loop()
+            self.announce()
+            self.train()
+            return self.finish()
 
     def check_options(self) -> None:
-        """Also: schedule, sample prompts and output folder."""
+        """Also: optimizer and schedule by name, sample prompts, trackers, output folder."""
+        from library.training.optimizers import find_optimizer
         from library.training.schedules import check_schedule
+        from library.training.watching.trackers import check_trackers
 
         super().check_options()
         optimizer, sampling = self.options.optimizer, self.options.sampling
+        find_optimizer(optimizer.optimizer_name)
         check_schedule(
             optimizer.lr_scheduler, optimizer.lr_warmup_steps, optimizer.lr_scheduler_args, options=optimizer
         )
-        if sampling.sample_prompts:
-            self.prompts = load_prompts(
-                Path(sampling.sample_prompts),
-                size=self.family.sample_size,
-                steps=self.family.sample_steps,
-                scale=self.family.sample_guidance,
+        check_trackers(self.options.logging)
+        if self.options.ema.ema_decay is not None and "schedulefree" in optimizer.optimizer_name.lower():
+            raise OptionError(
+                f"--ema_decay cannot be used with --optimizer_type {optimizer.optimizer_name}, which averages the weights "
+                "itself. Leave one of them out."
             )
-        check_output_dir(Path(self.options.saving.output_dir))
+        if sampling.sample_prompts:
+            self.prompt_file = PromptFile(Path(sampling.sample_prompts), PromptDefaults.of_family(self.family))
+        check_output_dir(self.folder)
+        self.continuation.check_options()
 
     def inspect_files(self) -> None:
-        """Also: what the model files say about the options."""
+        """Also: what the model files say about the options, and whose files are in the output folder."""
         from library.device import has_accelerator
         from library.training.optimizers import check_optimizer
 
@@ -143,10 +209,23 @@ class Trainer(Run):
         self.check_trainables()
         optimizer = self.options.optimizer
         check_optimizer(optimizer.optimizer_name, optimizer.optimizer_args, optimizer.learning_rate)
+        self._foresee_memory()
+        self.course = Course(self.plan.steps)
+        self.saves = SavePlan(self.options.saving, self.course, self.extension())
+        self.continuation.check_files()
+
+    def _foresee_memory(self) -> None:
+        """Say it if reading the text encoders needs more host memory than there is."""
+        from library.memory_use import available_host_memory, host_memory_note
+
+        needed = sum(self.family.encoder_bytes(self.files, name) for name in self.family.encoder_names)
+        if note := host_memory_note(needed, available_host_memory()):
+            logger.warning("%s", note)
 
     def start(self) -> None:
-        """Also: what fp16 means here."""
+        """Also: what fp16 means here, uploads, and the state to go on from."""
         from library.device import has_accelerator
+        from library.training.upload import make_uploader
 
         precision = self.options.precision
         if precision.mixed_precision == "fp16" and not has_accelerator():
@@ -157,6 +236,9 @@ class Trainer(Run):
         super().start()
         if precision.full_fp16 and self.accelerator.scaler is not None:
             scale_fp16_gradients(self.accelerator.scaler)
+        uploader = make_uploader(self.options.hub)
+        self.uploader = uploader if self.accelerator.is_main_process else None
+        self.continuation.find()
 
     def show(self) -> int:
         """What would be trained, instead of training; returns the exit code."""
@@ -189,7 +271,10 @@ class Trainer(Run):
         if broken:
             self.leave_out(broken)
             self.encoders = self._make_encoders()
+            self.course = Course(self.plan.steps)
+            self.saves = SavePlan(self.options.saving, self.course, self.extension())
         self.set_aside()
+        self.continuation.compare()
 
     def _make_encoders(self) -> Encoders:
         from library.training.encoders import Encoders
@@ -217,7 +302,8 @@ class Trainer(Run):
             self.denoiser.gradient_checkpointing = True  # type: ignore[assignment]
 
     def build_optimizer(self) -> None:
-        """Optimizer and schedule over what trains."""
+        """Optimizer, schedule and average over what trains."""
+        from library.training.optimizer_modes import set_train_mode
         from library.training.optimizers import forced_schedule, make_optimizer
         from library.training.schedules import make_schedule
 
@@ -236,7 +322,47 @@ class Trainer(Run):
             warmup=chosen.lr_warmup_steps,
             options=chosen,
         )
+        set_train_mode(optimizer)
         self.optimizer = self.accelerator.prepare_optimizer(optimizer)
+        if self.options.ema.ema_decay is not None:
+            import torch
+
+            from library.training.ema import Ema
+
+            device = torch.device("cpu") if self.options.ema.ema_device == "cpu" else None
+            self.ema = Ema(self.trained_parameters(), self.options.ema.ema_decay, device)
+
+    def trained_parameters(self) -> list[Any]:
+        """Everything that the optimizer changes."""
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def build_loop(self) -> None:
+        """What makes steps and what watches them; then, with `--resume`, the state is put back."""
+        from library.training.building import make_batch_loss, make_sampler, make_validation
+        from library.training.loop import Loop
+        from library.training.optimizer_step import OptimizerStep
+        from library.training.step_log import StepLog
+
+        self.log = StepLog()
+        self.batch_loss = make_batch_loss(self)
+        self.make_step = OptimizerStep(
+            self.accelerator,
+            self.batch_loss,
+            self.optimizer,
+            self.schedule,
+            self.options.training.gradient_accumulation_steps,
+            self.options.optimizer.max_grad_norm,
+        )
+        upload = None if self.uploader is None else self.uploader.submit
+        self.saver = Saver(
+            self.folder, self.saves, self._write_models, self.continuation.write, upload
+        )
+        self.saver.uploads_states = self.options.hub.save_state_to_huggingface
+        self.watch = Watch(self)
+        self.validation = make_validation(self)
+        self.loop = Loop(self)
+        self.continuation.restore()
+        self.sampler = make_sampler(self)
 
     def announce(self) -> None:
         """The start banner."""
@@ -260,193 +386,168 @@ class Trainer(Run):
         """Lines of the start banner about what trains."""
         return []
 
-    # The loop
-
     def train(self) -> None:
-        """All epochs, up to the last step. Where data cannot be read any more, what was trained so far is saved.
+        """All steps that are left. Where data cannot be read any more, what was trained so far is saved.
 
         Raises:
             DatasetError: A picture or a cached caption has vanished or been damaged meanwhile.
+            DivergedError: Losses are not finite any more.
         """
-        self.batch_loss = self._make_batch_loss()
+        self.watch.start(self.step)
+        self.stop.is_training = True
         try:
-            self._train_epochs()
-        except DatasetError:
-            if self.step and self.accelerator.num_processes == 1:
-                self._try_to_save(epoch=self.step // self.plan.steps.steps_per_epoch, is_step=True)
-            raise
+            self.loop.run()
+        finally:
+            self.stop.is_training = False
+            self.watch.close_bar()
 
-    def _train_epochs(self) -> None:
-        from tqdm import tqdm
+    def finish(self) -> int:
+        """Write the final file, or say how to go on; returns the exit code."""
+        saving, end = self.options.saving, self.saves.of_end()
+        if not self.loop.is_stopped:
+            self._save_last(end)
+            if saving.save_state or saving.save_state_on_train_end:
+                self.save_state(end)
+        if self.accelerator.is_main_process:
+            self.watch.finish(self._finish_uploads(), INTERRUPTED if self.loop.is_stopped else 0)
+            if self.loop.is_stopped:
+                logger.info("stopped after step %d; continue with --resume auto.", self.step)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+        return INTERRUPTED if self.loop.is_stopped else 0
 
-        steps, every = self.plan.steps, self.options.saving
-        batches = self._batches()
-        if self.options.sampling.sample_at_first:
-            self._sample(epoch_end=0)
-        with tqdm(total=steps.max_steps, desc="steps", disable=not self.accelerator.is_local_main_process) as bar:
-            for epoch in range(1, steps.epochs + 1):
-                for num_batches in steps.step_sizes:
-                    self._optimizer_step([next(batches) for _ in range(num_batches)])
-                    self._show(bar)
-                    self._sample_if_due(epoch_end=None)
-                    if every.save_every_n_steps and self.step % every.save_every_n_steps == 0:
-                        self._try_to_save(epoch=epoch - 1, is_step=True)
-                    if self.step >= steps.max_steps:
-                        break
-                is_last = epoch == steps.epochs
-                if every.save_every_n_epochs and epoch % every.save_every_n_epochs == 0 and not is_last:
-                    self._try_to_save(epoch=epoch, is_step=False)
-                self._sample_if_due(epoch_end=epoch)
-            self.losses.flush()
-            self._show(bar, advance=0)
+    def _finish_uploads(self) -> list[str]:
+        """Lines about copies on the hub. Who has stopped a run does not want to wait long for them."""
+        if self.uploader is None:
+            return []
+        return self.uploader.finish(STOPPED_UPLOAD_SECONDS) if self.loop.is_stopped else self.uploader.finish()
 
-    def _make_batch_loss(self) -> BatchLoss:
-        from library.diffusion.loss import LossSettings
-        from library.training.batch_loss import BatchLoss
+    # Steps
 
-        loss = self.options.loss
-        settings = LossSettings(loss.loss_type, loss.huber_schedule, loss.huber_c, loss.huber_scale)
-        return BatchLoss(
-            self.family,
-            self.denoiser,
-            self.text,
-            self.encoders.vae,
-            settings,
-            self.accelerator.autocast,
-            self.unchanged_model,
-            self.seed,
-        )
-
-    def _batches(self) -> Iterator[Batch]:
-        """Batches of the whole run, in the order of the plans; the loader's workers never restart."""
-        from library.data.loader import BatchDataset, make_loader
-
-        dataset = BatchDataset(
-            self.plan.records,
-            self.plan.crops,
-            self.plan.specs,
-            latents=self.encoders.latents,
-            texts=self.encoders.texts,
-            variants=self.plan.caption_variants() if self.encoders.texts is not None else None,
-            cells=self.family.pixels_per_latent,
-            seed=self.seed,
-            max_steps=self.plan.steps.max_steps,
-        )
-        epochs, rank = range(1, self.plan.steps.epochs + 1), self.accelerator.process_index
-        plans = (plan for epoch in epochs for plan in self.plan.epoch(epoch, seed=self.seed, rank=rank))
-        loader = make_loader(
-            dataset,
-            plans,
-            num_workers=self.options.training.max_data_loader_n_workers,
-            pin_memory=self.device.type == "cuda",
-        )
-        return iter(loader)
+    def optimizer_step(self, batches: list[Batch]) -> None:
+        """Make a step, and count it."""
+        self.set_training(True)
+        self._optimizer_step(batches)
+        self.after_step()
+        if self.ema is not None:
+            self.ema.update()
+        self.step += 1
 
     def _optimizer_step(self, batches: list[Batch]) -> None:
-        """Forward and backward over the batches of a step, then one update.
-
-        Each batch counts 1 / (accumulation x processes), in a short last group too, so every picture weighs
-        the same in an epoch.
-        """
-        import torch
-
-        self.set_training(True)
-        accumulation = self.options.training.gradient_accumulation_steps
-        losses = []
-        for batch in batches:
-            loss = self.batch_loss(batch.to(self.device)) * batch.weight
-            self.accelerator.backward(loss / accumulation)
-            losses.append(loss.detach())
-        num_counted = torch.full_like(losses[0], sum(batch.weight for batch in batches))
-        seen = torch.stack([torch.stack(losses).sum(), num_counted])
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        average_over_processes(self.accelerator, [*shared_gradients(parameters), seen])
-        if self.options.optimizer.max_grad_norm > 0:
-            self.accelerator.unscale_gradients()  # its own clipping loads much that only sharded gradients need
-            torch.nn.utils.clip_grad_norm_(parameters, self.options.optimizer.max_grad_norm)
-        self.optimizer.step()
-        self.schedule.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.after_step()
-        self.step += 1
-        self.losses.push(seen[0] / seen[1])
-
-    def _show(self, bar: Any, advance: int = 1) -> None:
-        mean = self.losses.mean_of_last(self.plan.steps.steps_per_epoch)
-        if mean is not None:
-            rate = self.schedule.get_last_lr()[-1]
-            bar.set_postfix(avr_loss=f"{mean:.4f}", lr=f"{rate:.3g}", refresh=False)
-        bar.update(advance)
-
-    # Saving and samples
-
-    def finish(self) -> None:
-        """Write the final file."""
-        from library.device import memory_words
-
-        self._save_at(epoch=self.plan.steps.epochs, is_step=False, is_last=True)
-        if self.accelerator.is_main_process:
-            logger.info("done: %s", self.saved_files[-1])
-            logger.info("most memory in use: %s", memory_words(self.device) or "unknown")
-        self.accelerator.end_training()
-
-    def _try_to_save(self, *, epoch: int, is_step: bool) -> None:
-        """Save in between. A full disk then costs this file and not the training."""
+        asked, failed = self.stop.is_asked, self.loop.has_failed
         try:
-            self._save_at(epoch=epoch, is_step=is_step)
-        except OutputError as error:
-            logger.error("not saved, training goes on: %s", error)
-            self.accelerator.wait_for_everyone()
+            samples, values = self.make_step(batches, is_stop_asked=asked, has_failed=failed)
+        except EnvironmentFault as error:
+            self.loop.fail(error)
+            samples, values = self.make_step([], is_stop_asked=asked, has_failed=True)
+        self.report = self.log.push(self.step + 1, samples, values)
 
-    def _save_at(self, *, epoch: int, is_step: bool, is_last: bool = False) -> None:
-        from library.checkpoint.names import epoch_name, last_name, step_name
+    def take_report(self) -> StepReport | None:
+        """Of the step before the last one."""
+        return self.report
 
-        saving = self.options.saving
-        extension = self.extension()
-        if is_last:
-            name = last_name(saving.output_name, extension)
-        elif is_step:
-            name = step_name(saving.output_name, extension, self.step)
-        else:
-            name = epoch_name(saving.output_name, extension, epoch)
+    def flush_report(self) -> StepReport | None:
+        """Of the last step, waiting for it; None if it has been taken."""
+        return self.log.flush()
+
+    def learning_rates(self) -> dict[str, float]:
+        """{"lr/<part>": rate} as the optimizer uses them."""
+        from library.training.optimizer_rates import learning_rates
+
+        return learning_rates(self.optimizer, self.optimizer_group_names())
+
+    def draw_other_noise(self, attempt: int) -> None:
+        """From here on the noise is another one than on the way to where the run came back from."""
+        self.batch_loss = self.make_step.batch_loss = replace(self.batch_loss, attempt=attempt)
+
+    def batches_from(self, step: int) -> Iterator[Batch]:
+        """Batches of all steps after `step`, in the order of the plans; the loader's workers never restart."""
+        from library.training.building import make_batches
+
+        return make_batches(self, step)
+
+    @contextmanager
+    def shown_weights(self) -> Iterator[None]:
+        """A context for samples and validation: no dropout, and the weights that are meant to be used."""
+        from library.training.optimizer_modes import evaluation_weights
+
+        self.set_training(False)
+        with evaluation_weights(self.optimizer) if self.ema is None else self.ema.applied():
+            yield
+
+    # After a step
+
+    def is_validation_due(self, epoch_end: int | None) -> bool:
+        """Whether the validation loss is computed now; after every epoch if nothing else is said."""
+        chosen = self.options.validation
+        every_n_epochs = chosen.validate_every_n_epochs
+        if every_n_epochs is None and chosen.validate_every_n_steps is None:
+            every_n_epochs = 1
+        is_step = self.course.is_save_due(self.step, chosen.validate_every_n_steps)
+        return is_step or bool(epoch_end and every_n_epochs and epoch_end % every_n_epochs == 0)
+
+    def validate(self) -> float:
+        """The validation loss of the weights as they are; all processes take part."""
+        assert self.validation is not None
+        with self.shown_weights():
+            loss = self.validation(self.batch_loss)
+        self.watch.validation(self.step, loss)
+        return loss
+
+    def sample_if_due(self, *, epoch_end: int | None) -> None:
+        """Draw the sample prompts if their time has come."""
+        from library.training.sampling import is_sample_due
+
+        sampling = self.options.sampling
+        if is_sample_due(self.step, epoch_end, sampling.sample_every_n_steps, sampling.sample_every_n_epochs):
+            self.draw_samples(epoch_end=epoch_end)
+
+    def draw_samples(self, *, epoch_end: int | None) -> None:
+        """Draw the sample prompts on the main process; the training draws are not touched."""
+        if self.sampler is None:
+            return
         if self.accelerator.is_main_process:
-            path = Path(saving.output_dir) / name
-            self.save(path, step=self.step, epoch=epoch)
-            self.saved_files.append(path)
-            logger.info("saved %s", path)
+            with self.shown_weights():
+                self.sampler.draw(step=self.step, epoch_end=epoch_end)
+            self.watch.pictures(self.sampler.last_drawn, self.step)
         self.accelerator.wait_for_everyone()
+
+    # Saving
+
+    def save_model(self, save: Save) -> None:
+        """Write a model file in between."""
+        if self.accelerator.is_main_process:
+            self.continuation.remember()
+            self.saver.try_to_save_model(save, self.step)
+        self.accelerator.wait_for_everyone()
+
+    def save_state(self, save: Save) -> None:
+        """Write a state folder; all processes take part, the main one writes."""
+        self.watch.gather()
+        if self.accelerator.is_main_process:
+            self.continuation.remember()
+            self.saver.try_to_save_state(save)
+        self.accelerator.wait_for_everyone()
+
+    def _save_last(self, end: Save) -> None:
+        if self.accelerator.is_main_process:
+            self.continuation.remember()
+            self.saver.save_model(end, self.step)
+        self.accelerator.wait_for_everyone()
+
+    def _write_models(self, path: Path, step: int, epoch: int) -> list[Path]:
+        """The weights as trained and, where one is kept, their average."""
+        from library.training.optimizer_modes import evaluation_weights
+        from library.training.saver import average_path, refuse_non_finite
+
+        refuse_non_finite(self.trained_parameters(), path)
+        with evaluation_weights(self.optimizer):
+            written = self.write_model(path, step=step, epoch=epoch)
+        if self.ema is not None:
+            with self.ema.applied():
+                written += self.write_model(average_path(path), step=step, epoch=epoch)
+        return written
 
     def extension(self) -> str:
         """Ending of the saved files."""
         return {"ckpt": ".ckpt", "pt": ".pt"}.get(self.options.saving.save_model_as or "", ".safetensors")
-
-    def _sample_if_due(self, *, epoch_end: int | None) -> None:
-        from library.training.sampling import is_sample_due
-
-        sampling = self.options.sampling
-        if self.prompts and is_sample_due(
-            self.step, epoch_end, sampling.sample_every_n_steps, sampling.sample_every_n_epochs
-        ):
-            self._sample(epoch_end=epoch_end)
-
-    def _sample(self, *, epoch_end: int | None) -> None:
-        """Draw the sample prompts on the main process; the training draws are not touched."""
-        from library.training.sampling import save_samples
-
-        if self.prompts and self.accelerator.is_main_process:
-            self.set_training(False)
-            save_samples(
-                self.prompts,
-                family=self.family,
-                denoiser=self.denoiser,
-                vae=self.encoders.vae(),
-                text=self.text,
-                device=self.device,
-                autocast=self.accelerator.autocast,
-                folder=Path(self.options.saving.output_dir) / "sample",
-                output_name=self.options.saving.output_name,
-                step=self.step,
-                epoch_end=epoch_end,
-            )
-            self.encoders.park_vae()
-        self.accelerator.wait_for_everyone()

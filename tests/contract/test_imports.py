@@ -24,6 +24,9 @@ HEAVY = {
     "xformers",
     "wandb",
     "cv2",
+    "matplotlib",
+    "tensorboard",
+    "psutil",
     "safetensors.torch",
 }
 LIGHT = (  # what --help and every option or dataset error reach

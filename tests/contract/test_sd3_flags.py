@@ -23,6 +23,8 @@ ADDED = {
     *("tokenizer_dir", "debug", "dry_run", "on_bad_file", "cache_dir", "text_encoder_cache_variants"),
     *("recursive", "background", "min_image_size", "max_aspect_ratio", "max_crop_fraction", "max_image_pixels"),
     *("missing_caption", "empty_caption", "caption_encoding"),
+    *("overwrite", "allow_changed", "max_bad_steps"),
+    *("ema_decay", "ema_device"),
 }
 ADDED_CHOICES = {"save_model_as": {"diffusers"}, "resize_interpolation": {"box"}}
 TYPES = {"flag": {None}, "int": {"int"}, "float": {"float"}, "str": {"str"}, "path": {"str", "Path"}}

@@ -9,7 +9,7 @@ import sd3_train_network
 from library.errors import OutputError
 
 NAME = "--output_name=mine"
-EVERY_STEP = (NAME, "--max_train_steps=3", "--save_every_n_steps=1", "--save_every_n_epochs=1")
+EVERY_STEP = (NAME, "--overwrite", "--max_train_steps=3", "--save_every_n_steps=1", "--save_every_n_epochs=1")
 
 
 @pytest.fixture
@@ -59,6 +59,6 @@ def test_output_dir_that_vanishes_for_a_while_costs_only_its_files(training, dat
 def test_final_file_that_cannot_be_written_gives_5(training, dataset, tmp_path):
     (tmp_path / "out1" / "mine.safetensors" / "inside").mkdir(parents=True)
     with pytest.raises(OutputError) as failure:
-        training.unet_only(dataset, "--max_train_steps=1", NAME)
+        training.unet_only(dataset, "--max_train_steps=1", NAME, "--overwrite")
     assert failure.value.exit_code == 5
     assert str(tmp_path / "out1" / "mine.safetensors") in str(failure.value)

@@ -43,9 +43,9 @@ def snapshots(monkeypatch):
 
 def spoil_gradients_of_step(monkeypatch, number):
     """Put inf into one gradient of that step, counted from 1, as an overflow does."""
-    import library.training.trainer as trainer
+    import library.training.optimizer_step as optimizer_step
 
-    calls, real = [], trainer.shared_gradients
+    calls, real = [], optimizer_step.shared_gradients
 
     def shared_gradients(parameters):
         gradients = real(parameters)
@@ -54,7 +54,7 @@ def spoil_gradients_of_step(monkeypatch, number):
             gradients[0].view(-1)[0] = torch.inf
         return gradients
 
-    monkeypatch.setattr(trainer, "shared_gradients", shared_gradients)
+    monkeypatch.setattr(optimizer_step, "shared_gradients", shared_gradients)
 
 
 def furthest(weights):

@@ -27,7 +27,7 @@ def prompts(tmp_path):
 
 
 def samples(run):
-    return sorted((run.file.parent / "sample").glob("*"))
+    return sorted((run.file.parent / "sample").glob("*_[0-9][0-9]_*.png"))
 
 
 def pixels(run):
@@ -42,6 +42,45 @@ def test_sampling_in_between_changes_no_byte_of_the_training(training, dataset, 
     assert len(samples(sampled)) == 6
     assert sampled.losses == plain.losses
     assert sampled.file.read_bytes() == plain.file.read_bytes()
+
+
+def test_prompts_that_are_edited_meanwhile_change_no_byte_of_the_training(training, dataset, prompts, tmp_path):
+    """Encoders are loaded in between, and dropout goes on with the random numbers that it would have had."""
+    flags = ("--max_train_steps=4", "--network_dropout=0.2", *CACHED)
+    size = "--w 64 --h 64 --s 1"
+    edits = iter([f"a red star {size} --n new\na new one {size}".encode(), b"\xff", f"a cat {size}".encode()])
+
+    def edit():
+        content = next(edits, None)
+        if content is not None:
+            (tmp_path / "prompts.txt").write_bytes(content)
+
+    plain = training.run(dataset, *flags)
+    edited = training.run(dataset, *flags, prompts, "--sample_every_n_steps=1", after={"after_step": edit})
+    assert [path.name[:9] for path in samples(edited)] == [
+        "000001_00",
+        "000001_01",
+        "000002_00",
+        "000002_01",
+        "000003_00",
+        "000004_00",
+    ]
+    assert any("is not UTF-8" in line and "prompts stay as they are" in line for line in edited.log)
+    assert edited.file.read_bytes() == plain.file.read_bytes()
+
+
+def test_a_sample_of_another_shape_changes_no_scaled_positions_of_the_training(training, dataset, tmp_path):
+    """With two resolutions a long sample picture would add a table between theirs."""
+    path = tmp_path / "prompts.txt"
+    path.write_text("a long red star --w 160 --h 64 --s 1 --l 1", encoding="utf-8")
+    folder = training.pictures(("red_circle.png", "red_star.png"), to="others")
+    own = [{"resolution": side, "subsets": [{"image_dir": str(folder)}]} for side in (64, 192)]
+    dataset = training.dataset_of(*own, enable_bucket=False, batch_size=1)
+    flags = ("--max_train_steps=4", "--enable_scaled_pos_embed", *CACHED)
+    plain = training.run(dataset, *flags)
+    sampled = training.run(dataset, *flags, f"--sample_prompts={path}", "--sample_at_first")
+    assert len(samples(sampled)) == 1
+    assert sampled.losses == plain.losses
 
 
 def test_samples_are_named_by_step_and_have_the_size_of_their_prompt(training, dataset, prompts):

@@ -21,7 +21,7 @@ def loss_at_fixed_draws(trainer):
         max_steps=1,
     )
     batches = [batch for epoch in SOME_EPOCHS for batch in plan.epoch(epoch, seed=trainer.seed, rank=0)]
-    losses = [trainer.batch_loss(data[batch]) for batch in batches]
+    losses = [trainer.batch_loss(data[batch]).losses.mean() for batch in batches]
     return torch.stack(losses).mean().item()
 
 

@@ -16,7 +16,7 @@ CASES = json.loads((Path(__file__).parent / "data" / "lr_schedules.json").read_t
 def parse(arguments):
     parser = argparse.ArgumentParser()
     parser.add_argument("--lr_scheduler")
-    parser.add_argument("--lr_scheduler_type")
+    parser.add_argument("--lr_scheduler_type", default="")
     parser.add_argument("--learning_rate", type=float, default=0.001)
     for flag in ("--lr_warmup_steps", "--lr_decay_steps"):
         parser.add_argument(flag, type=lambda text: float(text) if "." in text else int(text), default=0)
@@ -29,15 +29,17 @@ def parse(arguments):
 
 
 def is_left_out(case):
-    """Named exceptions: other classes come later; refused by the option parser; counted per process there.
+    """Named exceptions: refused by the option parser; counted per process there; two names that fail there.
 
     The reference advances a schedule once per process and step, but not its whole-number warm-up and decay, so
-    with two processes those shrink to half. Ours count optimizer steps.
+    with two processes those shrink to half. Ours count optimizer steps, the same for any number of processes.
+    reduce_lr_on_plateau and cosine_warmup_with_min_lr are names that the reference knows and cannot make; here they
+    work.
     """
     options = parse(case["arguments"])
     whole = [amount for amount in (options.lr_warmup_steps, options.lr_decay_steps) if amount >= 1]
     is_shrunk = case["num_processes"] > 1 and bool(whole)
-    return bool(options.lr_scheduler_type) or case.get("error") == "argument_rejected" or is_shrunk
+    return is_shrunk or case.get("error") in ("argument_rejected", "TypeError")
 
 
 def name_of(case):
@@ -62,7 +64,7 @@ TESTED = [case for case in CASES if not is_left_out(case)]
 
 def test_few_cases_are_left_out():
     assert len(CASES) == 45
-    assert len(TESTED) == 36
+    assert len(TESTED) == 36 + 2 - 2  # with the classes, without the names that fail there
 
 
 @pytest.mark.parametrize("case", [case for case in TESTED if "lr" in case], ids=name_of)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from library.training.prompts import load_settings, parse_prompt_line
+from library.training.prompt_files import parse_settings
+from library.training.prompt_lines import parse_prompt_line
 
 GOLDEN = json.loads((Path(__file__).parent / "data" / "prompts.json").read_text())
 # There the first letter of the prompt itself is taken for an option too: "w 640 whales in the sea" sets the width.
@@ -30,8 +31,6 @@ def test_first_word_of_the_prompt_is_no_option(line):
 
 
 @pytest.mark.parametrize("case", GOLDEN["files"], ids=lambda case: case["extension"])
-def test_file_is_read_as_stored(case, tmp_path):
-    path = tmp_path / f"prompts.{case['extension']}"
-    path.write_text(case["content"], encoding="utf-8")
-    read = [{**settings, "enum": index} for index, (_, settings) in enumerate(load_settings(path))]
-    assert read == case["parsed"]
+def test_file_is_read_as_stored(case):
+    parsed = parse_settings(Path(f"prompts.{case['extension']}"), case["content"].encode())
+    assert [{**settings, "enum": index} for index, (_, settings) in enumerate(parsed)] == case["parsed"]

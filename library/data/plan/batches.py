@@ -31,7 +31,8 @@ def epoch_plan(
     """All batches of an epoch in the order of their use, for all processes together.
 
     Every record occurs exactly `repeats` times. A batch holds pictures of one bucket of one dataset; the last one of a
-    bucket may be short.
+    bucket may be short. The first epoch begins with the largest batch, so that what does not fit into memory shows at
+    once.
 
     Args:
         records: All pictures.
@@ -49,6 +50,8 @@ def epoch_plan(
         length = batch_sizes[dataset]
         batches += [(size, tuple(items[start : start + length])) for start in range(0, len(items), length)]
     draw.shuffle(batches)
+    if epoch == 1 and batches:
+        batches.insert(0, batches.pop(_largest(batches)))
     per_step = num_processes * accumulation
     first_step = (epoch - 1) * _ceil_div(len(batches), per_step)
     return tuple(
@@ -171,6 +174,12 @@ def _group_by_bucket(
         group = groups.setdefault((record.dataset, crop.bucket), [])
         group += [PlannedItem(index, repeat) for repeat in range(record.repeats)]
     return groups
+
+
+def _largest(batches: Sequence[tuple[Size, tuple[PlannedItem, ...]]]) -> int:
+    """Which batch has most pixels; the first of equals."""
+    pixels = [size.width * size.height * len(items) for size, items in batches]
+    return pixels.index(max(pixels))
 
 
 def _ceil_div(number: int, divisor: int) -> int:

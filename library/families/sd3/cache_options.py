@@ -25,8 +25,9 @@ _FOR_FLUX = "for FLUX"
 _FOR_OTHER_CACHE = "for the other cache"
 
 # Groups that say what is cached and how, and of other groups the options that do.
-_USED_GROUPS = (ConfigOptions, LoggingOptions, CachingOptions, ModelOptions, DatasetOptions, CacheOptions)
+_USED_GROUPS = (ConfigOptions, CachingOptions, ModelOptions, DatasetOptions, CacheOptions)
 _USED: Mapping[type[OptionGroup], tuple[str, ...]] = {
+    LoggingOptions: ("console_log_level", "console_log_file", "console_log_simple", "debug"),
     Sd3Options: ("clip_l", "clip_g", "t5xxl", "t5xxl_max_token_length", "apply_lg_attn_mask", "apply_t5_attn_mask"),
     PrecisionOptions: ("mixed_precision", "no_half_vae"),
     DistributedOptions: ("ddp_timeout",),

@@ -138,6 +138,11 @@ class Sd3Family:
         """Whether the encoder is in one of the files."""
         return self._part(files, name) is not None
 
+    def encoder_bytes(self, files: Sd3Files, name: str) -> int:
+        """Bytes of an encoder's weights as they are stored."""
+        part = self._part(files, name)
+        return 0 if part is None else sum(info.end - info.start for info in map(part.source.tensors.get, part.names) if info)
+
     def architecture(self, files: Sd3Files) -> str:
         """Name for modelspec.architecture."""
         return f"stable-diffusion-3-{files.variant}"

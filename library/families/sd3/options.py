@@ -12,6 +12,7 @@ from library.options.groups import (
     CommonOptions,
     DatasetOptions,
     DistributedOptions,
+    EmaOptions,
     HubOptions,
     LossOptions,
     MetadataOptions,
@@ -105,6 +106,7 @@ class Sd3NetworkOptions(CommonOptions):
     training: TrainingOptions = field(default_factory=TrainingOptions)
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
     loss: LossOptions = field(default_factory=LossOptions)
+    ema: EmaOptions = field(default_factory=EmaOptions)
     precision: PrecisionOptions = field(default_factory=PrecisionOptions)
     cache: CacheOptions = field(default_factory=CacheOptions)
     saving: SavingOptions = field(default_factory=SavingOptions)
@@ -124,13 +126,6 @@ class Sd3NetworkOptions(CommonOptions):
     def dataset_defaults(self) -> dict[str, object]:
         """What applies where the dataset file says nothing, by key of that file."""
         return dataset_defaults(self)
-
-    def check(self) -> Iterator[str]:
-        if self.loss.loss_type in ("huber", "smooth_l1") and self.loss.huber_schedule == "snr":
-            yield (
-                f"--loss_type {self.loss.loss_type} cannot be used with --huber_schedule snr, the default: "
-                "SD3 has no SNR. Give --huber_schedule exponential or constant."
-            )
 
 
 _FLOW = "SD3 predicts the flow; this is for models that predict noise"

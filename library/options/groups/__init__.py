@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from library.options.groups.cache import CacheOptions
 from library.options.groups.data import DatasetOptions, dataset_defaults
+from library.options.groups.ema import EmaOptions
+from library.options.groups.hub import HubOptions
 from library.options.groups.logging import LoggingOptions
 from library.options.groups.loss import LossOptions
 from library.options.groups.model import ModelOptions
@@ -13,7 +15,7 @@ from library.options.groups.network import NetworkOptions
 from library.options.groups.optimizer import OptimizerOptions
 from library.options.groups.precision import PrecisionOptions
 from library.options.groups.sampling import SamplingOptions
-from library.options.groups.saving import HubOptions, MetadataOptions, SavingOptions
+from library.options.groups.saving import MetadataOptions, SavingOptions
 from library.options.groups.training import DistributedOptions, TrainingOptions, ValidationOptions
 from library.options.spec import ScriptOptions
 
@@ -22,6 +24,7 @@ __all__ = [
     "CommonOptions",
     "DatasetOptions",
     "DistributedOptions",
+    "EmaOptions",
     "HubOptions",
     "LoggingOptions",
     "LossOptions",

@@ -18,11 +18,16 @@ class LossOptions(OptionGroup):
     loss_type: str = opt("l2", "How prediction and target are compared.", choices=("l1", "l2", "huber", "smooth_l1"))
     huber_schedule: str = opt(
         "snr",
-        "How the threshold of huber and smooth_l1 depends on the timestep.",
+        "How the threshold of huber and smooth_l1 falls towards noise: not at all, evenly on a logarithmic scale, or "
+        "with the signal-to-noise ratio.",
         choices=("constant", "exponential", "snr"),
     )
-    huber_c: float = opt(0.1, "Threshold of huber and smooth_l1.", above=0)
-    huber_scale: float = opt(1.0, "Factor on the threshold of huber and smooth_l1.", above=0)
+    huber_c: float = opt(
+        0.1, "Threshold of huber and smooth_l1, in pure noise where --huber_schedule lets it fall.", above=0
+    )
+    huber_scale: float = opt(
+        1.0, "Factor on the threshold; not for --huber_schedule snr.", above=0
+    )
     min_timestep: int | None = opt(
         None, "Lowest timestep that is trained. Not set means 0.", unit="0-999", minimum=0, maximum=999
     )
@@ -61,3 +66,5 @@ class LossOptions(OptionGroup):
         if self.loss_type not in ("huber", "smooth_l1"):
             for name in ("huber_schedule", "huber_c", "huber_scale"):
                 yield name, "only --loss_type huber and smooth_l1 use it"
+        elif self.huber_schedule == "snr":
+            yield "huber_scale", "only --huber_schedule constant and exponential use it"

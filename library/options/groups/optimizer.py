@@ -15,9 +15,14 @@ class OptimizerOptions(OptionGroup):
 
     title: ClassVar[str] = "Optimizer"
 
-    optimizer_type: str = opt("", "AdamW, AdamW8bit or Adafactor, in any letter case. Not set means AdamW.")
+    optimizer_type: str = opt(
+        "",
+        "AdamW, AdamW8bit, PagedAdamW8bit, Lion, Lion8bit, SGDNesterov, Adafactor, DAdaptation, Prodigy, "
+        "AdamWScheduleFree and others, in any letter case; a class of torch.optim or pytorch-optimizer, or a full "
+        "module.Class. Not set means AdamW.",
+    )
     use_8bit_adam: bool = opt(False, "The same as --optimizer_type AdamW8bit.")
-    use_lion_optimizer: bool = opt(False, "The same as --optimizer_type Lion.", later="Lion")
+    use_lion_optimizer: bool = opt(False, "The same as --optimizer_type Lion.")
     optimizer_args: tuple[str, ...] | None = opt(
         None,
         'Further arguments of the optimizer, for instance "weight_decay=0.01" "betas=(0.9,0.99)".',
@@ -28,7 +33,8 @@ class OptimizerOptions(OptionGroup):
     lr_scheduler: str = opt(
         "constant",
         "Course of the learning rate: constant, constant_with_warmup, linear, cosine, cosine_with_restarts, "
-        "polynomial, inverse_sqrt, cosine_with_min_lr, warmup_stable_decay or piecewise_constant.",
+        "polynomial, inverse_sqrt, cosine_with_min_lr, cosine_warmup_with_min_lr, warmup_stable_decay, "
+        "piecewise_constant or reduce_lr_on_plateau.",
     )
     lr_warmup_steps: int | float = opt(
         0, "The learning rate rises from 0 over this many steps, or this share of all steps.", unit="steps, 0.1 or 10%"
@@ -37,13 +43,11 @@ class OptimizerOptions(OptionGroup):
     lr_scheduler_num_cycles: int = opt(1, "Number of restarts.", minimum=1)
     lr_scheduler_power: float = opt(1, "Power of the polynomial.")
     lr_scheduler_timescale: int | None = opt(None, "Time scale of inverse_sqrt.", unit="steps")
-    lr_scheduler_min_lr_ratio: float | None = opt(
-        None, "Lowest learning rate, as a share of the highest.", unit="0-1"
+    lr_scheduler_min_lr_ratio: float | None = opt(None, "Lowest learning rate, as a share of the highest.", unit="0-1")
+    lr_scheduler_type: str = opt(
+        "", "A class of torch.optim.lr_scheduler, or another one as module.Class, in place of --lr_scheduler."
     )
-    lr_scheduler_type: str = opt("", "Schedule of your own as module.Class.", later="schedules of your own class")
-    lr_scheduler_args: tuple[str, ...] | None = opt(
-        None, "Further arguments of the schedule.", metavar="KEY=VALUE"
-    )
+    lr_scheduler_args: tuple[str, ...] | None = opt(None, "Further arguments of the schedule.", metavar="KEY=VALUE")
     fused_backward_pass: bool = opt(
         False, "Let the optimizer step inside the backward pass.", later="fused backward passes"
     )
@@ -51,14 +55,22 @@ class OptimizerOptions(OptionGroup):
     @property
     def optimizer_name(self) -> str:
         """Name of the optimizer as given, or AdamW."""
-        return "AdamW8bit" if self.use_8bit_adam else self.optimizer_type.strip() or "AdamW"
+        if self.use_8bit_adam:
+            return "AdamW8bit"
+        return "Lion" if self.use_lion_optimizer else self.optimizer_type.strip() or "AdamW"
 
     def check(self) -> Iterator[str]:
-        if self.use_8bit_adam and self.optimizer_type.strip():
-            yield f"--use_8bit_adam and --optimizer_type {self.optimizer_type} both choose an optimizer. Keep one."
-        if self.lr_scheduler == "constant" and self.lr_warmup_steps:
+        choices = ["--use_8bit_adam"] * self.use_8bit_adam + ["--use_lion_optimizer"] * self.use_lion_optimizer
+        if self.optimizer_type.strip():
+            choices.append(f"--optimizer_type {self.optimizer_type}")
+        if len(choices) > 1:
+            yield f"{' and '.join(choices)} each choose an optimizer. Keep one."
+        if self.lr_scheduler_type and self.lr_warmup_steps:
+            yield f"--lr_scheduler_type {self.lr_scheduler_type} has no warm-up. Leave out --lr_warmup_steps."
+        elif self.lr_scheduler == "constant" and self.lr_warmup_steps:
             yield "--lr_scheduler constant has no warm-up. Use constant_with_warmup, or leave out --lr_warmup_steps."
         yield from malformed_arguments("--optimizer_args", self.optimizer_args)
+        yield from malformed_arguments("--lr_scheduler_args", self.lr_scheduler_args)
 
 
 def malformed_arguments(flag: str, items: tuple[str, ...] | None) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Options about the files that a run writes: models, states, their metadata, copies on the hub."""
+"""Options about the files that a run writes: models, states, their metadata."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ from typing import ClassVar
 
 from library.options.spec import OptionGroup, opt
 
-_RETENTION = "removing older files"
-_STATES = "saving and continuing runs"
-_HUB = "uploading to the hub"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,21 +34,31 @@ class SavingOptions(OptionGroup):
         None, "Save after every n steps too; 0 means never.", unit="steps", minimum=1, zero_is_off=True
     )
     save_n_epoch_ratio: int | None = opt(
-        None, "Save about this many times in all.", later="--save_every_n_epochs does it", zero_is_off=True
+        None, "Save at least this many files in all; goes before --save_every_n_epochs.", minimum=1, zero_is_off=True
     )
     save_last_n_epochs: int | None = opt(
-        None, "Keep the files of the last n epochs.", later=_RETENTION, zero_is_off=True
+        None, "Keep the files of the last n saved epochs only.", unit="files", minimum=1, zero_is_off=True
     )
     save_last_n_epochs_state: int | None = opt(
-        None, "Keep the states of the last n epochs.", later=_RETENTION, zero_is_off=True
+        None, "The same for states. Not set means --save_last_n_epochs.", unit="states", minimum=1, zero_is_off=True
     )
-    save_last_n_steps: int | None = opt(None, "Keep the files of the last n steps.", later=_RETENTION, zero_is_off=True)
+    save_last_n_steps: int | None = opt(
+        None, "Keep the files of the last n steps only.", unit="steps", minimum=1, zero_is_off=True
+    )
     save_last_n_steps_state: int | None = opt(
-        None, "Keep the states of the last n steps.", later=_RETENTION, zero_is_off=True
+        None, "The same for states. Not set means --save_last_n_steps.", unit="steps", minimum=1, zero_is_off=True
     )
-    save_state: bool = opt(False, "Save what is needed to continue, too.", later=_STATES)
-    save_state_on_train_end: bool = opt(False, "Save what is needed to continue, at the end.", later=_STATES)
-    resume: str | None = opt(None, "Continue from this saved state.", later=_STATES)
+    save_state: bool = opt(
+        False, "Save a state with each file, and at the end: a folder from which --resume continues exactly."
+    )
+    save_state_on_train_end: bool = opt(False, "Save a state at the end.")
+    resume: str | None = opt(
+        None, "Continue from this state folder, or from the newest complete one in --output_dir with auto."
+    )
+    allow_changed: bool = opt(
+        False, "Continue although options or data are not those that the state was made with."
+    )
+    overwrite: bool = opt(False, "Replace files of another run that have the same names.")
 
     def check(self) -> Iterator[str]:
         if self.output_name and set(self.output_name) & set('/\\:*?"<>|'):
@@ -86,19 +93,3 @@ class MetadataOptions(OptionGroup):
             for name in self.__dataclass_fields__:
                 if name != "no_metadata":
                     yield name, "--no_metadata writes none"
-
-
-@dataclass(frozen=True, kw_only=True)
-class HubOptions(OptionGroup):
-    """Copies of saved files on the Hugging Face hub."""
-
-    title: ClassVar[str] = "Upload"
-
-    huggingface_repo_id: str | None = opt(None, "Repository as owner/name.", later=_HUB)
-    huggingface_repo_type: str | None = opt(None, "Type of the repository.", later=_HUB)
-    huggingface_path_in_repo: str | None = opt(None, "Folder in the repository.", later=_HUB)
-    huggingface_token: str | None = opt(None, "Access token.", later=_HUB, secret=True)
-    huggingface_repo_visibility: str | None = opt(None, "public or private.", later=_HUB)
-    save_state_to_huggingface: bool = opt(False, "Upload states too.", later=_HUB)
-    resume_from_huggingface: bool = opt(False, "Read the state to continue from the hub.", later=_HUB)
-    async_upload: bool = opt(False, "Upload while training goes on.", later=_HUB)

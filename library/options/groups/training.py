@@ -10,8 +10,6 @@ from typing import ClassVar
 
 from library.options.spec import OptionGroup, opt
 
-_RESUME = "continuing a run"
-_VALIDATION = "the loss on validation pictures"
 _DEEPSPEED = "DeepSpeed"
 _OWN_AVERAGE = "gradients are averaged without DDP"
 
@@ -38,13 +36,28 @@ class TrainingOptions(OptionGroup):
         8, "Processes that read pictures beside the training; 0 means none.", unit="processes", minimum=0
     )
     persistent_data_loader_workers: bool = opt(False, "Keep the reading processes between epochs.")
-    initial_epoch: int | None = opt(None, "Begin at this epoch, counted from 1.", later=_RESUME)
-    initial_step: int | None = opt(None, "Begin at this step.", later=_RESUME)
-    skip_until_initial_step: bool = opt(False, "Pass over the batches before the first step.", later=_RESUME)
+    initial_epoch: int | None = opt(
+        None, "Begin at this epoch, counted from 1, as if those before were done.", minimum=1
+    )
+    initial_step: int | None = opt(
+        None, "Begin after this many steps, as if they were done.", unit="steps", minimum=0
+    )
+    skip_until_initial_step: bool = opt(
+        False, "Pass over the batches before the first step.", no_effect="it is always done, and costs nothing"
+    )
+    max_bad_steps: int = opt(
+        10,
+        "After this many steps in a row whose loss or gradient is not finite the run goes back to its last state, or "
+        "ends.",
+        unit="steps",
+        minimum=1,
+    )
 
     def check(self) -> Iterator[str]:
         if self.persistent_data_loader_workers and self.max_data_loader_n_workers == 0:
             yield "--persistent_data_loader_workers needs --max_data_loader_n_workers of at least 1."
+        if self.initial_epoch is not None and self.initial_step is not None:
+            yield "--initial_epoch and --initial_step both say where to begin. Keep one of them."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +70,18 @@ class ValidationOptions(OptionGroup):
         0.0, "Share of the pictures that are kept for validation and not trained.", unit="0-1", minimum=0, maximum=1
     )
     validation_seed: int | None = opt(None, "Seed of the choice of these pictures. Not set means 0.")
-    validate_every_n_steps: int | None = opt(None, "Validate every n steps.", later=_VALIDATION, zero_is_off=True)
-    validate_every_n_epochs: int | None = opt(None, "Validate every n epochs.", later=_VALIDATION, zero_is_off=True)
-    max_validation_steps: int | None = opt(None, "Most batches of a validation.", later=_VALIDATION)
+    validate_every_n_steps: int | None = opt(
+        None,
+        "Compute the loss on validation pictures every n steps. Not set, and not --validate_every_n_epochs either, means "
+        "after every epoch.",
+        unit="steps",
+        minimum=1,
+        zero_is_off=True,
+    )
+    validate_every_n_epochs: int | None = opt(
+        None, "The same every n epochs.", unit="epochs", minimum=1, zero_is_off=True
+    )
+    max_validation_steps: int | None = opt(None, "Most batches of a validation.", unit="batches", minimum=1)
 
 
 @dataclass(frozen=True, kw_only=True)

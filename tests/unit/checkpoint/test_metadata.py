@@ -1,13 +1,19 @@
-"""The header of a saved network: which keys, how values are written, and how large it may get."""
+"""The header of a saved network: which keys, and how values are written."""
 
 import json
+import os
+import subprocess
+import sys
+import time
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
 
-from library.checkpoint.dataset_summary import describe_datasets
+from library.checkpoint.dataset_summary import describe_datasets, describe_only_dataset
 from library.checkpoint.metadata import (
+    MAX_THUMBNAIL_BYTES,
     FileHashes,
     build_metadata,
     describe_file,
@@ -15,6 +21,7 @@ from library.checkpoint.metadata import (
     file_metadata,
     hash_in_background,
     modelspec,
+    read_thumbnail,
     tensor_hashes,
 )
 from library.data.config.specs import DatasetSpec, SubsetSpec
@@ -22,6 +29,7 @@ from library.data.plan.captions import CaptionRules
 from library.records import CropPlan, ImageRecord, Size
 from library.tensorfile import read_header, read_tensors, write_tensors
 
+ROOT = Path(__file__).resolve().parents[3]
 TENSORS = {"lora_up": torch.ones(4, 2), "alpha": torch.tensor(1.0)}
 
 
@@ -55,6 +63,37 @@ def test_values_are_written_as_tools_expect_them():
         "ss_max_grad_norm": "1.0",
         "ss_debiased_estimation": "False",
     }
+
+
+def test_what_the_course_of_a_run_depends_on_is_recorded():
+    options = {
+        "ema_decay": 0.999,
+        "max_bad_steps": 10,
+        "validate_every_n_steps": 50,
+        "max_validation_steps": None,
+        "min_timestep": 200,
+        "max_timestep": None,
+        "lr_scheduler_num_cycles": 2,
+        "full_bf16": True,
+        "masked_loss": False,
+    }
+    assert build_metadata(options, {}) == {
+        "ss_ema_decay": "0.999",
+        "ss_max_bad_steps": "10",
+        "ss_validate_every_n_steps": "50",
+        "ss_max_validation_steps": "None",
+        "ss_min_timestep": "200",
+        "ss_max_timestep": "None",
+        "ss_lr_scheduler_num_cycles": "2",
+        "ss_full_bf16": "True",
+        "ss_masked_loss": "False",
+    }
+
+
+def test_secrets_are_no_metadata():
+    secrets = {"huggingface_token": "hf_secret", "wandb_api_key": "secret", "huggingface_repo_id": "owner/name"}
+    assert build_metadata(secrets, {}) == {}
+    assert not [value for value in make_spec(**secrets).values() if "secret" in value]
 
 
 def test_facts_win_over_options_and_keep_their_names():
@@ -125,9 +164,36 @@ def test_modelspec_with_options():
 
 def test_thumbnail_becomes_a_data_url(tmp_path):
     (tmp_path / "a.png").write_bytes(b"abc")
-    assert make_spec(metadata_thumbnail=str(tmp_path / "a.png"))["modelspec.thumbnail"] == "data:image/png;base64,YWJj"
+    assert read_thumbnail(tmp_path / "a.png") == "data:image/png;base64,YWJj"
+    assert read_thumbnail("data:x") == "data:x"
+    assert read_thumbnail(None) is None
     assert make_spec(metadata_thumbnail="data:x")["modelspec.thumbnail"] == "data:x"
-    assert "modelspec.thumbnail" not in make_spec(metadata_thumbnail=str(tmp_path / "missing.png"))
+
+
+def test_a_thumbnail_of_no_use_is_left_out_with_a_warning(tmp_path, caplog):
+    (tmp_path / "large.png").write_bytes(bytes(MAX_THUMBNAIL_BYTES))
+    assert read_thumbnail(tmp_path / "missing.png") is None
+    assert read_thumbnail(tmp_path / "large.png") is None
+    first, second = caplog.messages
+    assert "missing.png cannot be read" in first
+    assert "large.png takes 170 KiB of every file's header, 128 are allowed" in second
+
+
+SCRIPT = """
+import locale, sys
+from library.checkpoint.metadata import modelspec
+from library.records import Size
+locale.setlocale(locale.LC_ALL, "")
+print(modelspec("a", options={}, resolution=Size(1, 1), prediction_type="flow", saved_at=1.7e9)["modelspec.date"])
+"""
+
+
+@pytest.mark.skipif(not hasattr(time, "tzset"), reason="TZ is not read by this system")
+@pytest.mark.parametrize(("zone", "date"), [("Asia/Tokyo", "2023-11-15T07:13:20"), ("UTC", "2023-11-14T22:13:20")])
+def test_the_date_is_local_time_without_zone_in_any_locale(zone, date):
+    environment = {**os.environ, "TZ": zone, "LC_ALL": "C"}
+    done = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == date, done.stderr
 
 
 # The whole file
@@ -253,11 +319,44 @@ def test_no_buckets_no_bucket_info(tmp_path):
     assert facts["datasets"][0]["bucket_info"] is None
 
 
-def test_the_rarest_of_too_many_tags_are_left_out(tmp_path):
-    captions = [f"common, tag number {index}" for index in range(3000)]
-    facts = describe_datasets(*make_data(tmp_path, captions), max_tag_bytes=20_000)
-    tags = facts["tag_frequency"]["dogs"]
-    assert tags["common"] == 3000
-    assert 50 < len(tags) < 1000
-    total = sum(len(json.dumps(d["tag_frequency"])) for d in facts["datasets"])
-    assert total + len(json.dumps(facts["tag_frequency"])) <= 20_000
+def test_tags_on_several_lines_are_counted_one_by_one(tmp_path):
+    facts = describe_datasets(*make_data(tmp_path, ["a, b\nc, d"]))
+    assert facts["tag_frequency"] == {"dogs": {"a": 1, "b": 1, "c": 1, "d": 1}}
+
+
+def test_limits_of_buckets_are_none_without_buckets(tmp_path):
+    for has_buckets, limits in ((True, (256, 1024)), (False, (None, None))):
+        (described, _) = describe_datasets(*make_data(tmp_path, ["a"], enable_bucket=has_buckets))["datasets"]
+        assert (described["min_bucket_reso"], described["max_bucket_reso"]) == limits
+
+
+def test_the_only_dataset_has_a_key_for_each_option(tmp_path):
+    subsets = (
+        SubsetSpec(image_dir=tmp_path / "2_dogs", num_repeats=2, flip_aug=True, captions=CaptionRules(keep_tokens=1)),
+        SubsetSpec(image_dir=tmp_path / "1_any", is_reg=True),
+    )
+    size = Size(32, 64)
+    dataset = asdict(DatasetSpec(resolution=size, batch_size=3, enable_bucket=True, subsets=subsets))
+    record = ImageRecord(tmp_path / "a.png", "a", "dog", size, 2, 0, 0)
+    (described,) = describe_datasets([record], [CropPlan(size, 0, 0, size)], [dataset])["datasets"]
+    facts = describe_only_dataset(described, dataset, batches_per_step=4)
+    assert facts == {
+        "batch_size_per_device": 3,
+        "total_batch_size": 12,
+        "resolution": "(32, 64)",
+        "color_aug": False,
+        "flip_aug": True,
+        "random_crop": False,
+        "shuffle_caption": False,
+        "keep_tokens": 1,
+        "enable_bucket": True,
+        "bucket_no_upscale": False,
+        "min_bucket_reso": 256,
+        "max_bucket_reso": 1024,
+        "reg_dataset_dirs": {"1_any": {"n_repeats": 1, "img_count": 0}},
+        "bucket_info": {"buckets": {"0": {"resolution": [32, 64], "count": 2}}, "mean_img_ar_error": 0.0},
+    }
+    metadata = build_metadata({}, facts)
+    assert metadata["ss_resolution"] == "(32, 64)"
+    assert json.loads(metadata["ss_bucket_info"]) == facts["bucket_info"]
+    assert json.loads(metadata["ss_reg_dataset_dirs"]) == facts["reg_dataset_dirs"]

@@ -63,7 +63,8 @@ def parse(*argv: str) -> Sd3NetworkOptions:
         ("--sample_every_n_epochs=1", "need --sample_prompts"),
         ("--min_bucket_reso=2048", "--min_bucket_reso 2048 is above --max_bucket_reso 1024."),
         ("--output_name=sub/name", "The folder goes to --output_dir."),
-        ("--loss_type=huber", "--loss_type huber cannot be used with --huber_schedule snr"),
+        ("--ema_decay=1.5", "--ema_decay must be between 0 and 1, got 1.5."),
+        ("--ema_device=tpu", "--ema_device"),
         ("--prior_loss_weight=-1", "--prior_loss_weight must be at least 0, got -1."),
         ("--validation_split=1.5", "--validation_split must be between 0 and 1, got 1.5."),
         ("--max_crop_fraction=2", "--max_crop_fraction must be between 0 and 1, got 2."),
@@ -79,7 +80,6 @@ def parse(*argv: str) -> Sd3NetworkOptions:
             "--text_encoder_cache_variants=0 --cache_text_encoder_outputs",
             "--text_encoder_cache_variants must be at least 1, got 0.",
         ),
-        ("--loss_type=smooth_l1", "Give --huber_schedule exponential or constant."),
     ],
 )
 def test_values_that_cannot_work_are_refused_by_name(argv, expected):

@@ -1,11 +1,13 @@
 """Prompt files: defaults, warnings that name the line, and errors at the start."""
 
 import logging
+import os
 
 import pytest
 
 from library.errors import OptionError
-from library.training.prompts import SamplePrompt, load_prompts, parse_prompt_line
+from library.training.prompt_lines import parse_prompt_line, shortened
+from library.training.prompts import PromptDefaults, PromptFile, SamplePrompt, load_prompts
 
 
 @pytest.fixture(autouse=True)
@@ -113,7 +115,7 @@ def test_json_warnings_name_the_entry(tmp_path, caplog):
         ("prompts.txt", "# only a note\n", "has no prompts"),
         ("prompts.toml", "[prompt]\nwidth = 3\n", "has no \\[\\[prompt.subset\\]\\]"),
         ("prompts.toml", "[prompt\n", "line 1"),
-        ("prompts.json", "[{]", "line 1: not valid JSON"),
+        ("prompts.json", "[{]", "line 1, column 3: not valid JSON"),
         ("prompts.json", '{"prompt": "a"}', "must be a list"),
         (
             "prompts.json",
@@ -121,6 +123,19 @@ def test_json_warnings_name_the_entry(tmp_path, caplog):
             r"entry 1: unknown key widht \(did you mean width\?\); entry 2: neither.*; entry 3: no prompt; "
             "entry 3: seed must be a whole number of 0 or more, got -1",
         ),
+        ("prompts.json", '["a",]', "trailing comma"),
+        ("prompts.json", '[{"prompt": "a", "prompt": "b"}]', "prompt stands twice"),
+        ("prompts.json", "[" * 200_000, "nested too deeply"),
+        ("prompts.json", '[{"prompt": "a", "seed": ' + "9" * 5000 + "}]", "Number too long"),
+        ("prompts.json", '[{"prompt": "a", "scale": ' + "9" * 400 + "}]", "scale must be .* got a far larger number"),
+        ("prompts.json", '[{"prompt": "a", "scale": 1e999}]', "scale must be a number of 0 or more, got inf"),
+        ("prompts.json", '[{"prompt": "a\\ud800"}]', "prompt has half a character"),
+        ("prompts.toml", "a = " + "[" * 200_000, "prompts.toml"),
+        ("prompts.toml", "a = " + "9" * 5000, "prompts.toml"),
+        ("prompts.toml", "[prompt]\n[[prompt.subset]]\nprompt = 'a'\nwidth = 0x" + "F" * 5000, "a far larger number"),
+        ("prompts.txt", "fine\ncat --w 100000", "line 2: width 100000 is too large. Give at most 8192"),
+        ("prompts.txt", "cat --h " + "9" * 4000, "is too large"),
+        ("prompts.txt", "a" * (16 * 1024**2 + 1), "has more than 16,777,216 bytes"),
     ],
 )
 def test_files_that_cannot_be_read_are_errors_with_the_name(name, text, words, tmp_path):
@@ -139,3 +154,103 @@ def test_missing_file_is_an_error(tmp_path):
 def test_other_encodings_are_an_error(tmp_path):
     with pytest.raises(OptionError, match=r"prompts.txt is not UTF-8 text"):
         load_prompts(write(tmp_path, "Kätzchen\n", encoding="latin-1"))
+
+
+def test_numbers_that_are_no_float_are_left_out(tmp_path, caplog):
+    (prompt,) = load_prompts(write(tmp_path, "cat --l " + "9" * 400 + "\n"), scale=3.0)
+    assert prompt.scale == 3.0
+    assert "is left out" in caplog.text
+
+
+def test_messages_about_endless_lines_are_short(tmp_path, caplog):
+    load_prompts(write(tmp_path, f"cat --zz {'word ' * 100_000}\n{'a ' * 100_000} --d {'x' * 100_000}\n"))
+    assert len(caplog.messages) == 2
+    assert all(len(message) < 500 for message in caplog.messages)
+
+
+def test_shortened_texts_are_one_line():
+    assert shortened("a\n  cat", 10) == "a cat"
+    assert shortened("a very long cat", 10) == "a very ..."
+
+
+def test_negative_prompts_are_encoded_only_where_they_count(tmp_path):
+    guided, plain = load_prompts(write(tmp_path, "cat --n bad --l 2\ncat --n bad --l 1\n"))
+    assert guided.texts == ("cat", "bad")
+    assert plain.texts == ("cat",)
+
+
+class TestPromptFile:
+    """A file that is edited while a training runs."""
+
+    @pytest.fixture
+    def path(self, tmp_path):
+        return write(tmp_path, "a cat\n")
+
+    @pytest.fixture
+    def file(self, path):
+        return PromptFile(path, PromptDefaults(size=64))
+
+    def texts(self, file):
+        return [prompt.prompt for prompt in file.prompts]
+
+    def test_nothing_happens_while_the_file_stays(self, file):
+        before = file.prompts
+        assert not file.reread()
+        assert file.prompts is before
+
+    def test_edits_are_taken_over(self, file, path):
+        path.write_text("a cat\na dog\n", encoding="utf-8")
+        assert file.reread()
+        assert self.texts(file) == ["a cat", "a dog"]
+        assert not file.reread()
+
+    def test_an_edit_that_leaves_size_and_time_alone_is_seen(self, file, path):
+        before = path.stat()
+        path.write_text("a dog\n", encoding="utf-8")
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert file.reread()
+        assert self.texts(file) == ["a dog"]
+
+    def test_comments_are_no_change(self, file, path):
+        path.write_text("# note\na cat\n", encoding="utf-8")
+        assert not file.reread()
+
+    @pytest.mark.parametrize(
+        ("content", "words"),
+        [
+            (b"K\xe4tzchen", "is not UTF-8"),
+            (b"\x00\xff" * 1000, "is not UTF-8"),
+            (b"", "has no prompts"),
+            (b"cat --w 999999", "is too large"),
+            (None, "does not exist"),
+        ],
+    )
+    def test_a_faulty_file_is_told_once_and_the_last_good_prompts_stay(self, file, path, content, words):
+        good = path.read_bytes()
+        path.unlink()
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(OptionError, match=words):
+            file.reread()
+        assert not file.reread()
+        assert self.texts(file) == ["a cat"]
+        path.write_bytes(good + b"a dog")
+        assert file.reread()
+        assert self.texts(file) == ["a cat", "a dog"]
+
+    def test_what_the_model_cannot_draw_is_not_taken_over(self, file, path):
+        def check(prompts):
+            if max(prompt.width for prompt in prompts) > 128:
+                raise OptionError("too wide")
+
+        path.write_text("a dog --w 256", encoding="utf-8")
+        with pytest.raises(OptionError, match="too wide"):
+            file.reread(check)
+        assert self.texts(file) == ["a cat"]
+        assert not file.reread(check)
+
+    def test_a_folder_in_place_of_the_file_is_an_error(self, file, path):
+        path.unlink()
+        path.mkdir()
+        with pytest.raises(OptionError, match="cannot be read"):
+            file.reread()

@@ -1,0 +1,97 @@
+"""The parts of a trainer's loop, made from its options: losses, batches, validation, samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from library.data.loader import BatchDataset, make_loader
+from library.diffusion.loss import LossSettings
+from library.records import Batch, BatchPlan
+from library.training.batch_loss import BatchLoss
+from library.training.sampling import SamplePictures
+from library.training.stopping import ignore_signals
+from library.training.validation import Validation, validation_batches, validation_timesteps
+
+if TYPE_CHECKING:
+    from library.training.trainer import Trainer
+
+
+def make_batch_loss(trainer: Trainer) -> BatchLoss:
+    """The loss of a batch as the options ask for it."""
+    loss = trainer.options.loss
+    return BatchLoss(
+        trainer.family,
+        trainer.denoiser,
+        trainer.text,
+        trainer.encoders.vae,
+        LossSettings(loss.loss_type, loss.huber_schedule, loss.huber_c, loss.huber_scale),
+        trainer.accelerator.autocast,
+        trainer.unchanged_model,
+        trainer.seed,
+    )
+
+
+def make_batches(trainer: Trainer, step: int) -> Iterator[Batch]:
+    """The batches of this process after `step` steps, up to the end of the run."""
+    epoch, skipped = trainer.course.epoch(step + 1), trainer.course.batches_done(step)
+    rank = trainer.accelerator.process_index
+
+    def plans() -> Iterator[BatchPlan]:
+        for number in range(epoch, trainer.plan.steps.epochs + 1):
+            batches = trainer.plan.epoch(number, seed=trainer.seed, rank=rank)
+            yield from batches[skipped if number == epoch else 0 :]
+
+    loader = make_loader(
+        _dataset(trainer),
+        plans(),
+        num_workers=trainer.options.training.max_data_loader_n_workers,
+        pin_memory=trainer.device.type == "cuda",
+        start_worker=ignore_signals,
+    )
+    return iter(loader)
+
+
+def _dataset(trainer: Trainer, **changes: Any) -> BatchDataset:
+    encoders, plan = trainer.encoders, trainer.plan
+    settings = {
+        "latents": encoders.latents,
+        "texts": encoders.texts,
+        "variants": plan.caption_variants() if encoders.texts is not None else None,
+        "cells": trainer.family.pixels_per_latent,
+        "seed": trainer.seed,
+        "max_steps": plan.steps.max_steps,
+    }
+    return BatchDataset(plan.records, plan.crops, plan.specs, **{**settings, **changes})
+
+
+def make_validation(trainer: Trainer) -> Validation | None:
+    """None where no picture is kept for it."""
+    plan, chosen = trainer.plan, trainer.options.validation
+    if not plan.validation_records:
+        return None
+    return Validation(
+        trainer.accelerator,
+        validation_batches(plan, chosen.max_validation_steps),
+        _dataset(trainer, variants=plan.caption_variants(), is_fixed=True).__getitem__,
+        validation_timesteps(*trainer.options.loss.timestep_range),
+        chosen.validation_seed or 0,
+    )
+
+
+def make_sampler(trainer: Trainer) -> SamplePictures | None:
+    """None where nothing is drawn."""
+    if trainer.prompt_file is None or not trainer.options.sampling.is_on:
+        return None
+    return SamplePictures(
+        trainer.prompt_file,
+        family=trainer.family,
+        encoders=trainer.encoders,
+        denoiser=trainer.denoiser,
+        device=trainer.device,
+        autocast=trainer.accelerator.autocast,
+        folder=trainer.folder / "sample",
+        output_name=trainer.options.saving.output_name,
+        first_step=trainer.continuation.first_step,
+        is_stopping=lambda: trainer.stop.is_asked,
+    )

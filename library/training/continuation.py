@@ -1,0 +1,345 @@
+"""Going on with a run: whose the output folder is, which state is meant, whether it fits, and putting it back."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from library.errors import CheckpointError, OptionError, OutputError, UserError
+from library.log import get_logger
+from library.training.claim import OutputClaim, files_of_another_run
+from library.training.run_identity import differences, identity_mark, run_identity
+from library.training.run_state import AUTO, RunState, check_resume, find_state, read_progress, read_state, write_state
+
+if TYPE_CHECKING:
+    from library.training.trainer import Trainer
+
+logger = get_logger(__name__)
+
+
+class Continuation:
+    """The part of a trainer that knows about earlier and later starts of its run. A context that holds the claim.
+
+    Attributes:
+        folder: The state that the run goes on from; None for a fresh start.
+        first_step: Steps that were done when this start of the run began.
+        attempt: How often the run has gone back to a state.
+        session: What saved files say of this run and of no other; kept over resumes.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self.folder: Path | None = None
+        self.first_step = 0
+        self.attempt = 0
+        self.session: Mapping[str, Any] | None = None
+        self._claim: OutputClaim | None = None
+        self._progress: Mapping[str, Any] = {}
+        self._identity: Future[dict[str, Any]] | None = None
+        self._last_state: Path | None = None
+        self._is_remembered = False
+
+    def __enter__(self) -> Continuation:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._claim is not None:
+            self._claim.release()
+            self._claim = None
+
+    # Before weights are read
+
+    def check_options(self) -> None:
+        """Claim the output folder, and see whether `--resume` names something.
+
+        Raises:
+            OptionError: The folder is in use, the state is missing, or options contradict each other.
+            OutputError: The folder cannot be written.
+        """
+        trainer, saving, begin = self.trainer, self.trainer.options.saving, self.trainer.options.training
+        if saving.resume is not None and (begin.initial_step is not None or begin.initial_epoch is not None):
+            raise OptionError(
+                "--resume says where to begin, and so do --initial_step and --initial_epoch. Keep one of them."
+            )
+        if trainer.options.hub.resume_from_huggingface:
+            self._check_reference(saving.resume)
+        else:
+            check_resume(saving.resume)
+        is_looking = trainer.options.data.dry_run or trainer.options.data.debug_dataset
+        if _is_first_process() and not is_looking:
+            self._claim = OutputClaim(trainer.folder)
+            try:
+                self._claim.take()
+            except OSError as error:
+                raise OutputError(
+                    f"--output_dir: {trainer.folder} cannot be written ({error.strerror or error}). Choose another folder."
+                ) from None
+
+    def _check_reference(self, resume: str | None) -> None:
+        from library.training.hub_state import read_state_reference
+
+        if resume is None:
+            raise OptionError(
+                "--resume_from_huggingface needs --resume to name a state: owner/repo/path[:revision[:type]]."
+            )
+        self._reference = read_state_reference(resume)
+
+    def check_files(self) -> None:
+        """Refuse to overwrite what another run has made; begin to look at what this run trains.
+
+        Raises:
+            OptionError: Files of another run have the names that this one will write.
+        """
+        trainer, saving = self.trainer, self.trainer.options.saving
+        threads = ThreadPoolExecutor(1, thread_name_prefix="identity")
+        self._identity = threads.submit(run_identity, trainer.options, trainer.plan, seed=trainer.options.training.seed)
+        threads.shutdown(wait=False)
+        if self._claim is None:
+            return
+        names = [*trainer.saves.all_models()]
+        if saving.overwrite or (saving.resume not in (None, AUTO)) or not any((trainer.folder / n).exists() for n in names):
+            return
+        mark = identity_mark(self._identity.result())
+        files_of_another_run(
+            trainer.folder,
+            names,
+            is_same_run=saving.resume == AUTO and self._claim.run_of(saving.output_name) == mark,
+            is_resumed=saving.resume == AUTO and self._has_state(),
+            may_overwrite=False,
+        )
+
+    def _has_state(self) -> bool:
+        return find_state(AUTO, self.trainer.folder, self.trainer.options.saving.output_name) is not None
+
+    def find(self) -> None:
+        """Choose the state to go on from, the same on every process, and take over its seed.
+
+        Raises:
+            CheckpointError: It is incomplete or damaged.
+        """
+        trainer, resume = self.trainer, self.trainer.options.saving.resume
+        if resume is None:
+            return
+        self.folder = self._last_state = _agreed(trainer, self._choose)
+        if self.folder is None:
+            logger.info("--resume auto: there is no complete state in %s; the run begins anew.", trainer.folder)
+            return
+        self._progress = read_progress(self.folder)
+        self.session = self._progress.get("session")
+        if trainer.options.training.seed is None:
+            trainer.set_seed(int(self._progress["seed"]))
+
+    def _choose(self) -> Path | None:
+        options = self.trainer.options
+        if options.hub.resume_from_huggingface:
+            from library.training.hub_state import download_state
+
+            place = self.trainer.folder / "from_hub"
+            folder = download_state(self._reference, options.hub.huggingface_token, place)
+            state = find_state(str(folder), place, None)
+        else:
+            state = find_state(str(options.saving.resume), self.trainer.folder, options.saving.output_name)
+        return None if state is None else state.path
+
+    def is_finished(self) -> bool:
+        """Whether nothing is left to do: the state is of the end, and the final file is there.
+
+        Raises:
+            OptionError: The state that was named has all the steps already.
+        """
+        trainer = self.trainer
+        if self.folder is None or int(self._progress["current_step"]) < trainer.course.num_steps:
+            return False
+        end = trainer.folder / trainer.saves.of_end().model
+        if trainer.options.saving.resume != AUTO:
+            raise OptionError(
+                f"--resume: {self.folder} has all {trainer.course.num_steps} steps already. Give more --max_train_steps "
+                "or --max_train_epochs, with --allow_changed."
+            )
+        if not end.exists():
+            return False
+        logger.info("--resume auto: the run is complete, %s is there; nothing is left to do.", end)
+        return True
+
+    def compare(self) -> None:
+        """Refuse to go on with something else than the state was made with.
+
+        Raises:
+            OptionError: With every difference.
+        """
+        if self.folder is None or self._identity is None:
+            return
+        trainer = self.trainer
+        self._renew_identity()
+        changes = differences(self._progress["identity"], self._identity.result())
+        if not changes:
+            return
+        listed = "".join(f"\n  {change}" for change in changes)
+        if not trainer.options.saving.allow_changed:
+            raise OptionError(
+                f"--resume: {self.folder} was made with other options or data. Put them back, or go on all the same "
+                f"with --allow_changed:{listed}"
+            )
+        logger.warning("--allow_changed: the run goes on with what has changed:%s", listed)
+
+    def _renew_identity(self) -> None:
+        """Pictures that turned out to be damaged are left out by now."""
+        trainer = self.trainer
+        self._identity = Future()
+        self._identity.set_result(run_identity(trainer.options, trainer.plan, seed=trainer.options.training.seed))
+
+    # While training
+
+    def remember(self) -> None:
+        """From the first file on, the output name is this run's."""
+        if self._claim is not None and self._identity is not None and not self._is_remembered:
+            self._is_remembered = True
+            self._claim.remember(self.trainer.options.saving.output_name, identity_mark(self._identity.result()))
+
+    def write(self, path: Path) -> None:
+        """Write the state of the run as it is now.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
+        from library.training.optimizer_state import optimizer_state
+
+        trainer = self.trainer
+        training = {"optimizer": optimizer_state(trainer.optimizer), "schedule": trainer.schedule.state_dict()}
+        if trainer.accelerator.scaler is not None:
+            training["scaler"] = trainer.accelerator.scaler.state_dict()
+        ema = None if trainer.ema is None else trainer.ema.state()
+        write_state(path, RunState(trainer.trained_state(), ema, training, self._describe()))
+        self._last_state = path
+
+    def _describe(self) -> dict[str, Any]:
+        trainer = self.trainer
+        assert self._identity is not None
+        identity = self._identity.result()
+        return {
+            "current_epoch": trainer.course.epochs_done(trainer.step),
+            "current_step": trainer.step,
+            "seed": trainer.seed,
+            "attempt": self.attempt,
+            "session": trainer.session(),
+            "losses": trainer.log.losses,
+            "num_skipped": trainer.loop.num_skipped,
+            "watch": trainer.watch.state(),
+            "saved": trainer.saver.history(),
+            "identity": {**identity, "run": {**identity["run"], "seed": trainer.seed}},
+        }
+
+    # Putting a state back
+
+    def restore(self) -> None:
+        """Go on from the state that was found, or from the step that options name.
+
+        Raises:
+            CheckpointError: The state does not fit.
+        """
+        if self.folder is not None:
+            self._put_back(self.folder)
+            self.first_step = self.trainer.step
+            logger.info("continuing from %s: %d of %d steps are done.", self.folder, self.trainer.step, self._num_steps)
+            return
+        begin = self.trainer.options.training
+        step = begin.initial_step or 0
+        if begin.initial_epoch is not None:
+            step = (begin.initial_epoch - 1) * self.trainer.plan.steps.steps_per_epoch
+        if step >= self._num_steps:
+            raise OptionError(f"--initial_step or --initial_epoch: the run has {self._num_steps} steps, so none is left.")
+        if step:
+            self._begin_at(step)
+
+    @property
+    def _num_steps(self) -> int:
+        return self.trainer.course.num_steps
+
+    def _begin_at(self, step: int) -> None:
+        trainer = self.trainer
+        trainer.step = self.first_step = step
+        trainer.log.losses = [float("nan")] * step
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that no optimizer step came between
+            for _ in range(step):
+                trainer.schedule.step()
+        logger.info("beginning after step %d, in epoch %d.", step, trainer.course.epoch(step + 1))
+
+    def _put_back(self, folder: Path) -> None:
+        from library.training.optimizer_state import load_optimizer_state
+
+        trainer = self.trainer
+        state = read_state(folder)
+        try:
+            trainer.load_trained_state(state.weights)
+            load_optimizer_state(trainer.optimizer, state.training["optimizer"])
+            trainer.schedule.load_state_dict(state.training["schedule"])
+            if trainer.accelerator.scaler is not None and "scaler" in state.training:
+                trainer.accelerator.scaler.load_state_dict(state.training["scaler"])
+            if trainer.ema is not None and state.ema is None:
+                logger.warning("%s has no averaged weights; the average begins with the weights as they are now.", folder)
+            elif trainer.ema is not None and state.ema is not None:
+                trainer.ema.load_state(state.ema)
+            self._put_back_progress(state.progress)
+        except (KeyError, ValueError, RuntimeError) as error:
+            reason = str(error).partition("\n")[0]
+            raise CheckpointError(
+                f"--resume: {folder} does not fit this run ({reason}). Give the options that it was made with."
+            ) from error
+
+    def _put_back_progress(self, progress: Mapping[str, Any]) -> None:
+        trainer = self.trainer
+        trainer.step = int(progress["current_step"])
+        trainer.log.losses = [float(loss) for loss in progress["losses"]]
+        trainer.loop.num_skipped = int(progress["num_skipped"])
+        trainer.saver.restore(progress["saved"])
+        trainer.watch.load_state(progress["watch"])
+        self.attempt = int(progress["attempt"])
+        if self.attempt:
+            trainer.draw_other_noise(self.attempt)
+
+    def return_to_last_state(self) -> bool:
+        """Go back to the newest state with other noise; False where there is none."""
+        trainer = self.trainer
+        folder = _agreed(trainer, lambda: self._last_state)
+        if folder is None:
+            return False
+        before, attempt, files = trainer.step, self.attempt + 1, trainer.saver.history()
+        trainer.watch.back_to(int(read_progress(folder)["current_step"]))
+        self._put_back(folder)
+        trainer.saver.restore(files)
+        self.attempt = attempt
+        trainer.draw_other_noise(attempt)
+        logger.warning(
+            "steps up to %d were not finite: going back to %s (step %d), with other noise from there on.",
+            before,
+            folder,
+            trainer.step,
+        )
+        return True
+
+
+def _agreed(trainer: Trainer, choose: Any) -> Path | None:
+    """What the main process chooses, or the error that it ends with, on every process."""
+    from accelerate.utils import broadcast_object_list
+
+    told: list[Any] = [None, None]
+    if trainer.accelerator.is_main_process:
+        try:
+            told = [choose(), None]
+        except UserError as error:
+            told = [None, error]
+    if trainer.accelerator.num_processes > 1:
+        broadcast_object_list(told)
+    if told[1] is not None:
+        raise told[1]
+    path: Path | None = told[0]
+    return path
+
+
+def _is_first_process() -> bool:
+    return int(os.environ.get("RANK", "0") or 0) == 0

@@ -1,0 +1,241 @@
+"""What is saved after which step, under which names, and which older files go.
+
+Model files are written first and states last, so that a state says: everything up to this step is done.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from library.checkpoint.names import STATE, epoch_name, epoch_to_remove, last_name, step_name, step_to_remove
+from library.errors import OutputError
+from library.log import get_logger
+from library.training.course import Course, epochs_between_saves
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from library.options.groups import SavingOptions
+
+logger = get_logger(__name__)
+
+AVERAGE = "-ema"  # behind the stem of a file with averaged weights
+SIDE_FILES = ("_dataset.json",)  # behind the stem of a file, where its header had no room
+
+
+@dataclass(frozen=True)
+class Save:
+    """One name under which something is saved.
+
+    Attributes:
+        model: File name.
+        state: Folder name.
+        old_model: File name that it replaces, or None.
+        old_state: Folder name, likewise.
+    """
+
+    model: str
+    state: str
+    old_model: str | None = None
+    old_state: str | None = None
+
+
+@dataclass(frozen=True)
+class SavedFile:
+    """A model file that was written.
+
+    Attributes:
+        name: In the output folder.
+        step: Steps that were done.
+    """
+
+    name: str
+    step: int
+
+
+class SavePlan:
+    """The names that a run saves under.
+
+    Args:
+        options: What to save and when.
+        course: Of the run.
+        extension: Of model files, with its dot.
+    """
+
+    def __init__(self, options: SavingOptions, course: Course, extension: str) -> None:
+        self.options, self.course, self.extension = options, course, extension
+        epochs = course.steps.epochs
+        self.every_n_epochs = epochs_between_saves(options.save_every_n_epochs, options.save_n_epoch_ratio, epochs)
+
+    def due(self, step: int) -> list[Save]:
+        """What is saved after a step; the end of the run is not among it."""
+        due = []
+        if self.course.is_save_due(step, self.options.save_every_n_steps):
+            due.append(self.of_step(step))
+        if (epoch := self.course.epoch_to_save(step, self.every_n_epochs)) is not None:
+            due.append(self.of_epoch(epoch))
+        return due
+
+    def of_step(self, step: int) -> Save:
+        """A save that is named after its step."""
+        options, name, every = self.options, self.options.output_name, self.options.save_every_n_steps or 1
+        keep = options.save_last_n_steps
+        old = step_to_remove(step, every, keep)
+        old_state = step_to_remove(step, every, options.save_last_n_steps_state or keep)
+        return Save(
+            step_name(name, self.extension, step),
+            step_name(name, STATE, step),
+            None if old is None else step_name(name, self.extension, old),
+            None if old_state is None else step_name(name, STATE, old_state),
+        )
+
+    def of_epoch(self, epoch: int) -> Save:
+        """A save that is named after its epoch."""
+        options, name, every = self.options, self.options.output_name, self.every_n_epochs or 1
+        keep = options.save_last_n_epochs
+        old = epoch_to_remove(epoch, every, keep)
+        old_state = epoch_to_remove(epoch, every, options.save_last_n_epochs_state or keep)
+        return Save(
+            epoch_name(name, self.extension, epoch),
+            epoch_name(name, STATE, epoch),
+            None if old is None else epoch_name(name, self.extension, old),
+            None if old_state is None else epoch_name(name, STATE, old_state),
+        )
+
+    def of_end(self) -> Save:
+        """The last save of a run."""
+        name = self.options.output_name
+        return Save(last_name(name, self.extension), last_name(name, STATE))
+
+    def all_models(self) -> Iterator[str]:
+        """Every model file that the run will write, the last one first."""
+        yield self.of_end().model
+        yield from (save.model for step in range(1, self.course.num_steps + 1) for save in self.due(step))
+
+
+class Saver:
+    """Writes, on the main process; what goes wrong in between costs that file and not the training.
+
+    Args:
+        folder: For everything.
+        plan: Names.
+        write_model: (path, step, epochs done) writes the files of one model; returns their paths.
+        write_state: Writes a state folder.
+        upload: Is given everything that was written; None where nothing is uploaded.
+
+    Attributes:
+        files: What was saved, in order.
+        states: Folders that were written, the newest last.
+        failures: How many saves have failed.
+        uploads_states: States are uploaded too.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        plan: SavePlan,
+        write_model: Callable[[Path, int, int], Iterable[Path]],
+        write_state: Callable[[Path], None],
+        upload: Callable[[Path], None] | None = None,
+    ) -> None:
+        self.folder, self.plan = folder, plan
+        self._write_model, self._write_state, self._upload = write_model, write_state, upload
+        self.files: list[SavedFile] = []
+        self.states: list[Path] = []
+        self.failures = 0
+        self.uploads_states = False
+
+    def save_model(self, save: Save, step: int) -> None:
+        """Write a model file.
+
+        Raises:
+            OutputError: It cannot be written; what was there before still is.
+        """
+        path = self.folder / save.model
+        written = self._write_model(path, step, self.plan.course.epochs_done(step))
+        self.files = [file for file in self.files if file.name != save.model]
+        self.files.append(SavedFile(save.model, step))
+        logger.info("saved %s", path)
+        self._after(written)
+        if save.old_model:
+            self._remove_model(save.old_model)
+
+    def try_to_save_model(self, save: Save, step: int) -> bool:
+        """The same in between: a full disk is told and the training goes on. Whether it was saved."""
+        try:
+            self.save_model(save, step)
+        except OutputError as error:
+            self.failures += 1
+            logger.error("not saved, training goes on: %s", error)
+            return False
+        return True
+
+    def try_to_save_state(self, save: Save) -> bool:
+        """Write a state folder. Whether it was saved."""
+        path = self.folder / save.state
+        try:
+            self._write_state(path)
+        except OutputError as error:
+            self.failures += 1
+            logger.error("state not saved, training goes on: %s", error)
+            return False
+        self.states = [*(old for old in self.states if old != path), path]
+        logger.info("saved %s", path)
+        self._after([path], is_state=True)
+        if save.old_state and save.old_state != save.state:
+            self._remove_state(save.old_state)
+        return True
+
+    def history(self) -> list[dict[str, Any]]:
+        """What was saved, as JSON, for a state."""
+        return [asdict(file) for file in self.files]
+
+    def restore(self, history: Iterable[Mapping[str, Any]]) -> None:
+        """Take over what an earlier start of the run has saved."""
+        self.files = [SavedFile(**entry) for entry in history]
+
+    def _after(self, paths: Iterable[Path], is_state: bool = False) -> None:
+        if self._upload is not None and (not is_state or self.uploads_states):
+            for path in paths:
+                self._upload(path)
+
+    def _remove_model(self, name: str) -> None:
+        path = self.folder / name
+        average = path.with_name(f"{path.stem}{AVERAGE}{path.suffix}")
+        sides = [path.with_name(f"{path.stem}{end}") for end in SIDE_FILES]
+        for file in (path, average, *sides):
+            if file.is_file():
+                self._remove(file, file.unlink)
+
+    def _remove_state(self, name: str) -> None:
+        path = self.folder / name
+        if path.is_dir():
+            self._remove(path, lambda: shutil.rmtree(path))
+
+    def _remove(self, path: Path, remove: Callable[[], None]) -> None:
+        try:
+            remove()
+            logger.info("removed %s", path)
+        except OSError as error:
+            logger.warning("%s cannot be removed (%s)", path, error.strerror or error)
+
+
+def average_path(path: Path) -> Path:
+    """Where the averaged weights of a model file go."""
+    return path.with_name(f"{path.stem}{AVERAGE}{path.suffix}")
+
+
+def refuse_non_finite(tensors: Iterable[Tensor], path: Path) -> None:
+    """Raise OutputError where weights are not finite: such a file is of no use, and may replace one that is."""
+    import torch
+
+    for tensor in tensors:
+        if not bool(torch.isfinite(torch.stack(torch.aminmax(tensor.detach().float()))).all()):
+            raise OutputError(
+                f"{path}: the trained weights are not finite, so they are not saved. Lower --learning_rate, and go on "
+                "from an earlier file or state."
+            )
