@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from library.data.report.cache_size import free_space
+from library.data.report.report_text import bytes_in_words
 from library.errors import DatasetError, OptionError, OutputError
 from library.log import get_logger
 from library.records import Size
 from library.training.prompts import SamplePrompt
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from library.training.saver import SavePlan
+
 logger = get_logger(__name__)
+
+_COPIES_IN_A_STATE = 3  # the weights, and Adam's two averages of gradients
+_ELEMENT_BYTES = {"fp16": 2, "bf16": 2, "float": 4}
 
 
 def check_output_dir(folder: Path) -> None:
@@ -97,3 +108,81 @@ def check_block_swap(asked: int | None, depth: int, has_accelerator: bool) -> No
             f"--blocks_to_swap {asked}: swapping blocks on a GPU is not available yet. Leave the option out."
         )
     logger.warning("--blocks_to_swap has no effect without a GPU: there is nothing to swap.")
+
+
+def check_free_space(
+    folder: Path, saves: SavePlan, trained: Iterable[Tensor], *, first_step: int = 0, num_averages: int = 0
+) -> None:
+    """Compare the room that the saves of a run will take with what is free, before the first step.
+
+    Sizes are estimates: a model file has the numbers that train, a state three times as many.
+
+    Args:
+        folder: `--output_dir`.
+        saves: The names that the run will save under.
+        trained: Everything that trains.
+        first_step: Steps that are done already.
+        num_averages: How many averages of the weights (`--ema_decay`) are saved beside them.
+
+    Raises:
+        OutputError: Not even one save fits.
+    """
+    free = free_space(folder)
+    if free is None:
+        return
+    model, state = _save_sizes(trained, saves.options.save_precision, num_averages)
+    options = saves.options
+    one = model + (state if options.save_state or options.save_state_on_train_end else 0)
+    if free < one:
+        raise OutputError(
+            f"--output_dir: {folder} has {bytes_in_words(free)} free, and one save takes about {bytes_in_words(one)}. "
+            "Free some space, or choose another folder."
+        )
+    needed = _room_at_most(folder, saves, model, state, first_step)
+    if free < needed:
+        logger.warning(
+            "--output_dir: %s has %s free, and all saves of this run take about %s. Free some space, save less often, "
+            "or keep fewer files with --save_last_n_steps or --save_last_n_epochs.",
+            folder,
+            bytes_in_words(free),
+            bytes_in_words(needed),
+        )
+
+
+def _save_sizes(trained: Iterable[Tensor], precision: str | None, num_averages: int) -> tuple[int, int]:
+    """Bytes of a model file with its averages, and of a state."""
+    model = state = 0
+    for tensor in trained:
+        as_trained = tensor.element_size()
+        model += tensor.numel() * (as_trained if precision is None else _ELEMENT_BYTES[precision])
+        state += tensor.numel() * as_trained
+    return model * (1 + num_averages), state * (_COPIES_IN_A_STATE + num_averages)
+
+
+def _room_at_most(folder: Path, saves: SavePlan, model: int, state: int, first_step: int) -> int:
+    """Bytes that the saves after a step add to a folder at most. A new file is complete before an old one goes."""
+    added = most = 0
+    is_there: dict[str, bool] = {}
+    for name, old, size in _writes(saves, model, state, first_step):
+        most = max(most, added + size)
+        if not is_there.setdefault(name, (folder / name).exists()):
+            added += size
+        is_there[name] = True
+        if old is not None and old != name and is_there.setdefault(old, (folder / old).exists()):
+            added -= size
+            is_there[old] = False
+    return most
+
+
+def _writes(saves: SavePlan, model: int, state: int, first_step: int) -> Iterator[tuple[str, str | None, int]]:
+    """(name, name that it replaces, bytes) of everything that is saved after a step."""
+    options = saves.options
+    for step in range(first_step + 1, saves.course.num_steps + 1):
+        for save in saves.due(step):
+            yield save.model, save.old_model, model
+            if options.save_state:
+                yield save.state, save.old_state, state
+    end = saves.of_end()
+    yield end.model, None, model
+    if options.save_state or options.save_state_on_train_end:
+        yield end.state, None, state

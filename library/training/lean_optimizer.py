@@ -9,22 +9,27 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
 
+from library.training.optimizer_draws import own_draws
+
 _WRAPPED = ("add_param_group", "load_state_dict", "state_dict", "zero_grad")
 
 
-def without_compiler(optimizer_class: type[Optimizer], *, skips_zero_rates: bool = False) -> type[Optimizer]:
+def without_compiler(
+    optimizer_class: type[Optimizer], *, skips_zero_rates: bool = False, draws_by_step: bool = False
+) -> type[Optimizer]:
     """A subclass that does the same, with its methods as they were written.
 
     Args:
         optimizer_class: Its `step` uses gradients only if it was made with `differentiable=True`.
         skips_zero_rates: The class cannot step while all rates are 0, as at the start of a warm-up; then nothing
             is done.
+        draws_by_step: What the class draws at random depends on the seed and the number of the step alone.
     """
     methods = {name: inspect.unwrap(getattr(optimizer_class, name)) for name in _WRAPPED}
     names = {"__module__": optimizer_class.__module__, "__qualname__": optimizer_class.__qualname__}
@@ -33,7 +38,8 @@ def without_compiler(optimizer_class: type[Optimizer], *, skips_zero_rates: bool
     def step(self: Optimizer, closure: Callable[[], Any] | None = None) -> Any:
         if skips_zero_rates and not any(group["lr"] for group in self.param_groups):
             return None
-        with torch.set_grad_enabled(self.defaults.get("differentiable", False)):
+        draws = own_draws(self) if draws_by_step else nullcontext()
+        with torch.set_grad_enabled(self.defaults.get("differentiable", False)), draws:
             return written_step(self, closure)
 
     return type(optimizer_class.__name__, (optimizer_class,), {**names, **methods, "step": step})

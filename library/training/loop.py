@@ -193,6 +193,7 @@ class Loop:
         if epoch is not None:
             trainer.sample_if_due(epoch_end=epoch)
             self._read_all()
+            trainer.end_epoch_of_schedule()
             trainer.watch.epoch_end(epoch, step)
         if trainer.options.saving.save_state:
             for save in saves:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from library.data.cache import CacheEntry, DamagedEntry, TensorCache, of_encoders, prompt_entries
+from library.data.problems import counted
 from library.device import release_unused_memory
 from library.errors import OutputError
 from library.log import get_logger
@@ -62,7 +63,8 @@ def encode_new_prompts(
     missing = [(text, entry) for text, entry in zip(prompts, entries, strict=True) if text not in states]
     if not missing:
         return states
-    logger.info("%d new texts of sample prompts are encoded: %s.", len(missing), ", ".join(names))
+    number = counted(len(missing), "new text")
+    logger.info("sample prompts: encoding %s with %s, one after the other.", number, ", ".join(names))
     rows = _encoded(setup, names, [text for text, _ in missing])
     for (text, entry), row in zip(missing, rows, strict=True):
         _keep(cache, entry, row)

@@ -156,7 +156,8 @@ def load_class(kind: OptimizerKind) -> type[Optimizer]:
 
 
 def lean_class(kind: OptimizerKind) -> type[Optimizer]:
-    """The class without torch's compiler."""
+    """The class without torch's compiler. Those of the table draw nothing at random; others may."""
     from library.training.lean_optimizer import without_compiler
 
-    return without_compiler(load_class(kind), skips_zero_rates=kind.class_name == "DAdaptSGD")
+    is_foreign = kind.package not in {known.package for known in _KINDS}
+    return without_compiler(load_class(kind), skips_zero_rates=kind.class_name == "DAdaptSGD", draws_by_step=is_foreign)

@@ -136,13 +136,13 @@ class PromptFile:
         return state != before
 
 
-def load_prompts(path: Path, **defaults: Any) -> tuple[SamplePrompt, ...]:
-    """Read a prompt file once; `defaults` are fields of `PromptDefaults`.
+def load_prompts(path: Path, defaults: PromptDefaults = PromptDefaults()) -> tuple[SamplePrompt, ...]:
+    """Read a prompt file once.
 
     Raises:
         OptionError: The file is missing, unreadable, of another type, or malformed.
     """
-    return PromptFile(path, PromptDefaults(**defaults)).prompts
+    return PromptFile(path, defaults).prompts
 
 
 def parse_prompts(path: Path, content: bytes, defaults: PromptDefaults) -> tuple[SamplePrompt, ...]:

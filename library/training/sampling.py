@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import torch
 
+from library.data.problems import counted
 from library.device import release_unused_memory
 from library.errors import OutputError, UserError
 from library.families.base import ModelFamily
@@ -128,13 +129,15 @@ class SamplePictures:
         if self.num_drawn:
             lines.append(f"sample pictures: {self.num_drawn} in {self.folder}, all at one look: {self.sheet.path}")
         if self._last_problem:
-            lines.append(f"sample pictures: {self.num_failed} could not be drawn; last problem: {self._last_problem}")
+            failed = f"{self.num_failed} could not be drawn; " if self.num_failed else ""
+            lines.append(f"sample pictures: {failed}last problem: {self._last_problem}")
         return tuple(lines)
 
     def _reread(self) -> None:
         longest = self.family.longest_side(self.encoders.files)
         if self.file.reread(lambda prompts: check_picture_sizes(longest, (), prompts, "")):
-            logger.info("%s has changed: %d prompts are drawn from now on.", self.file.path, len(self.file.prompts))
+            number = counted(len(self.file.prompts), "prompt")
+            logger.info("%s has changed: from now on %s.", self.file.path, number)
 
     def _make_folder(self) -> bool:
         """Make the folder and see whether a file can be written, before anything is computed."""
@@ -230,17 +233,3 @@ def unchanged_random_state(device: torch.device) -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(arrays)
-
-
-# Until the trainer draws with SamplePictures
-
-
-def save_samples(prompts, *, family, denoiser, vae, text, device, autocast, folder, output_name, step, epoch_end):  # type: ignore[no-untyped-def]
-    """Draw every prompt into `folder`."""
-    for index, prompt in enumerate(prompts):
-        with autocast():
-            latents = draw_latents(prompt, family, denoiser, text, device)
-        with torch.no_grad():
-            picture = to_picture(family.decode_latents(vae, latents.to(next(vae.parameters()).dtype)))
-        path = folder / sample_name(output_name, index, prompt.seed, step=step, epoch_end=epoch_end)
-        write_atomically(path, lambda place, p=picture: p.save(place, format="PNG"))

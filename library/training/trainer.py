@@ -208,7 +208,9 @@ class Trainer(Run):
         check_block_swap(self.options.precision.blocks_to_swap, self.family.depth(self.files), has_accelerator())
         self.check_trainables()
         optimizer = self.options.optimizer
-        check_optimizer(optimizer.optimizer_name, optimizer.optimizer_args, optimizer.learning_rate)
+        check_optimizer(
+            optimizer.optimizer_name, optimizer.optimizer_args, optimizer.learning_rate, keeps_state=True
+        )
         self._foresee_memory()
         self.course = Course(self.plan.steps)
         self.saves = SavePlan(self.options.saving, self.course, self.extension())
@@ -303,7 +305,6 @@ class Trainer(Run):
 
     def build_optimizer(self) -> None:
         """Optimizer, schedule and average over what trains."""
-        from library.training.optimizer_modes import set_train_mode
         from library.training.optimizers import forced_schedule, make_optimizer
         from library.training.schedules import make_schedule
 
@@ -322,7 +323,6 @@ class Trainer(Run):
             warmup=chosen.lr_warmup_steps,
             options=chosen,
         )
-        set_train_mode(optimizer)
         self.optimizer = self.accelerator.prepare_optimizer(optimizer)
         if self.options.ema.ema_decay is not None:
             import torch
@@ -455,6 +455,14 @@ class Trainer(Run):
         from library.training.optimizer_rates import learning_rates
 
         return learning_rates(self.optimizer, self.optimizer_group_names())
+
+    def end_epoch_of_schedule(self) -> None:
+        """Tell a schedule that follows the loss what the epoch's was."""
+        from library.training.schedule_classes import end_epoch
+
+        mean = self.log.mean_of_last(self.plan.steps.steps_per_epoch)
+        if mean is not None:
+            end_epoch(self.schedule, mean)
 
     def draw_other_noise(self, attempt: int) -> None:
         """From here on the noise is another one than on the way to where the run came back from."""

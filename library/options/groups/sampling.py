@@ -16,13 +16,20 @@ class SamplingOptions(OptionGroup):
 
     title: ClassVar[str] = "Sample pictures"
 
-    sample_prompts: Path | None = opt(None, "File of prompts: .txt, .toml or .json.")
+    sample_prompts: Path | None = opt(
+        None, "File of prompts: .txt, .toml or .json. It may be edited while a training runs."
+    )
     sample_every_n_steps: int | None = opt(
-        None, "Draw the prompts every n steps; 0 means never.", unit="steps", minimum=1, zero_is_off=True
+        None,
+        "Draw the prompts every n steps, before the model of that step is saved; 0 means never.",
+        unit="steps",
+        minimum=1,
+        zero_is_off=True,
     )
     sample_every_n_epochs: int | None = opt(
         None,
-        "Draw the prompts every n epochs; goes before --sample_every_n_steps. 0 means never.",
+        "Draw the prompts every n epochs, after the model of that epoch is saved; goes before --sample_every_n_steps. "
+        "0 means never.",
         unit="epochs",
         minimum=1,
         zero_is_off=True,

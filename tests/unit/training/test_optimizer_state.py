@@ -17,6 +17,7 @@ SHAPES = ((96, 64), (4, 3), (2, 3, 2, 2))
 SPECIAL = {
     "AdaShift": "a queue of gradients",
     "Conda": "objects of its own package",
+    "Alice": "random numbers",
     "EmoNavi": "entries without parameter",
     "MADGRAD": "entries without parameter",
     "ScalableShampoo": "objects with tensors",
@@ -33,6 +34,7 @@ ARGS = {
     "Adam": ["amsgrad=True"],
     "RMSprop": ["momentum=0.5", "centered=True"],
     "AdaShift": ["keep_num=2"],
+    "Alice": ["rank=8", "leading_basis=4", "update_interval=1"],
     "SGD": ["momentum=0.9"],
 }
 
@@ -53,9 +55,9 @@ def build(name, weights):
 
 def train(optimizer, weights, steps, schedule=None):
     for step in steps:
-        torch.manual_seed(step)
+        generator = torch.Generator().manual_seed(step)
         for weight in weights:
-            weight.grad = (weight.detach() * 0.1 + torch.randn(weight.shape)).to(weight.dtype)
+            weight.grad = (weight.detach() * 0.1 + torch.randn(weight.shape, generator=generator)).to(weight.dtype)
         optimizer.step()
         if schedule is not None:
             schedule.step()
@@ -85,6 +87,21 @@ def test_three_steps_and_three_more_are_six(name, dtype, tmp_path):
     load_optimizer_state(second, state)
     train(second, resumed, range(3, 6))
     assert bits(resumed) == bits(unbroken)
+
+
+def test_random_numbers_of_a_step_depend_on_the_seed_and_disturb_no_others():
+    pytest.importorskip("pytorch_optimizer")
+    results = []
+    for seed, num_drawn in ((1, 0), (1, 5), (2, 0)):
+        torch.manual_seed(seed)
+        weights = parameters(torch.float32)
+        optimizer = build("Alice", weights)
+        torch.rand(num_drawn)
+        before = torch.get_rng_state()
+        train(optimizer, weights, range(3))
+        assert torch.equal(torch.get_rng_state(), before)
+        results.append(bits(weights))
+    assert results[0] == results[1] != results[2]
 
 
 def test_a_state_is_a_copy_that_later_steps_do_not_change():

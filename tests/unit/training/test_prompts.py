@@ -24,7 +24,7 @@ def write(tmp_path, text, name="prompts.txt", encoding="utf-8"):
 
 def test_what_a_prompt_leaves_open_is_filled_in(tmp_path):
     path = write(tmp_path, "a cat\na dog --w 512 --h 768 --d 5 --s 4 --l 1 --n blurry\n")
-    assert load_prompts(path, size=1024, steps=28, scale=4.5) == (
+    assert load_prompts(path, PromptDefaults(size=1024, steps=28, scale=4.5)) == (
         SamplePrompt("a cat", "", 1024, 1024, None, 28, 4.5, index=0),
         SamplePrompt("a dog", "blurry", 512, 768, 5, 4, 1.0, index=1),
     )
@@ -48,7 +48,7 @@ def test_what_a_prompt_leaves_open_is_filled_in(tmp_path):
     ],
 )
 def test_what_is_not_understood_is_a_warning_with_file_and_line(line, words, tmp_path, caplog):
-    load_prompts(write(tmp_path, f"# first\nfine --w 512\n{line}\n"), size=512)
+    load_prompts(write(tmp_path, f"# first\nfine --w 512\n{line}\n"), PromptDefaults(size=512))
     assert len(caplog.messages) == 1
     assert "prompts.txt line 3" in caplog.messages[0]
     assert words in caplog.messages[0]
@@ -95,7 +95,7 @@ def test_toml_subsets_override_the_defaults(tmp_path):
         '[[prompt.subset]]\nprompt = "b"\n',
         "prompts.toml",
     )
-    assert [(p.prompt, p.width, p.height, p.scale) for p in load_prompts(path, size=256)] == [
+    assert [(p.prompt, p.width, p.height, p.scale) for p in load_prompts(path, PromptDefaults(size=256))] == [
         ("a", 640, 256, 6.0),
         ("b", 512, 256, 6.0),
     ]
@@ -157,7 +157,7 @@ def test_other_encodings_are_an_error(tmp_path):
 
 
 def test_numbers_that_are_no_float_are_left_out(tmp_path, caplog):
-    (prompt,) = load_prompts(write(tmp_path, "cat --l " + "9" * 400 + "\n"), scale=3.0)
+    (prompt,) = load_prompts(write(tmp_path, "cat --l " + "9" * 400 + "\n"), PromptDefaults(scale=3.0))
     assert prompt.scale == 3.0
     assert "is left out" in caplog.text
 

@@ -1,0 +1,117 @@
+"""Starts trainings and kills them: `python tests/kill_server.py`, with one job a line on stdin, its outcome on stdout.
+
+A job is JSON: {"argv": the command line, "is_full": train the whole denoiser, "log": file for its output,
+"kill": null, or {"step": n, "is_after": whether after it} or {"file": n, "delay": seconds}}. The second kind kills at
+the n-th file operation in the output folder, at once where the delay is 0, else that much later, wherever the run is by
+then. Every training is a process of its own, forked from this one so that torch is imported once. The outcome is
+{"signal": that ended it, or 0, "code": exit code, "operations": file operations in the output folder}.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+FILE_EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.truncate")
+IMPORTED_ONCE = (
+    *("accelerate", "safetensors.torch", "torch", "transformers", "bitsandbytes", "diffusers.models"),
+    *("matplotlib.figure", "matplotlib.backends.backend_agg"),
+    *("library.training.building", "library.models.text_encoders", "sd3_train_network", "tests.full_finetune"),
+)
+NOT_SAVES = (".easel_run.json", "curves.png", "loss_by_image.csv")
+
+
+def main() -> None:
+    for name in IMPORTED_ONCE:
+        importlib.import_module(name)
+
+    print("ready", flush=True)
+    for line in sys.stdin:
+        print(json.dumps(run_job(json.loads(line))), flush=True)
+
+
+def run_job(job: dict[str, Any]) -> dict[str, int]:
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        os._exit(_train(job, writer))
+    os.close(writer)
+    told = b""
+    while piece := os.read(reader, 4096):
+        told += piece
+        if b"k" in piece:
+            time.sleep(job["kill"]["delay"])
+            os.kill(child, signal.SIGKILL)
+    os.close(reader)
+    _, status = os.waitpid(child, 0)
+    ended_by = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+    code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else -1
+    return {"signal": ended_by, "code": code, "operations": told.count(b"f")}
+
+
+def _train(job: dict[str, Any], tell: int) -> int:
+    log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    import sd3_train_network
+    from tests.full_finetune import WholeDenoiserTrainer
+
+    if job["is_full"]:
+        sd3_train_network.Sd3NetworkTrainer = WholeDenoiserTrainer  # type: ignore[misc,assignment]
+    trainer = sd3_train_network.Sd3NetworkTrainer
+    kill = job["kill"] or {}
+    if "step" in kill:
+        _kill_at_step(trainer, kill["step"], kill["is_after"])
+    _watch_files(job, kill, tell)
+    try:
+        return sd3_train_network.main(job["argv"])
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        return 1
+
+
+def _kill_at_step(trainer: Any, step: int, is_after: bool) -> None:
+    real = trainer.optimizer_step
+
+    def optimizer_step(self: Any, batches: Any) -> None:
+        if not is_after and self.step + 1 == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(self, batches)
+        if is_after and self.step == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    trainer.optimizer_step = optimizer_step
+
+
+def _watch_files(job: dict[str, Any], kill: dict[str, Any], tell: int) -> None:
+    folder = next(word.partition("=")[2] for word in job["argv"] if word.startswith("--output_dir="))
+    seen = [0]
+
+    def hear(event: str, arguments: tuple[Any, ...]) -> None:
+        if event not in FILE_EVENTS or not isinstance(arguments[0], (str, Path)):
+            return
+        path = str(arguments[0])
+        if not path.startswith(folder + os.sep) or path.endswith(NOT_SAVES):
+            return
+        seen[0] += 1
+        os.write(tell, b"f")
+        if kill.get("file") == seen[0]:
+            if kill["delay"]:
+                os.write(tell, b"k")
+            else:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hear)
+
+
+if __name__ == "__main__":
+    main()
