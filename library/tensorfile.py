@@ -34,6 +34,7 @@ _CHUNK = 1 << 22
 _MAX_REMEMBERED = 1000  # hashes
 _TEMPORARY = re.compile(r"\.(\d+)-([0-9a-f]{6})[0-9a-f]{6}\.tmp")  # process, machine, chance
 _ABANDONED_AFTER = 600  # seconds without a change
+_PICKLES = (b"PK\x03\x04", *(bytes((0x80, protocol)) for protocol in range(2, 6)))  # how torch and Python begin them
 _BITS = {
     **dict.fromkeys(("F64", "I64", "U64"), 64),
     **dict.fromkeys(("F32", "I32", "U32"), 32),
@@ -161,7 +162,7 @@ def _other_content(path: Path, what: str, prefix: bytes) -> str:
         )
     if start.startswith(b"version https://git-lfs"):
         return f"{what}: {path} is a git-lfs pointer, not weights. Run `git lfs pull` in its folder."
-    if prefix.startswith((b"PK\x03\x04", b"\x80\x02")):
+    if prefix.startswith(_PICKLES):
         return f"{what}: {path} is a pickle (.ckpt/.pt), which can run code when loaded. Convert it to .safetensors."
     return f"{what}: {path} is not a safetensors file. Check the download or the path."
 

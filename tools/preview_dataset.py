@@ -14,7 +14,7 @@ if __package__ in (None, ""):  # run as a file: the toolkit is one folder up
 
 from library.families.sd3.preview_options import PREVIEW_SCRIPT, Sd3PreviewOptions
 from library.options.entry import run_script
-from library.training.preview import PreviewRun
+from library.training.looking.preview import PreviewRun
 
 
 class Sd3PreviewRun(PreviewRun):

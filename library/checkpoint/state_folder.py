@@ -94,7 +94,8 @@ def open_folder(path: Path, what: str = "--resume") -> StateFolder:
         try:
             found = _mark(path / name)
         except OSError as error:
-            raise CheckpointError(f"{what}: {path / name} cannot be read ({error.strerror or error}). {_OTHER}") from None
+            reason = error.strerror or error
+            raise CheckpointError(f"{what}: {path / name} cannot be read ({reason}). {_OTHER}") from None
         if found != mark:
             raise CheckpointError(f"{what}: {path / name} {_difference(found, mark)}. {_OTHER}")
     return StateFolder(path, about)
@@ -154,7 +155,8 @@ def _read_manifest(path: Path, what: str) -> tuple[Mapping[str, Any], Mapping[st
         content = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
             raise CheckpointError(
-                f"{what}: {path} has format {content['format']}, this version reads {FORMAT}. Use the version it is from."
+                f"{what}: {path} has format {content['format']}, this version reads {FORMAT}. "
+                "Use the version it is from."
             )
         return dict(content["about"]), dict(content["files"])
     except FileNotFoundError:

@@ -82,8 +82,8 @@ class BatchDataset(Dataset[Batch]):
         cells: Pixels of a latent's side, for masks.
         seed: Of the run; keys the draws of captions, flips, crops and colours.
         max_steps: Optimizer steps of the run, for caption warm-up.
-        is_fixed: Nothing is random: no mirroring, no dropout of captions, no random crops or colours; `variants` has one
-            caption for each record.
+        is_fixed: Nothing is random: no mirroring, no dropout of captions, no random crops or colours; `variants` has
+            one caption for each record.
     """
 
     def __init__(

@@ -18,7 +18,7 @@ from library.training.prompts import SamplePrompt
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from library.training.saver import SavePlan
+    from library.training.saving.saver import SavePlan
 
 logger = get_logger(__name__)
 

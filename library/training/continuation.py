@@ -11,9 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from library.errors import CheckpointError, OptionError, OutputError, UserError
 from library.log import get_logger
-from library.training.claim import OutputClaim, files_of_another_run
-from library.training.run_identity import differences, identity_mark, run_identity
-from library.training.run_state import AUTO, RunState, check_resume, find_state, read_progress, read_state, write_state
+from library.training.saving.claim import OutputClaim, files_of_another_run
+from library.training.saving.run_identity import differences, identity_mark, run_identity
+from library.training.saving.run_state import (
+    AUTO,
+    RunState,
+    check_resume,
+    find_state,
+    read_progress,
+    read_state,
+    write_state,
+)
 
 if TYPE_CHECKING:
     from library.training.trainer import Trainer
@@ -76,11 +84,12 @@ class Continuation:
                 self._claim.take()
             except OSError as error:
                 raise OutputError(
-                    f"--output_dir: {trainer.folder} cannot be written ({error.strerror or error}). Choose another folder."
+                    f"--output_dir: {trainer.folder} cannot be written ({error.strerror or error}). "
+                    "Choose another folder."
                 ) from None
 
     def _check_reference(self, resume: str | None) -> None:
-        from library.training.hub_state import read_state_reference
+        from library.training.saving.hub_state import read_state_reference
 
         if resume is None:
             raise OptionError(
@@ -101,7 +110,8 @@ class Continuation:
         if self._claim is None:
             return
         names = [*trainer.saves.all_models()]
-        if saving.overwrite or (saving.resume not in (None, AUTO)) or not any((trainer.folder / n).exists() for n in names):
+        is_allowed = saving.overwrite or saving.resume not in (None, AUTO)
+        if is_allowed or not any((trainer.folder / name).exists() for name in names):
             return
         mark = identity_mark(self._identity.result())
         files_of_another_run(
@@ -136,7 +146,7 @@ class Continuation:
     def _choose(self) -> Path | None:
         options = self.trainer.options
         if options.hub.resume_from_huggingface:
-            from library.training.hub_state import download_state
+            from library.training.saving.hub_state import download_state
 
             place = self.trainer.folder / "from_hub"
             folder = download_state(self._reference, options.hub.huggingface_token, place)
@@ -157,8 +167,8 @@ class Continuation:
         end = trainer.folder / trainer.saves.of_end().model
         if trainer.options.saving.resume != AUTO:
             raise OptionError(
-                f"--resume: {self.folder} has all {trainer.course.num_steps} steps already. Give more --max_train_steps "
-                "or --max_train_epochs, with --allow_changed."
+                f"--resume: {self.folder} has all {trainer.course.num_steps} steps already. Give more "
+                "--max_train_steps or --max_train_epochs, with --allow_changed."
             )
         if not end.exists():
             return False
@@ -206,7 +216,7 @@ class Continuation:
         Raises:
             OutputError: It cannot be written.
         """
-        from library.training.optimizer_state import optimizer_state
+        from library.training.optimization.optimizer_state import optimizer_state
 
         trainer = self.trainer
         training = {"optimizer": optimizer_state(trainer.optimizer), "schedule": trainer.schedule.state_dict()}
@@ -251,7 +261,9 @@ class Continuation:
         if begin.initial_epoch is not None:
             step = (begin.initial_epoch - 1) * self.trainer.plan.steps.steps_per_epoch
         if step >= self._num_steps:
-            raise OptionError(f"--initial_step or --initial_epoch: the run has {self._num_steps} steps, so none is left.")
+            raise OptionError(
+                f"--initial_step or --initial_epoch: the run has {self._num_steps} steps, so none is left. Give less."
+            )
         if step:
             self._begin_at(step)
 
@@ -270,7 +282,7 @@ class Continuation:
         logger.info("beginning after step %d, in epoch %d.", step, trainer.course.epoch(step + 1))
 
     def _put_back(self, folder: Path) -> None:
-        from library.training.optimizer_state import load_optimizer_state
+        from library.training.optimization.optimizer_state import load_optimizer_state
 
         trainer = self.trainer
         state = read_state(folder)
@@ -281,7 +293,7 @@ class Continuation:
             if trainer.accelerator.scaler is not None and "scaler" in state.training:
                 trainer.accelerator.scaler.load_state_dict(state.training["scaler"])
             if trainer.ema is not None and state.ema is None:
-                logger.warning("%s has no averaged weights; the average begins with the weights as they are now.", folder)
+                logger.warning("%s has no averaged weights; the average begins with the weights as they are.", folder)
             elif trainer.ema is not None and state.ema is not None:
                 trainer.ema.load_state(state.ema)
             self._put_back_progress(state.progress)

@@ -16,8 +16,8 @@ from library.errors import DatasetError, DivergedError, EnvironmentFault, UserEr
 from library.log import get_logger
 from library.records import Batch
 from library.training.processes import in_all_processes
-from library.training.saver import Save
-from library.training.step_log import StepReport
+from library.training.saving.saver import Save
+from library.training.stepping.step_log import StepReport
 
 if TYPE_CHECKING:
     from library.training.trainer import Trainer
@@ -237,8 +237,8 @@ class Loop:
         if trainer.continuation.attempt < MAX_RETURNS and trainer.continuation.return_to_last_state():
             return
         raise DivergedError(
-            f"the training has diverged: {limit} steps in a row up to step {trainer.step} were not finite. {self._kept()} "
-            "Lower --learning_rate, or look at the pictures that are named above."
+            f"the training has diverged: {limit} steps in a row up to step {trainer.step} were not finite. "
+            f"{self._kept()} Lower --learning_rate, or look at the pictures that are named above."
         )
 
     def _kept(self) -> str:

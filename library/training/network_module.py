@@ -12,11 +12,14 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from library.errors import EnvironmentFault, OptionError
+from library.errors import CheckpointError, EnvironmentFault, OptionError
 from library.log import get_logger
 from library.options.groups import NetworkOptions
+
+if TYPE_CHECKING:
+    from library.tensorfile import TensorHeader
 
 logger = get_logger(__name__)
 
@@ -57,7 +60,7 @@ def check_network(module: ModuleType, options: NetworkOptions, arguments: Mappin
 
     Raises:
         OptionError: A wrong argument, or nothing to train.
-        CheckpointError: A file cannot be read, is for another model, or does not fit the network.
+        CheckpointError: A file cannot be read, is for another model or damaged, or does not fit the network.
     """
     shared = {
         "depth": depth,
@@ -111,7 +114,18 @@ def _keys_read(function: Any) -> set[str]:
 def _check_file(module: ModuleType, flag: str, path: Path, shared: Mapping[str, Any], *, args: object) -> None:
     from library.tensorfile import read_header
 
-    shapes = read_header(path, flag).shapes()
+    header = read_header(path, flag)
     check = getattr(module, "check_network_file", None)
     if check is not None:
-        check(shapes, f"{flag} {path}", args=args, **shared)
+        check(header.shapes(), f"{flag} {path}", args=args, **shared)
+    _refuse_non_finite(header, f"{flag} {path}")
+
+
+def _refuse_non_finite(header: TensorHeader, what: str) -> None:
+    import torch
+
+    from library.tensorfile import read_tensors
+
+    for name, tensor in read_tensors(header).items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
+            raise CheckpointError(f"{what} is damaged: {name} has numbers that are not finite. Give an earlier file.")

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 from library.errors import CheckpointError, OptionError
 from library.log import get_logger
 from library.training.network_module import changes_encoders, check_network, import_network_module
-from library.training.optimizers import split_key_values
+from library.training.optimization.optimizers import split_key_values
 from library.training.trainer import Trainer
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from library.training.run_metadata import RunMetadata
+    from library.training.saving.run_metadata import RunMetadata
 
 logger = get_logger(__name__)
 
@@ -123,7 +123,7 @@ class NetworkTrainer(Trainer):
         logger.info("--network_weights: %s", loaded if isinstance(loaded, str) else f"{path} is loaded")
 
     def _describe_run(self) -> RunMetadata:
-        from library.training.run_metadata import RunMetadata
+        from library.training.saving.run_metadata import RunMetadata
 
         options = {**self.options.values(), "optimizer_type": self.options.optimizer.optimizer_name}
         return RunMetadata(
@@ -256,7 +256,7 @@ class NetworkTrainer(Trainer):
 
     def write_model(self, path: Path, *, step: int, epoch: int) -> list[Path]:
         """Write the network with its metadata and hashes."""
-        from library.training.run_metadata import write_network
+        from library.training.saving.run_metadata import write_network
 
         state = network_state(self.network, self._save_dtype())
         if self.options.saving.save_model_as == "diffusers":

@@ -1,8 +1,8 @@
 """From options to saved files: the phases of a training.
 
 `Trainer.run` is the list of phases; the steps themselves are in `loop.py`, what it takes to go on with a run in
-`continuation.py`. `NetworkTrainer` (and the full fine-tune) say what trains and what is saved. This file imports nothing
-heavy at its top, so that wrong options and wrong data are reported before torch is loaded.
+`continuation.py`. `NetworkTrainer` (and the full fine-tune) say what trains and what is saved. This file imports
+nothing heavy at its top, so that wrong options and wrong data are reported before torch is loaded.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from library.training.course import Course
 from library.training.processes import scale_fp16_gradients
 from library.training.prompts import PromptDefaults, PromptFile, SamplePrompt
 from library.training.run import Run
-from library.training.saver import Save, SavePlan, Saver
+from library.training.saving.saver import Save, SavePlan, Saver
 from library.training.stopping import INTERRUPTED, StopRequest
 from library.training.watching.watch import Watch
 
@@ -31,16 +31,16 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
 
-    from library.training.batch_loss import BatchLoss
-    from library.training.ema import Ema
     from library.training.encoders import Encoders
     from library.training.loop import Loop
-    from library.training.optimizer_step import OptimizerStep
+    from library.training.optimization.ema import Ema
     from library.training.sampling import SamplePictures
-    from library.training.step_log import StepLog, StepReport
+    from library.training.saving.upload import Uploader
+    from library.training.stepping.batch_loss import BatchLoss
+    from library.training.stepping.optimizer_step import OptimizerStep
+    from library.training.stepping.step_log import StepLog, StepReport
+    from library.training.stepping.validation import Validation
     from library.training.text_stage import TextStage
-    from library.training.upload import Uploader
-    from library.training.validation import Validation
 
 logger = get_logger(__name__)
 
@@ -175,8 +175,8 @@ class Trainer(Run):
 
     def check_options(self) -> None:
         """Also: optimizer and schedule by name, sample prompts, trackers, output folder."""
-        from library.training.optimizers import find_optimizer
-        from library.training.schedules import check_schedule
+        from library.training.optimization.optimizers import find_optimizer
+        from library.training.optimization.schedules import check_schedule
         from library.training.watching.trackers import check_trackers
 
         super().check_options()
@@ -188,8 +188,8 @@ class Trainer(Run):
         check_trackers(self.options.logging)
         if self.options.ema.ema_decay is not None and "schedulefree" in optimizer.optimizer_name.lower():
             raise OptionError(
-                f"--ema_decay cannot be used with --optimizer_type {optimizer.optimizer_name}, which averages the weights "
-                "itself. Leave one of them out."
+                f"--ema_decay cannot be used with --optimizer_type {optimizer.optimizer_name}, which averages the "
+                "weights itself. Leave one of them out."
             )
         if sampling.sample_prompts:
             self.prompt_file = PromptFile(Path(sampling.sample_prompts), PromptDefaults.of_family(self.family))
@@ -199,7 +199,7 @@ class Trainer(Run):
     def inspect_files(self) -> None:
         """Also: what the model files say about the options, and whose files are in the output folder."""
         from library.device import has_accelerator
-        from library.training.optimizers import check_optimizer
+        from library.training.optimization.optimizers import check_optimizer
 
         super().inspect_files()
         buckets = {crop.bucket: None for crop in self.plan.crops}
@@ -208,9 +208,7 @@ class Trainer(Run):
         check_block_swap(self.options.precision.blocks_to_swap, self.family.depth(self.files), has_accelerator())
         self.check_trainables()
         optimizer = self.options.optimizer
-        check_optimizer(
-            optimizer.optimizer_name, optimizer.optimizer_args, optimizer.learning_rate, keeps_state=True
-        )
+        check_optimizer(optimizer.optimizer_name, optimizer.optimizer_args, optimizer.learning_rate, keeps_state=True)
         self._foresee_memory()
         self.course = Course(self.plan.steps)
         self.saves = SavePlan(self.options.saving, self.course, self.extension())
@@ -227,7 +225,7 @@ class Trainer(Run):
     def start(self) -> None:
         """Also: what fp16 means here, uploads, and the state to go on from."""
         from library.device import has_accelerator
-        from library.training.upload import make_uploader
+        from library.training.saving.upload import make_uploader
 
         precision = self.options.precision
         if precision.mixed_precision == "fp16" and not has_accelerator():
@@ -244,7 +242,7 @@ class Trainer(Run):
 
     def show(self) -> int:
         """What would be trained, instead of training; returns the exit code."""
-        from library.training.look import show_batches, show_plan
+        from library.training.looking.look import show_batches, show_plan
 
         if self.options.data.dry_run:
             show_plan(self, trained=self.trained_encoders())
@@ -305,8 +303,8 @@ class Trainer(Run):
 
     def build_optimizer(self) -> None:
         """Optimizer, schedule and average over what trains."""
-        from library.training.optimizers import forced_schedule, make_optimizer
-        from library.training.schedules import make_schedule
+        from library.training.optimization.optimizers import forced_schedule, make_optimizer
+        from library.training.optimization.schedules import make_schedule
 
         chosen = self.options.optimizer
         optimizer = make_optimizer(
@@ -327,7 +325,7 @@ class Trainer(Run):
         if self.options.ema.ema_decay is not None:
             import torch
 
-            from library.training.ema import Ema
+            from library.training.optimization.ema import Ema
 
             device = torch.device("cpu") if self.options.ema.ema_device == "cpu" else None
             self.ema = Ema(self.trained_parameters(), self.options.ema.ema_decay, device)
@@ -340,8 +338,8 @@ class Trainer(Run):
         """What makes steps and what watches them; then, with `--resume`, the state is put back."""
         from library.training.building import make_batch_loss, make_sampler, make_validation
         from library.training.loop import Loop
-        from library.training.optimizer_step import OptimizerStep
-        from library.training.step_log import StepLog
+        from library.training.stepping.optimizer_step import OptimizerStep
+        from library.training.stepping.step_log import StepLog
 
         self.log = StepLog()
         self.batch_loss = make_batch_loss(self)
@@ -354,9 +352,7 @@ class Trainer(Run):
             self.options.optimizer.max_grad_norm,
         )
         upload = None if self.uploader is None else self.uploader.submit
-        self.saver = Saver(
-            self.folder, self.saves, self._write_models, self.continuation.write, upload
-        )
+        self.saver = Saver(self.folder, self.saves, self._write_models, self.continuation.write, upload)
         self.saver.uploads_states = self.options.hub.save_state_to_huggingface
         self.watch = Watch(self)
         self.validation = make_validation(self)
@@ -367,7 +363,7 @@ class Trainer(Run):
     def announce(self) -> None:
         """The start banner."""
         from library.device import device_words
-        from library.training.optimizers import sets_its_own_rate
+        from library.training.optimization.optimizers import sets_its_own_rate
 
         optimizer, checkpoints = self.options.optimizer, self.options.training.gradient_checkpointing
         is_own = sets_its_own_rate(optimizer.optimizer_name, optimizer.optimizer_args)
@@ -452,13 +448,13 @@ class Trainer(Run):
 
     def learning_rates(self) -> dict[str, float]:
         """{"lr/<part>": rate} as the optimizer uses them."""
-        from library.training.optimizer_rates import learning_rates
+        from library.training.optimization.optimizer_rates import learning_rates
 
         return learning_rates(self.optimizer, self.optimizer_group_names())
 
     def end_epoch_of_schedule(self) -> None:
         """Tell a schedule that follows the loss what the epoch's was."""
-        from library.training.schedule_classes import end_epoch
+        from library.training.optimization.schedule_classes import end_epoch
 
         mean = self.log.mean_of_last(self.plan.steps.steps_per_epoch)
         if mean is not None:
@@ -477,7 +473,7 @@ class Trainer(Run):
     @contextmanager
     def shown_weights(self) -> Iterator[None]:
         """A context for samples and validation: no dropout, and the weights that are meant to be used."""
-        from library.training.optimizer_modes import evaluation_weights
+        from library.training.optimization.optimizer_modes import evaluation_weights
 
         self.set_training(False)
         with evaluation_weights(self.optimizer) if self.ema is None else self.ema.applied():
@@ -545,8 +541,8 @@ class Trainer(Run):
 
     def _write_models(self, path: Path, step: int, epoch: int) -> list[Path]:
         """The weights as trained and, where one is kept, their average."""
-        from library.training.optimizer_modes import evaluation_weights
-        from library.training.saver import average_path, refuse_non_finite
+        from library.training.optimization.optimizer_modes import evaluation_weights
+        from library.training.saving.saver import average_path, refuse_non_finite
 
         refuse_non_finite(self.trained_parameters(), path)
         with evaluation_weights(self.optimizer):

@@ -43,7 +43,7 @@ def snapshots(monkeypatch):
 
 def spoil_gradients_of_step(monkeypatch, number):
     """Put inf into one gradient of that step, counted from 1, as an overflow does."""
-    import library.training.optimizer_step as optimizer_step
+    import library.training.stepping.optimizer_step as optimizer_step
 
     calls, real = [], optimizer_step.shared_gradients
 

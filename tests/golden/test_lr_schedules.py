@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from library.errors import OptionError
-from library.training.schedules import check_schedule, make_schedule
+from library.training.optimization.schedules import check_schedule, make_schedule
 
 CASES = json.loads((Path(__file__).parent / "data" / "lr_schedules.json").read_text())["cases"]
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from library.diffusion.loss import LossSettings
 from library.diffusion.objective import FlowObjective
-from library.training.step import compute_loss
+from library.training.stepping.step import compute_loss
 
 DATA = Path(__file__).parent / "data"
 GOLDEN = json.loads((DATA / "sd3_loss.json").read_text())

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from library.training.ema import Ema
+from library.training.optimization.ema import Ema
 
 pytestmark = [
     pytest.mark.gpu,

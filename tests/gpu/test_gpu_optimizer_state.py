@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from library.training.optimizer_kinds import find_optimizer
-from library.training.optimizer_modes import evaluation_weights
-from library.training.optimizer_state import load_optimizer_state, optimizer_state
-from library.training.optimizers import make_optimizer
+from library.training.optimization.optimizer_kinds import find_optimizer
+from library.training.optimization.optimizer_modes import evaluation_weights
+from library.training.optimization.optimizer_state import load_optimizer_state, optimizer_state
+from library.training.optimization.optimizers import make_optimizer
 
 pytestmark = [
     pytest.mark.gpu,

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from library.checkpoint.weights import Part, WeightFiles, open_weights, part_identity, read_weights
 from library.errors import CheckpointError
 from library.families.sd3.key_map import mmdit_from_diffusers
-from library.families.sd3.parts import DENOISER, clip_width, find_denoiser, find_part, report_ignored
+from library.families.sd3.parts import DENOISER, TITLES, clip_width, find_denoiser, find_part, report_ignored
+from library.models.completeness import missing_of_clip, missing_of_t5, missing_of_vae
 from library.models.vae_key_map import vae_from_diffusers
 
 if TYPE_CHECKING:
@@ -45,6 +46,21 @@ class Sd3Files:
     t5xxl: Part | None
     config: MMDiTConfig
     variant: str
+
+    def check_complete(self) -> None:
+        """Refuse a VAE or text encoders without some of their tensors; the denoiser is checked when it is found.
+
+        Raises:
+            CheckpointError: Names all incomplete parts.
+        """
+        parts = [part for part in (self.vae, self.clip_l, self.clip_g, self.t5xxl) if part is not None]
+        if faults := [
+            f"--{part.kind}: {part.path}: the {TITLES[part.kind]} is incomplete: {len(names)} tensors are missing "
+            f"({', '.join(names[:3])}{' ...' if len(names) > 3 else ''}). Download the file again, or use another."
+            for part in parts
+            if (names := _missing(part))
+        ]:
+            raise CheckpointError("\n".join(faults))
 
 
 def inspect_files(
@@ -117,6 +133,21 @@ def _check_pooled(clip_l: Part | None, clip_g: Part | None, config: MMDiTConfig)
             f"the CLIPs in {clip_l.path} and {clip_g.path} have widths {small} and {large}, "
             f"which must add up to {config.pooled_dim}. Give the files that belong to the model."
         )
+
+
+def _missing(part: Part) -> list[str]:
+    if part.kind == "vae":
+        return missing_of_vae(_published_vae(part))
+    return missing_of_t5(part.shapes()) if part.kind == "t5xxl" else missing_of_clip(part.shapes())
+
+
+def _published_vae(part: Part) -> Mapping[str, tuple[int, ...]]:
+    if not part.is_diffusers:
+        return part.shapes()
+    import torch
+
+    outlines = {name: torch.empty(shape, device="meta") for name, shape in part.shapes().items()}
+    return {name: tuple(tensor.shape) for name, tensor in vae_from_diffusers(outlines).items()}
 
 
 def read_part(

@@ -110,7 +110,7 @@ class Sd3Family:
         """Look at the headers of every file that is given. T5 may be missing, the other parts may not.
 
         Raises:
-            CheckpointError: A file cannot be used, or parts are nowhere; all are named.
+            CheckpointError: A file cannot be used, or parts are nowhere or incomplete; all are named.
         """
         from library.families.sd3.checkpoint import inspect_files
         from library.families.sd3.parts import TITLES
@@ -121,6 +121,7 @@ class Sd3Family:
             titles = ", no ".join(TITLES[name] for name in missing)
             flags = " and ".join(f"--{name}" for name in missing)
             raise CheckpointError(f"{self.pretrained} has no {titles} inside. Give the files with {flags}.")
+        files.check_complete()
         if files.t5xxl is None:
             logger.warning("there is no T5 in %s and no --t5xxl: zeros stand for it.", self.pretrained)
         return files
@@ -141,7 +142,9 @@ class Sd3Family:
     def encoder_bytes(self, files: Sd3Files, name: str) -> int:
         """Bytes of an encoder's weights as they are stored."""
         part = self._part(files, name)
-        return 0 if part is None else sum(info.end - info.start for info in map(part.source.tensors.get, part.names) if info)
+        if part is None:
+            return 0
+        return sum(part.source.tensors[name].end - part.source.tensors[name].start for name in part.names)
 
     def architecture(self, files: Sd3Files) -> str:
         """Name for modelspec.architecture."""

@@ -10,7 +10,6 @@ from typing import ClassVar
 from library.options.spec import OptionGroup, opt
 
 
-
 @dataclass(frozen=True, kw_only=True)
 class SavingOptions(OptionGroup):
     """What is saved, when, and where."""

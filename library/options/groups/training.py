@@ -72,8 +72,8 @@ class ValidationOptions(OptionGroup):
     validation_seed: int | None = opt(None, "Seed of the choice of these pictures. Not set means 0.")
     validate_every_n_steps: int | None = opt(
         None,
-        "Compute the loss on validation pictures every n steps. Not set, and not --validate_every_n_epochs either, means "
-        "after every epoch.",
+        "Compute the loss on validation pictures every n steps. Neither this nor --validate_every_n_epochs means after "
+        "every epoch.",
         unit="steps",
         minimum=1,
         zero_is_off=True,

@@ -15,7 +15,7 @@ from library.errors import OutputError
 from library.log import get_logger
 from library.memory_use import gpu_memory, memory_in_use, spill_warning
 from library.training.processes import in_all_processes
-from library.training.saver import average_path
+from library.training.saving.saver import average_path
 from library.training.watching.loss_records import LossRecords
 from library.training.watching.progress import ProgressBar
 from library.training.watching.scalars import epoch_scalars, step_scalars, validation_scalars
@@ -23,7 +23,7 @@ from library.training.watching.summary import RunSummary, SavedFile, WrittenFile
 
 if TYPE_CHECKING:
     from library.training.prompts import SamplePrompt
-    from library.training.step_log import StepReport
+    from library.training.stepping.step_log import StepReport
     from library.training.trainer import Trainer
     from library.training.watching.curves import Curves
     from library.training.watching.trackers import Trackers

@@ -14,7 +14,7 @@ from library.diffusion.ddpm import (
 )
 from library.diffusion.loss import LossSettings, reduce_per_sample
 from library.errors import OptionError
-from library.training.step import OutputPreservation, compute_loss
+from library.training.stepping.step import OutputPreservation, compute_loss
 
 SNR = torch.tensor([2000.0, 1.0, 0.1, 0.0])
 L2 = LossSettings()

@@ -1,0 +1,76 @@
+"""The learning rates that optimizers really use, for logs and progress bars."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch.optim import Optimizer
+
+from library.training.optimization.lean_optimizer import bare_optimizer
+
+
+def learning_rates(optimizer: Optimizer, names: Sequence[str] = ()) -> dict[str, float]:
+    """The rates of the last step, or before the first one, of the next.
+
+    Nothing waits for the device, except for Adafactor with relative_step, whose rate follows the size of the weights.
+
+    Args:
+        optimizer: Also inside accelerate's wrapper.
+        names: Of its groups in their order; missing ones are numbered, repeated ones get a number.
+
+    Returns:
+        {"lr/<group>": rate}; where the optimizer multiplies the rate by a size d of its own, also
+        {"lr/d*lr/<group>": d * rate}.
+    """
+    bare = bare_optimizer(optimizer)
+    rates: dict[str, float] = {}
+    for group, name in zip(bare.param_groups, _unique_names(names, len(bare.param_groups)), strict=True):
+        rate = _rate(bare, group)
+        rates[f"lr/{name}"] = rate
+        if _is_own_scale(group.get("d")):
+            rates[f"lr/d*lr/{name}"] = float(group["d"]) * rate
+    return rates
+
+
+def has_own_scale(optimizer: Optimizer) -> bool:
+    """Whether it finds a step size d itself, which the learning rate multiplies: D-Adaptation and Prodigy.
+
+    Such an optimizer has one d, and so one rate, for all groups.
+    """
+    return _is_own_scale(optimizer.param_groups[0].get("d"))
+
+
+def _is_own_scale(value: object) -> bool:
+    return isinstance(value, float) or (hasattr(value, "item") and getattr(value, "ndim", None) == 0)
+
+
+def _rate(optimizer: Optimizer, group: Mapping[str, Any]) -> float:
+    if group.get("relative_step"):
+        return _relative_rate(optimizer, group)
+    if group.get("k") and group.get("scheduled_lr"):  # schedule-free: with its own warm-up
+        return float(group["scheduled_lr"])
+    return float(group["lr"])
+
+
+def _relative_rate(optimizer: Optimizer, group: Mapping[str, Any]) -> float:
+    """Adafactor's rate on the first weight of a group; 0 before the first step."""
+    state = optimizer.state.get(group["params"][0])
+    if not state:
+        return 0.0
+    step = state["step"]
+    longest = 1e-6 * step if group["warmup_init"] else 1e-2
+    size = max(group["eps"][1], float(state["RMS"])) if group["scale_parameter"] else 1.0
+    return size * min(longest, 1 / math.sqrt(step))
+
+
+def _unique_names(names: Sequence[str], count: int) -> list[str]:
+    given = [names[index] if index < len(names) else f"group {index + 1}" for index in range(count)]
+    unique: list[str] = []
+    for name in given:
+        candidate, number = name, 2
+        while candidate in unique:
+            candidate, number = f"{name} {number}", number + 1
+        unique.append(candidate)
+    return unique
