@@ -324,7 +324,7 @@ def train_example(environment: Environment) -> None:
     _job(environment, command, "training did not finish")
     _print_duration("Training", started)
     lora = folder / "tiny_lora.safetensors"
-    samples = sorted((folder / "sample").glob("*.png"), key=lambda path: path.stat().st_mtime)
+    samples = sorted((folder / "sample").glob("*_[0-9][0-9]_*.png"), key=lambda path: path.stat().st_mtime)
     if not lora.exists() or not samples:
         raise QuickstartError(f"training ended without a LoRA or a sample picture in {folder}. See the messages above.")
     print(f"LoRA: {lora}")

@@ -36,7 +36,7 @@ from library.families.sd3.cache_options import LATENT_CACHING_SCRIPT, Sd3LatentC
 from library.families.sd3.family import Sd3Family
 from library.options.spec import parse_options
 from library.training.cache_run import LatentCacheRun
-from library.training.caching import LatentCaching, encode_pictures
+from library.training.encoding.caching import LatentCaching, encode_pictures
 
 QUALITY = 90
 NUM_BASES = 4  # generated from scratch; the others are shifted and toned differently

@@ -29,7 +29,7 @@ from library.families.sd3.cache_options import TEXT_CACHING_SCRIPT, Sd3TextCachi
 from library.families.sd3.family import Sd3Family
 from library.options.spec import parse_options
 from library.training.cache_run import TextCacheRun
-from library.training.text_stage import TextStage
+from library.training.encoding.text_stage import TextStage
 
 WORDS = ("red", "green", "small", "old", "house", "cat", "river", "under", "beside", "bright", "cloudy", "painted")
 REPEATS = 10

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _GIB = 1024**3
+_FIRST_WITH_BF16 = (8, 0)  # compute capability of Ampere
 
 
 def has_accelerator() -> bool:
@@ -54,6 +55,22 @@ def precision_dtype(precision: str) -> torch.dtype:
         "fp16": torch.float16,
         "bf16": torch.bfloat16,
     }[precision]
+
+
+def precision_note(precision: str, device: torch.device) -> str | None:
+    """One sentence where a GPU computes in a precision by detours, which is slow; None where all is well."""
+    import torch
+
+    if precision != "bf16" or device.type != "cuda":
+        return None
+    capability = torch.cuda.get_device_capability(device)
+    if capability >= _FIRST_WITH_BF16 or torch.version.hip:
+        return None
+    version = ".".join(map(str, capability))
+    return (
+        f"--mixed_precision bf16: this GPU (compute capability {version}) has no bf16 of its own and is slow with it. "
+        "Use --mixed_precision fp16."
+    )
 
 
 def release_unused_memory(device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""Bad and odd data as people have it: pictures, captions, metadata files, caches. All of it is made here.
+"""Bad and odd data as people have it: pictures, captions, metadata files, caches, options. All of it is made here.
 
     python tests/bad_corpus.py FOLDER
 
@@ -265,6 +265,96 @@ BAD_METADATA: Mapping[str, bytes] = {
     "latin1.json": '{"1.png": {"caption": "café"}}'.encode("latin-1"),
 }
 
+# Dataset files, files of --config_file and of --sample_prompts. PICTURES in them stands for a folder.
+
+DATASET = """\
+[general]
+caption_extension = ".txt"
+enable_bucket = true
+
+[[datasets]]
+resolution = 64
+min_bucket_reso = 32
+max_bucket_reso = 128
+bucket_reso_steps = 16
+batch_size = 2
+
+  [[datasets.subsets]]
+  image_dir = 'PICTURES'
+"""
+
+
+def changed_dataset(*changes: tuple[str, str]) -> bytes:
+    """DATASET after replacing texts in it."""
+    text = DATASET
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    return text.encode()
+
+
+def with_subset_keys(*lines: str) -> bytes:
+    """DATASET with further lines in its subset."""
+    return changed_dataset(("image_dir", "\n".join((*lines, "image_dir"))))
+
+
+BAD_DATASETS: Mapping[str, bytes] = {
+    "typos.toml": changed_dataset(
+        ("enable_bucket =", "enable_bukcet ="), ("batch_size", "batchsize"), ("image_dir", "imagedir")
+    ),
+    "table.toml": changed_dataset(("[[datasets]]", "[[dataset]]")),
+    "text_for_number.toml": changed_dataset(("batch_size = 2", 'batch_size = "2"')),
+    "types.toml": changed_dataset(
+        ("enable_bucket = true", "enable_bucket = 1"), ("resolution = 64", "resolution = []")
+    ),
+    "key_twice.toml": with_subset_keys("num_repeats = 1", "num_repeats = 2"),
+    "batch_0.toml": changed_dataset(("batch_size = 2", "batch_size = 0")),
+    "batch_minus_1.toml": changed_dataset(("batch_size = 2", "batch_size = -1")),
+    "repeats_0.toml": with_subset_keys("num_repeats = 0"),
+    "subset_twice.toml": changed_dataset(
+        ("  image_dir = 'PICTURES'", "  image_dir = 'PICTURES'\n\n  [[datasets.subsets]]\n  image_dir = 'PICTURES'")
+    ),
+    "above_bucket.toml": changed_dataset(("resolution = 64", "resolution = 256")),
+    "backslash.toml": changed_dataset(("'PICTURES'", r'"C:\Users\me\pictures"')),
+    "valid_escapes.toml": changed_dataset(("'PICTURES'", r'"C:\train\new"')),
+    "backslash.json": b'{"datasets": [{"resolution": 64, "subsets": [\n{"image_dir": "C:\\Users\\me"}]}]}',
+    "empty_dir.toml": changed_dataset(("PICTURES", "")),
+    "bracket.toml": changed_dataset(("[general]", "[general")),
+    "utf16.toml": DATASET.encode("utf-16"),
+    "forms.toml": with_subset_keys("is_reg = true", "metadata_file = 'm.json'", "conditioning_data_dir = 'm'"),
+    "shuffled.toml": with_subset_keys("shuffle_caption = true"),
+    "dropped.toml": with_subset_keys("caption_dropout_rate = 0.1", "caption_tag_dropout_rate = 0.1"),
+    "cropped.toml": with_subset_keys("random_crop = true"),
+    "coloured.toml": with_subset_keys("color_aug = true"),
+    "too_large.toml": changed_dataset(("resolution = 64", "resolution = 512"), ("reso = 128", "reso = 512")),
+}
+
+BAD_CONFIGS: Mapping[str, bytes] = {
+    "config_typos.toml": b"learning_rat = 1e-3\n[more]\nmax_train_step = 10\n",
+    "config_types.toml": (
+        b'learning_rate = "abc"\nmax_train_steps = "10"\nmixed_precision = "bf61"\nnetwork_dim = true\n'
+    ),
+    "config_twice.toml": b"[a]\nseed = 1\n[b]\nseed = 2\n",
+    "config_range.toml": b"train_batch_size = 0\ngradient_accumulation_steps = -1\n",
+    "config_backslash.toml": b'seed = 1\nvae = "C:\\Users\\new"\n',
+    "config_broken.toml": b"seed = 1\nvae = \n",
+    "config_latin1.toml": 'output_name = "é"'.encode("latin-1"),
+}
+
+BAD_PROMPTS: Mapping[str, bytes] = {
+    "prompts.md": b"a cat",
+    "empty.prompts.txt": b"# a comment\n\n",
+    "latin1.prompts.txt": "a café".encode("latin-1"),
+    "broken.prompts.json": b'[\n{"prompt": "a cat",}]',
+    "keys.prompts.json": b'[{"prompt": "a cat", "widht": 64}, {"width": "64"}, 3]',
+    "large.prompts.txt": b"a cat --w 1024 --h 1024\n",
+    "no_subset.prompts.toml": b'[prompt]\nwidth = 64\nprompt = "a cat"\n',
+}
+
+ODD_PROMPTS: Mapping[str, bytes] = {
+    "flags.prompts.txt": b"a cat --s abc --w 64 --h 64\n  # a prompt --w 64 --h 64\na dog --zz 3 --w 64 --h 64\n",
+}
+
 
 # Caches
 
@@ -360,14 +450,24 @@ PICTURES: Mapping[str, Maker] = {
 }
 
 
+TEXTS: Mapping[str, bytes] = {
+    **BAD_CAPTIONS,
+    **ODD_CAPTIONS,
+    **BAD_METADATA,
+    **BAD_DATASETS,
+    **BAD_CONFIGS,
+    **BAD_PROMPTS,
+    **ODD_PROMPTS,
+}
+
+
 def write(folder: Path, *names: str) -> list[Path]:
     """Write files of the corpus, pictures or others, into a folder, which is made."""
     folder.mkdir(parents=True, exist_ok=True)
-    texts = {**BAD_CAPTIONS, **ODD_CAPTIONS, **BAD_METADATA}
     paths = [folder / name for name in names]
     for path in paths:
         maker = PICTURES.get(path.name) or NPZ_CACHES.get(path.name)
-        path.write_bytes(maker() if maker else texts[path.name])
+        path.write_bytes(maker() if maker else TEXTS[path.name])
     return paths
 
 
@@ -411,6 +511,9 @@ def write_corpus(folder: Path) -> None:
     write_captioned(folder / "npz_caches", {f"{name.partition('_')[0]}.txt": b"text" for name in NPZ_CACHES})
     write(folder / "npz_caches", *NPZ_CACHES)
     write_folders(folder / "folders")
+    write(folder / "datasets", *BAD_DATASETS)
+    write(folder / "configs", *BAD_CONFIGS)
+    write(folder / "prompts", *BAD_PROMPTS, *ODD_PROMPTS)
 
 
 def main() -> int:

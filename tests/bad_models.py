@@ -71,7 +71,7 @@ def without(content: bytes, part: str) -> bytes:
 
 
 def part_of(content: bytes, prefix: str, *, leave_out: str = "\0") -> bytes:
-    """The tensors below a prefix as a file of their own, all NaN, without those that have `leave_out` in their names."""
+    """The tensors below a prefix as a file of their own, all NaN, but for those with `leave_out` in their names."""
     named = {name.removeprefix(prefix): shape for name, shape in shapes_in(content).items() if name.startswith(prefix)}
     return weights({name: shape for name, shape in named.items() if leave_out not in name})
 

@@ -91,7 +91,9 @@ def config_from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> MMDiTConfig:
             dual_attention=tuple(sorted(_block_indices(shapes, "x_block.attn2.qkv.weight"))),
         )
     except KeyError as error:
-        raise CheckpointError(f"the MMDiT has no tensor {error}. The file is incomplete: download it again, or use another.") from None
+        raise CheckpointError(
+            f"the MMDiT has no tensor {error}. The file is incomplete: download it again, or use another."
+        ) from None
 
 
 def _block_indices(shapes: Mapping[str, tuple[int, ...]], suffix: str) -> set[int]:

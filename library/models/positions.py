@@ -11,6 +11,7 @@ SD3.5-medium are described in its model card.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from copy import copy
 from itertools import pairwise
 
 import torch
@@ -112,6 +113,12 @@ class ScaledPositionTables:
         limits = [(small**2 + large**2) // 2 for small, large in pairwise(natives)]
         limits.append(_grid(natives[-1]) ** 2)
         self._natives = dict(zip(limits, natives, strict=True))  # {largest area in patches: native side}
+
+    def copy(self) -> ScaledPositionTables:
+        """The same tables; what is added to the copy is not added here."""
+        other = copy(self)
+        other._tables, other._natives = dict(self._tables), dict(self._natives)
+        return other
 
     @property
     def area_limits(self) -> tuple[tuple[int, int], ...]:

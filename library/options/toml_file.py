@@ -41,9 +41,10 @@ def parse_toml(text: str, source: str, error: type[UserError]) -> dict[str, Any]
         line = _error_line(fault)
         place = f"line {line}: " if line else ""
         reason = re.sub(r"\s*\((at )?(line|end).*?\)$", "", str(fault)).strip().rstrip(".")
+        advice = _backslash_hint(text, line) or "Mend the TOML there."
         if re.search("overwrite|already exists|[Dd]uplicate", reason):
-            reason = "a key or a table stands there twice. Remove one of them"
-        raise error(f"{source}: {place}{reason}.{_backslash_hint(text, line)}") from None
+            reason, advice = "a key or a table stands there twice", "Remove one of them."
+        raise error(f"{source}: {place}{reason}. {advice}") from None
 
 
 def line_of(text: str, key: str, occurrence: int = 0) -> int | None:
@@ -72,4 +73,4 @@ def _backslash_hint(text: str, line: int | None) -> str:
     suspect = lines[line - 1] if line and line <= len(lines) else ""
     if not re.search(r'"[^"]*\\[^"]*"?', suspect):
         return ""
-    return " A backslash in \"...\" begins an escape: use '...' or / in paths."
+    return "A backslash in \"...\" begins an escape: use '...' or / in paths."

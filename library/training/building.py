@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from library.data.loader import BatchDataset, make_loader
 from library.diffusion.loss import LossSettings
 from library.records import Batch, BatchPlan
-from library.training.sampling import SamplePictures
+from library.training.sampling.sampling import SamplePictures
 from library.training.stepping.batch_loss import BatchLoss
 from library.training.stepping.validation import Validation, validation_batches, validation_timesteps
 from library.training.stopping import ignore_signals

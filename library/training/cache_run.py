@@ -21,7 +21,7 @@ from library.training.run import Run
 if TYPE_CHECKING:
     import torch
 
-    from library.training.caching import EncodingSetup, LatentCaching, TextCaching
+    from library.training.encoding.caching import EncodingSetup, LatentCaching, TextCaching
 
 logger = get_logger(__name__)
 
@@ -103,7 +103,7 @@ class CacheRun(Run):
             raise self._refusal
 
     def _setup(self, dtype: torch.dtype, batch_size: int) -> EncodingSetup:
-        from library.training.caching import EncodingSetup
+        from library.training.encoding.caching import EncodingSetup
 
         return EncodingSetup(
             self.family,
@@ -205,8 +205,8 @@ class LatentCacheRun(CacheRun):
         """Latents of every picture."""
         import torch
 
-        from library.training.caching import LatentCaching
-        from library.training.encoders import encoder_dtype
+        from library.training.encoding.caching import LatentCaching
+        from library.training.encoding.encoders import encoder_dtype
 
         is_full = self.options.precision.no_half_vae
         dtype = torch.float32 if is_full else encoder_dtype(self.weight_dtype, self.device)
@@ -222,8 +222,8 @@ class TextCacheRun(CacheRun):
 
     def make_caching(self) -> TextCaching:
         """States of every caption, and of every variant."""
-        from library.training.caching import TextCaching
-        from library.training.encoders import encoder_dtype, text_batch_size
+        from library.training.encoding.caching import TextCaching
+        from library.training.encoding.encoders import encoder_dtype, text_batch_size
 
         names = [name for name in self.family.encoder_names if self.family.has_encoder(self.files, name)]
         dtype = encoder_dtype(self.weight_dtype, self.device)

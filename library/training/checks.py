@@ -13,7 +13,7 @@ from library.data.report.report_text import bytes_in_words
 from library.errors import DatasetError, OptionError, OutputError
 from library.log import get_logger
 from library.records import Size
-from library.training.prompts import SamplePrompt
+from library.training.sampling.prompts import SamplePrompt
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
+_PROBE_BYTES = 1 << 16  # on a full disk an empty file can still be made
 _COPIES_IN_A_STATE = 3  # the weights, and Adam's two averages of gradients
 _ELEMENT_BYTES = {"fp16": 2, "bf16": 2, "float": 4}
 
@@ -34,7 +35,9 @@ def check_output_dir(folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(_PROBE_BYTES))
+            probe.flush()
     except OSError as error:
         raise OutputError(
             f"--output_dir: {folder} cannot be written ({error.strerror or error}). Choose another folder."

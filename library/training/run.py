@@ -154,7 +154,7 @@ class Run:
         from accelerate import Accelerator
         from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 
-        from library.device import has_accelerator, precision_dtype
+        from library.device import has_accelerator, precision_dtype, precision_note
 
         precision = self.options.precision.mixed_precision
         self.accelerator = Accelerator(
@@ -163,6 +163,8 @@ class Run:
             kwargs_handlers=[InitProcessGroupKwargs(timeout=self.options.distributed.timeout)],
         )
         check_started(self.accelerator)
+        if note := precision_note(precision, self.accelerator.device):
+            logger.warning("%s", note)
         seed = self.options.training.seed
         drawn = [random.SystemRandom().randrange(1 << 31) if seed is None else seed]
         broadcast_object_list(drawn)

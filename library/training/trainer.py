@@ -20,8 +20,8 @@ from library.training.checks import check_block_swap, check_output_dir, check_pi
 from library.training.continuation import Continuation
 from library.training.course import Course
 from library.training.processes import scale_fp16_gradients
-from library.training.prompts import PromptDefaults, PromptFile, SamplePrompt
 from library.training.run import Run
+from library.training.sampling.prompts import PromptDefaults, PromptFile, SamplePrompt
 from library.training.saving.saver import Save, SavePlan, Saver
 from library.training.stopping import INTERRUPTED, StopRequest
 from library.training.watching.watch import Watch
@@ -31,16 +31,16 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
 
-    from library.training.encoders import Encoders
+    from library.training.encoding.encoders import Encoders
+    from library.training.encoding.text_stage import TextStage
     from library.training.loop import Loop
     from library.training.optimization.ema import Ema
-    from library.training.sampling import SamplePictures
+    from library.training.sampling.sampling import SamplePictures
     from library.training.saving.upload import Uploader
     from library.training.stepping.batch_loss import BatchLoss
     from library.training.stepping.optimizer_step import OptimizerStep
     from library.training.stepping.step_log import StepLog, StepReport
     from library.training.stepping.validation import Validation
-    from library.training.text_stage import TextStage
 
 logger = get_logger(__name__)
 
@@ -277,7 +277,7 @@ class Trainer(Run):
         self.continuation.compare()
 
     def _make_encoders(self) -> Encoders:
-        from library.training.encoders import Encoders
+        from library.training.encoding.encoders import Encoders
 
         file = self.options.sampling.sample_prompts
         return Encoders(
@@ -500,7 +500,7 @@ class Trainer(Run):
 
     def sample_if_due(self, *, epoch_end: int | None) -> None:
         """Draw the sample prompts if their time has come."""
-        from library.training.sampling import is_sample_due
+        from library.training.sampling.sampling import is_sample_due
 
         sampling = self.options.sampling
         if is_sample_due(self.step, epoch_end, sampling.sample_every_n_steps, sampling.sample_every_n_epochs):

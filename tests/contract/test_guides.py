@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import toml
 
+from library.checkpoint.names import STATE, epoch_name, last_name, step_name
+from library.checkpoint.state_folder import MANIFEST
 from library.data.config.schema import parse_dataset_config
 from library.data.plan.batches import StepCount
 from library.errors import UserError
@@ -17,13 +19,19 @@ from library.families.sd3.options import Sd3NetworkOptions
 from library.families.sd3.preview_options import Sd3PreviewOptions
 from library.options.entry import INTERRUPTED
 from library.options.spec import options_of
-from library.training.prompts import load_prompts
+from library.training.sampling.prompts import load_prompts
+from library.training.saving.claim import CLAIM
+from library.training.saving.run_state import EMA, PROGRESS, TRAINING, WEIGHTS
+from library.training.saving.saver import AVERAGE
+from library.training.stepping.validation import validation_timesteps
 from networks.sd3_args import Sd3NetworkArgs
+from quickstart import EXTRAS
 from tools.convert_sd3_lora import make_parser
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 GUIDE = (ROOT / "docs" / "sd3_train_network.md").read_text(encoding="utf-8")
+SAVING = (ROOT / "docs" / "saving_and_resuming.md").read_text(encoding="utf-8")
 OPTIONS = options_of(Sd3NetworkOptions)
 TOOLS = {*options_of(Sd3LatentCachingOptions), *options_of(Sd3PreviewOptions)} - set(OPTIONS)
 
@@ -33,10 +41,10 @@ OTHER_PROGRAMS = {  # accelerate, torchrun, lines of prompt files, and a typo th
 }
 
 
-def section(title: str) -> str:
-    """The text of the guide below a heading, up to the next one of its level."""
-    found = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", GUIDE, re.MULTILINE | re.DOTALL)
-    assert found, f"the guide has no section {title}"
+def section(title: str, page: str = GUIDE) -> str:
+    """The text of a page below a heading, up to the next one of its level."""
+    found = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
+    assert found, f"the page has no section {title}"
     return found[1]
 
 
@@ -61,7 +69,7 @@ def test_every_flag_that_a_page_names_exists(page: Path):
 
 def test_the_guide_lists_what_is_not_available_yet():
     later = {f"--{name}" for name, option in OPTIONS.items() if option.declared.later}
-    conditional = {"--blocks_to_swap", "--optimizer_type"}
+    conditional = {"--blocks_to_swap"}  # refused on a GPU only
     assert flags(section("Not available yet")) - conditional == later
 
 
@@ -91,6 +99,31 @@ def test_exit_codes_in_the_guide_are_those_of_the_errors():
     codes = {int(row[0]) for row in rows(section("Errors and exit codes"))}
     used = {kind.exit_code for kind in UserError.__subclasses__()}
     assert codes == {0, 1, INTERRUPTED, *used}
+
+
+def test_files_of_a_state_are_those_that_the_page_lists():
+    listed = {name for row in rows(section("States", SAVING)) for name in re.findall(r"`([\w.]+)`", row[0])}
+    assert listed == {WEIGHTS, EMA, TRAINING, PROGRESS, MANIFEST}
+
+
+def test_names_of_saved_files_in_the_page_are_those_of_the_code():
+    for name in ("my_lora", None):
+        assert f"`{epoch_name(name, '.safetensors' if name else '', 2)}`" in SAVING
+        assert f"`{step_name(name, '.safetensors' if name else '', 100)}`" in SAVING
+        assert f"`{last_name(name, '.safetensors' if name else '')}`" in SAVING
+    for name in (f"my_lora{STATE}", f"my_lora{AVERAGE}.safetensors", CLAIM):
+        assert f"| `{name}` |" in SAVING
+
+
+def test_numbers_in_the_prose_are_those_of_the_code():
+    assert f"`--max_bad_steps` ({OPTIONS['max_bad_steps'].default})" in SAVING
+    first, second, third, last = (f"{timestep:.0f}" for timestep in validation_timesteps(0, 1000))
+    assert f"({first}, {second}, {third} and {last} where all are trained)" in section("Validation")
+
+
+def test_extras_of_the_set_up_are_those_that_the_page_lists():
+    page = (ROOT / "docs" / "setup.md").read_text(encoding="utf-8")
+    assert {row[0].strip("`") for row in rows(section("Extras", page))} == set(EXTRAS)
 
 
 def test_prompts_in_the_guide_are_read_without_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture):

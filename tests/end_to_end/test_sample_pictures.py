@@ -12,8 +12,8 @@ from PIL import Image
 
 from library.families.sd3.options import NETWORK_SCRIPT, Sd3NetworkOptions
 from library.options.spec import parse_options
-from library.training.prompts import PromptDefaults, PromptFile
-from library.training.sampling import MAX_FAILED_EVENTS, SamplePictures
+from library.training.sampling.prompts import PromptDefaults, PromptFile
+from library.training.sampling.sampling import MAX_FAILED_EVENTS, SamplePictures
 
 CACHED = ("--network_train_unet_only", "--cache_text_encoder_outputs_to_disk")
 CLIP_LIVE = ("--cache_text_encoder_outputs_to_disk",)

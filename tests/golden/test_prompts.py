@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from library.training.prompt_files import parse_settings
-from library.training.prompt_lines import parse_prompt_line
+from library.training.sampling.prompt_files import parse_settings
+from library.training.sampling.prompt_lines import parse_prompt_line
 
 GOLDEN = json.loads((Path(__file__).parent / "data" / "prompts.json").read_text())
 # There the first letter of the prompt itself is taken for an option too: "w 640 whales in the sea" sets the width.

@@ -129,9 +129,15 @@ class SpecBuilder:
                 f"{place}: bucket sides go from {new_low} to {new_high}, multiples of bucket_reso_steps {step}"
             )
         if new_low > min(resolution):
-            self.problems.append(f"{place}: min_bucket_reso {low} is above the short side of resolution {resolution}")
+            self.problems.append(
+                f"{place}: min_bucket_reso {low} is above the short side of resolution {resolution}; "
+                "lower it, or raise resolution"
+            )
         if new_high < max(resolution):
-            self.problems.append(f"{place}: max_bucket_reso {high} is below the long side of resolution {resolution}")
+            self.problems.append(
+                f"{place}: max_bucket_reso {high} is below the long side of resolution {resolution}; "
+                "raise it, or lower resolution"
+            )
         return values | {"min_bucket_reso": new_low, "max_bucket_reso": new_high}
 
     def _build_subset(self, table: Table) -> SubsetSpec:

@@ -55,10 +55,9 @@ class Sd3Files:
         """
         parts = [part for part in (self.vae, self.clip_l, self.clip_g, self.t5xxl) if part is not None]
         if faults := [
-            f"--{part.kind}: {part.path}: the {TITLES[part.kind]} is incomplete: {len(names)} tensors are missing "
-            f"({', '.join(names[:3])}{' ...' if len(names) > 3 else ''}). Download the file again, or use another."
+            f"{'' if part.source is self.denoiser.source else f'--{part.kind}: '}{part.path}: {fault}"
             for part in parts
-            if (names := _missing(part))
+            if (fault := _fault(part))
         ]:
             raise CheckpointError("\n".join(faults))
 
@@ -133,6 +132,19 @@ def _check_pooled(clip_l: Part | None, clip_g: Part | None, config: MMDiTConfig)
             f"the CLIPs in {clip_l.path} and {clip_g.path} have widths {small} and {large}, "
             f"which must add up to {config.pooled_dim}. Give the files that belong to the model."
         )
+
+
+def _fault(part: Part) -> str | None:
+    """What is wrong with the names of a part; None where all are there."""
+    try:
+        names = _missing(part)
+    except CheckpointError as error:
+        return str(error)
+    if not names:
+        return None
+    listed = ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
+    title = f"the {TITLES[part.kind]} is incomplete: {len(names)} tensors are missing"
+    return f"{title} ({listed}). Download the file again, or use another."
 
 
 def _missing(part: Part) -> list[str]:

@@ -192,7 +192,7 @@ class Sd3Family:
         from library.models.vae import load_vae
 
         part = _given(files.vae)
-        with _naming(part):
+        with _naming(part.path):
             vae = load_vae(read_part(part, dtype=dtype, mmap=self.mmap))
         return vae.to(device).requires_grad_(False).eval()
 
@@ -208,7 +208,7 @@ class Sd3Family:
             if name == "t5xxl" and files.t5xxl is None:
                 continue
             part = _given(self._part(files, name))
-            with _naming(part):
+            with _naming(part.path):
                 tensors = read_part(part, dtype=dtype, mmap=self.mmap)
                 encoder = load_t5(tensors) if name == "t5xxl" else load_clip(tensors, kind=name)
             encoders[name] = encoder.to(device).requires_grad_(False).eval()
@@ -341,7 +341,8 @@ class Sd3Family:
         """Images [B, 3, H, W] to scaled latents [B, 16, H/8, W/8]."""
         from library.models.vae import encode_images
 
-        return encode_images(vae, images, noise)
+        with _naming(self.vae or self.pretrained):
+            return encode_images(vae, images, noise)
 
     def decode_latents(self, vae: nn.Module, latents: Tensor) -> Tensor:
         """Scaled latents to images in -1..1."""
@@ -390,7 +391,7 @@ class Sd3Family:
             return None
         table = mmdit.pos_embed
         if self.enable_scaled_pos_embed:
-            table = _scaled_tables(self.resolutions, self.buckets, table.shape[-1], patch).table(height, width)
+            table = _scaled_table(self.resolutions, self.buckets, table.shape[-1], patch, height, width)
         if draw is not None and is_random:
             return window_at(table, height, width, draw[1], draw[2]).to(latents.device)
         return centred_window(table, height, width).to(latents.device)
@@ -403,14 +404,14 @@ def _given(part: Part | None) -> Part:
 
 
 @contextmanager
-def _naming(part: Part) -> Iterator[None]:
+def _naming(path: Path) -> Iterator[None]:
     """Put the file at the beginning of a message that does not name it."""
     try:
         yield
     except CheckpointError as error:
-        if str(part.path) in str(error):
+        if str(path) in str(error):
             raise
-        raise CheckpointError(f"{part.path}: {error}") from error
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def _mmdit(denoiser: nn.Module) -> MMDiT:
@@ -429,6 +430,16 @@ def _scaled_tables(
     for bucket in buckets:
         tables.table(bucket.height // (8 * patch), bucket.width // (8 * patch))
     return tables
+
+
+@lru_cache(maxsize=8)
+def _scaled_table(
+    resolutions: tuple[Size, ...], buckets: tuple[Size, ...], channels: int, patch: int, height: int, width: int
+) -> Tensor:
+    """The table for a picture of this many patches. Sizes that are not trained, of samples, leave the others theirs."""
+    tables = _scaled_tables(resolutions, buckets, channels, patch)
+    is_trained = Size(width * 8 * patch, height * 8 * patch) in buckets
+    return (tables if is_trained else tables.copy()).table(height, width)
 
 
 def _path(value: str | Path | None) -> Path | None:

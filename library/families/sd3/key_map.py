@@ -120,7 +120,10 @@ def mmdit_from_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             continue
         if len(parts) != len(pair.diffusers):
             missing = [name for name in pair.diffusers if name not in tensors]
-            raise CheckpointError(f"the transformer has no tensor {', '.join(missing)}. The file is incomplete: download it again, or use another.")
+            raise CheckpointError(
+                f"the transformer has no tensor {', '.join(missing)}. "
+                "The file is incomplete: download it again, or use another."
+            )
         whole = torch.cat(parts) if len(parts) > 1 else parts[0]
         converted[pair.published] = _swap_halves(whole) if pair.is_swapped else whole
     known = {name for pair in _tensor_pairs(depth_of(tensors)) for name in pair.diffusers}

@@ -231,7 +231,7 @@ def _element_bytes(precision: str) -> int:
     import torch
 
     from library.device import choose_device, precision_dtype
-    from library.training.encoders import encoder_dtype
+    from library.training.encoding.encoders import encoder_dtype
 
     dtype = encoder_dtype(precision_dtype(precision), choose_device())
     return stored_precision(torch.empty(0, dtype=dtype)).itemsize

@@ -27,13 +27,14 @@ if TYPE_CHECKING:
 # Groups whose options change nothing of what is trained; those of the data act through pictures and settings.
 _FREE_GROUPS = (
     *("LoggingOptions", "SavingOptions", "MetadataOptions", "SamplingOptions", "HubOptions", "DistributedOptions"),
-    *("ConfigOptions", "DatasetOptions", "CacheOptions", "ValidationOptions", "DivergenceOptions"),
+    *("ConfigOptions", "DatasetOptions", "CacheOptions", "ValidationOptions"),
 )
 _FREE = frozenset(
     (
         *("max_train_steps", "max_train_epochs", "seed", "max_data_loader_n_workers", "persistent_data_loader_workers"),
         *("initial_epoch", "initial_step", "skip_until_initial_step", "blocks_to_swap", "lowram", "highvram", "sdpa"),
-        *("mem_eff_attn", "disable_mmap_load_safetensors", "network_weights", "t5xxl_device", "ema_device"),
+        *("max_bad_steps", "mem_eff_attn", "disable_mmap_load_safetensors", "network_weights", "t5xxl_device"),
+        "ema_device",
     )
 )
 _FILES = ("pretrained_model_name_or_path",)  # options that name a file and are not declared as paths

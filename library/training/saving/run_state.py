@@ -9,6 +9,7 @@ epoch and sample.
 from __future__ import annotations
 
 import json
+import pickle
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -69,13 +70,17 @@ def read_state(folder: Path) -> RunState:
     """Read a folder that `open_folder` has checked. Nothing of it is executed.
 
     Raises:
-        CheckpointError: A file cannot be read.
+        CheckpointError: A file cannot be read, or would have to be executed.
     """
     import torch
 
     try:
         training = torch.load(folder / TRAINING, map_location="cpu", weights_only=True)
         progress = read_progress(folder)
+    except pickle.UnpicklingError:
+        raise CheckpointError(
+            f"--resume: {folder / TRAINING} holds what would be executed, and is not read. Continue from another state."
+        ) from None
     except (OSError, ValueError, RuntimeError, EOFError, KeyError) as error:
         raise CheckpointError(f"--resume: {folder} cannot be read ({error}). Continue from another state.") from error
     has_ema = (folder / EMA).exists()

@@ -19,9 +19,9 @@ from library.diffusion.objective import Draw
 from library.families.base import Conditioning, ModelFamily
 from library.records import Batch
 from library.rng import normal_per_sample, stream_seed, uniform_per_sample
-from library.training.caching import encode_pictures
+from library.training.encoding.caching import encode_pictures
+from library.training.encoding.text_stage import TextStage
 from library.training.stepping.step import OutputPreservation, compute_loss
-from library.training.text_stage import TextStage
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -22,7 +22,7 @@ from library.training.watching.scalars import epoch_scalars, step_scalars, valid
 from library.training.watching.summary import RunSummary, SavedFile, WrittenFile, summary_lines
 
 if TYPE_CHECKING:
-    from library.training.prompts import SamplePrompt
+    from library.training.sampling.prompts import SamplePrompt
     from library.training.stepping.step_log import StepReport
     from library.training.trainer import Trainer
     from library.training.watching.curves import Curves

@@ -7,8 +7,8 @@ from library.data.cache import TensorCache, prompt_entries, stored_precision
 from library.families.sd3.family import Sd3Family
 from library.families.sd3.options import NETWORK_SCRIPT, Sd3NetworkOptions
 from library.options.spec import parse_options
-from library.training.caching import encode_pictures
-from library.training.text_stage import TextStage
+from library.training.encoding.caching import encode_pictures
+from library.training.encoding.text_stage import TextStage
 
 CAPTIONS = ["a red circle", "a star", ""]
 CPU = torch.device("cpu")

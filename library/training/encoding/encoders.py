@@ -11,10 +11,10 @@ import torch
 from library.data.cache import CachedTexts, TensorCache, cache_folder
 from library.device import release_unused_memory
 from library.families.base import ModelFamily
-from library.training.caching import EncodingSetup, LatentCaching, TextCaching
-from library.training.new_prompts import encode_new_prompts
+from library.training.encoding.caching import EncodingSetup, LatentCaching, TextCaching
+from library.training.encoding.text_stage import TextStage
 from library.training.planning import DataPlan
-from library.training.text_stage import TextStage
+from library.training.sampling.new_prompts import encode_new_prompts
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -6,7 +6,7 @@ import torch
 from library.families.sd3.family import Sd3Family
 from library.families.sd3.options import NETWORK_SCRIPT, Sd3NetworkOptions
 from library.options.spec import parse_options
-from library.training.text_stage import TextStage
+from library.training.encoding.text_stage import TextStage
 
 CAPTIONS = ["a red circle", ""]
 CPU = torch.device("cpu")

@@ -17,8 +17,8 @@ from library.data.problems import counted
 from library.device import release_unused_memory
 from library.errors import OutputError
 from library.log import get_logger
-from library.training.encoding_setup import EncodingSetup
-from library.training.text_stage import TextStage
+from library.training.encoding.encoding_setup import EncodingSetup
+from library.training.encoding.text_stage import TextStage
 
 if TYPE_CHECKING:
     from torch import Tensor

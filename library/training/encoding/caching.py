@@ -30,9 +30,9 @@ from library.families.base import ModelFamily
 from library.log import get_logger
 from library.records import ImageRecord
 from library.rng import normal_per_sample
-from library.training.encoding_setup import EncodingSetup
-from library.training.new_prompts import entries_of_prompts, text_origin
-from library.training.text_stage import TextStage
+from library.training.encoding.encoding_setup import EncodingSetup
+from library.training.encoding.text_stage import TextStage
+from library.training.sampling.new_prompts import entries_of_prompts, text_origin
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

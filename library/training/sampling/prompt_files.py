@@ -18,7 +18,7 @@ from library.data.files.strict_json import parse_json
 from library.errors import OptionError
 from library.log import get_logger
 from library.options.toml_file import parse_toml
-from library.training.prompt_lines import KINDS, WANTED, parse_prompt_line, shortened
+from library.training.sampling.prompt_lines import KINDS, WANTED, parse_prompt_line, shortened
 
 logger = get_logger(__name__)
 

@@ -6,8 +6,8 @@ import os
 import pytest
 
 from library.errors import OptionError
-from library.training.prompt_lines import parse_prompt_line, shortened
-from library.training.prompts import PromptDefaults, PromptFile, SamplePrompt, load_prompts
+from library.training.sampling.prompt_lines import parse_prompt_line, shortened
+from library.training.sampling.prompts import PromptDefaults, PromptFile, SamplePrompt, load_prompts
 
 
 @pytest.fixture(autouse=True)

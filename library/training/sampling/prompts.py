@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from library.errors import OptionError
-from library.training.prompt_files import FLAG, parse_settings, read_prompt_file, warn
-from library.training.prompt_lines import MAX_STEPS, shortened
+from library.training.sampling.prompt_files import FLAG, parse_settings, read_prompt_file, warn
+from library.training.sampling.prompt_lines import MAX_STEPS, shortened
 
 if TYPE_CHECKING:
     from library.families.base import ModelFamily

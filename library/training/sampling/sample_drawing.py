@@ -13,8 +13,8 @@ from library.diffusion.samplers import euler_flow
 from library.errors import UserError
 from library.families.base import ModelFamily
 from library.rng import normal_per_sample
-from library.training.prompts import SamplePrompt
-from library.training.text_stage import TextStage
+from library.training.encoding.text_stage import TextStage
+from library.training.sampling.prompts import SamplePrompt
 
 if TYPE_CHECKING:
     from PIL.Image import Image

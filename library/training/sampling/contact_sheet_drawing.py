@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from library.training.contact_sheet import Row, SheetIndex
+    from library.training.sampling.contact_sheet import Row, SheetIndex
 
 THUMBNAIL = 192  # longest side, in pixels
 MAX_PIXELS = 16_000_000  # of all thumbnails of a sheet together

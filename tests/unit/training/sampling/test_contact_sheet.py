@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont, features
 
-from library.training.contact_sheet import (
+from library.training.sampling.contact_sheet import (
     MAX_COLUMNS,
     MAX_ROWS,
     Column,
@@ -18,8 +18,8 @@ from library.training.contact_sheet import (
     rows_of,
     thinned,
 )
-from library.training.contact_sheet_drawing import _font, _has_glyph, drawable
-from library.training.prompts import SamplePrompt
+from library.training.sampling.contact_sheet_drawing import _font, _has_glyph, drawable
+from library.training.sampling.prompts import SamplePrompt
 
 RED, GREEN, BLUE, GREY = (200, 0, 0), (0, 160, 0), (0, 0, 200), (238, 238, 238)
 CAT, DOG = (SamplePrompt(text, "", 96, 64, 1, 3, 4.5, index) for index, text in enumerate(("a cat", "a dog")))

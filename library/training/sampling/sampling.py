@@ -25,15 +25,15 @@ from library.families.base import ModelFamily
 from library.log import get_logger
 from library.tensorfile import write_atomically
 from library.training.checks import check_picture_sizes
-from library.training.contact_sheet import Column, ContactSheet
-from library.training.prompt_lines import shortened
-from library.training.prompts import PromptFile, SamplePrompt
-from library.training.sample_drawing import draw_latents, sample_name, to_picture
+from library.training.sampling.contact_sheet import Column, ContactSheet
+from library.training.sampling.prompt_lines import shortened
+from library.training.sampling.prompts import PromptFile, SamplePrompt
+from library.training.sampling.sample_drawing import draw_latents, sample_name, to_picture
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from library.training.encoders import Encoders
+    from library.training.encoding.encoders import Encoders
 
 logger = get_logger(__name__)
 

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 from library.log import get_logger
 from library.tensorfile import write_atomically
-from library.training.prompt_lines import shortened
-from library.training.prompts import SamplePrompt
+from library.training.sampling.prompt_lines import shortened
+from library.training.sampling.prompts import SamplePrompt
 
 logger = get_logger(__name__)
 
@@ -130,7 +130,7 @@ class ContactSheet:
         Raises:
             OutputError: A file cannot be written.
         """
-        from library.training.contact_sheet_drawing import Thumbnails, draw_sheet
+        from library.training.sampling.contact_sheet_drawing import Thumbnails, draw_sheet
 
         rows = rows_of(prompts)
         names = {rows[number].key: path.name for number, path in pictures.items()}
