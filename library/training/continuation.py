@@ -35,6 +35,7 @@ class Continuation:
     Attributes:
         folder: The state that the run goes on from; None for a fresh start.
         first_step: Steps that were done when this start of the run began.
+        last_state: The newest state whose weights gave finite numbers.
         attempt: How often the run has gone back to a state.
         session: What saved files say of this run and of no other; kept over resumes.
     """
@@ -48,7 +49,7 @@ class Continuation:
         self._claim: OutputClaim | None = None
         self._progress: Mapping[str, Any] = {}
         self._identity: Future[dict[str, Any]] | None = None
-        self._last_state: Path | None = None
+        self.last_state: Path | None = None
         self._is_remembered = False
 
     def __enter__(self) -> Continuation:
@@ -134,7 +135,7 @@ class Continuation:
         trainer, resume = self.trainer, self.trainer.options.saving.resume
         if resume is None:
             return
-        self.folder = self._last_state = _agreed(trainer, self._choose)
+        self.folder = self.last_state = _agreed(trainer, self._choose)
         if self.folder is None:
             logger.info("--resume auto: there is no complete state in %s; the run begins anew.", trainer.folder)
             return
@@ -224,7 +225,8 @@ class Continuation:
             training["scaler"] = trainer.accelerator.scaler.state_dict()
         ema = None if trainer.ema is None else trainer.ema.state()
         write_state(path, RunState(trainer.trained_state(), ema, training, self._describe()))
-        self._last_state = path
+        if not trainer.loop.num_bad:  # else its weights are those that gave numbers that are not finite
+            self.last_state = path
 
     def _describe(self) -> dict[str, Any]:
         trainer = self.trainer
@@ -317,7 +319,7 @@ class Continuation:
     def return_to_last_state(self) -> bool:
         """Go back to the newest state with other noise; False where there is none."""
         trainer = self.trainer
-        folder = _agreed(trainer, lambda: self._last_state)
+        folder = _agreed(trainer, lambda: self.last_state)
         if folder is None:
             return False
         before, attempt, files = trainer.step, self.attempt + 1, trainer.saver.history()

@@ -41,13 +41,14 @@ class Loop:
     Attributes:
         is_stopped: The run was asked to stop before its last step.
         num_skipped: Steps that were passed over.
+        num_bad: The last so many of them in a row.
     """
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
         self.is_stopped = False
         self.num_skipped = 0
-        self._num_bad = 0  # in a row
+        self.num_bad = 0
         self._failure: UserError | None = None
         self._schedules: dict[int, tuple[dict[str, Any], list[float]]] = {}
 
@@ -119,12 +120,12 @@ class Loop:
         if report.is_stop_asked:
             self.is_stopped = True
         if not report.is_skipped:
-            self._num_bad = 0
+            self.num_bad = 0
             return
         self.num_skipped += 1
-        self._num_bad += 1
+        self.num_bad += 1
         self._tell_skipped(report)
-        if self._num_bad >= self.trainer.options.training.max_bad_steps:
+        if self.num_bad >= self.trainer.options.training.max_bad_steps:
             raise _Diverging
 
     def _tell_skipped(self, report: StepReport) -> None:
@@ -135,7 +136,7 @@ class Loop:
             "step %d was skipped: the %s is not finite (%d in a row). Trained in it: %s",
             report.step,
             what,
-            self._num_bad,
+            self.num_bad,
             "; ".join(names[:8]) + ("; ..." if len(names) > 8 else ""),
         )
 
@@ -187,7 +188,7 @@ class Loop:
         of_step = [save for save in saves if save == trainer.saves.of_step(step)]
         of_epoch = [save for save in saves if save not in of_step]
         trainer.sample_if_due(epoch_end=None)
-        self._validate_if_due(epoch, is_saved=bool(saves))
+        self._validate_if_due(epoch, is_saved=bool(saves) or step == trainer.course.num_steps)
         self._save(of_step)
         self._save(of_epoch)
         if epoch is not None:
@@ -233,7 +234,7 @@ class Loop:
     def _go_back(self) -> None:
         """Begin again from the last saved state, with other noise, or give up."""
         trainer, limit = self.trainer, self.trainer.options.training.max_bad_steps
-        self._num_bad = 0
+        self.num_bad = 0
         if trainer.continuation.attempt < MAX_RETURNS and trainer.continuation.return_to_last_state():
             return
         raise DivergedError(
@@ -242,7 +243,7 @@ class Loop:
         )
 
     def _kept(self) -> str:
-        saver = self.trainer.saver
-        if saver.states:
-            return f"The last state is {saver.states[-1]}."
+        saver, state = self.trainer.saver, self.trainer.continuation.last_state
+        if state is not None:
+            return f"The last good state is {state}."
         return f"The last file is {saver.folder / saver.files[-1].name}." if saver.files else "Nothing was saved."

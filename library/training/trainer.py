@@ -13,10 +13,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from library.errors import EnvironmentFault, OptionError
+from library.errors import EnvironmentFault, OptionError, OutputError
 from library.log import get_logger
 from library.records import Batch
-from library.training.checks import check_block_swap, check_output_dir, check_picture_sizes, check_writable
+from library.training.checks import (
+    check_block_swap,
+    check_free_space,
+    check_output_dir,
+    check_picture_sizes,
+    check_writable,
+)
 from library.training.continuation import Continuation
 from library.training.course import Course
 from library.training.processes import scale_fp16_gradients
@@ -350,6 +356,7 @@ class Trainer(Run):
             self.schedule,
             self.options.training.gradient_accumulation_steps,
             self.options.optimizer.max_grad_norm,
+            self.learning_rates,
         )
         upload = None if self.uploader is None else self.uploader.submit
         self.saver = Saver(self.folder, self.saves, self._write_models, self.continuation.write, upload)
@@ -358,6 +365,10 @@ class Trainer(Run):
         self.validation = make_validation(self)
         self.loop = Loop(self)
         self.continuation.restore()
+        num_averages = int(self.ema is not None)
+        check_free_space(
+            self.folder, self.saves, self.trained_parameters(), first_step=self.step, num_averages=num_averages
+        )
         self.sampler = make_sampler(self)
 
     def announce(self) -> None:
@@ -436,7 +447,7 @@ class Trainer(Run):
         except EnvironmentFault as error:
             self.loop.fail(error)
             samples, values = self.make_step([], is_stop_asked=asked, has_failed=True)
-        self.report = self.log.push(self.step + 1, samples, values)
+        self.report = self.log.push(self.step + 1, samples, values, self.make_step.rates)
 
     def take_report(self) -> StepReport | None:
         """Of the step before the last one."""
@@ -536,7 +547,12 @@ class Trainer(Run):
     def _save_last(self, end: Save) -> None:
         if self.accelerator.is_main_process:
             self.continuation.remember()
-            self.saver.save_model(end, self.step)
+            try:
+                self.saver.save_model(end, self.step)
+            except OutputError:
+                self.watch.gather_here()
+                self.saver.try_to_save_state(end)  # there may be room for it, or it may lie elsewhere
+                raise
         self.accelerator.wait_for_everyone()
 
     def _write_models(self, path: Path, step: int, epoch: int) -> list[Path]:

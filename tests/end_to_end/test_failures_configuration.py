@@ -226,7 +226,7 @@ BAD = {
     "C17 missing": options(
         f"{SAMPLES} --sample_prompts=FOLDER/p.txt", "--sample_prompts: FOLDER/p.txt does not exist", "Check the path"
     ),
-    "C17 folder": options(f"{SAMPLES} --sample_prompts=FOLDER", "--sample_prompts: FOLDER cannot be read", "Check"),
+    "C17 folder": options(f"{SAMPLES} --sample_prompts=FOLDER", "--sample_prompts: FOLDER cannot be read"),
     "C17 empty": prompts("empty.prompts.txt", "has no prompts", "Write one a line"),
     "C17 none": options("--sample_every_n_steps=1", "need --sample_prompts"),
     "C18 kind": prompts("prompts.md", "ends in '.md'", "Give a .txt, .toml or .json file"),

@@ -50,7 +50,9 @@ def test_memory_does_not_grow_over_saves_and_samples(training, tmp_path):
     words = training.arguments(dataset, *FLAGS, f"--sample_prompts={prompts}")
     own = {"MALLOC_ARENA_MAX": "1"}  # several heaps would grow each at its own time
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "MEMORY": str(memory), **own}
-    done = subprocess.run([sys.executable, str(script), *words], cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, str(script), *words], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     taken = json.loads(memory.read_text())
     assert len(taken) == STEPS // 10

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 AVERAGE = "-ema"  # behind the stem of a file with averaged weights
-SIDE_FILES = ("_dataset.json",)  # behind the stem of a file, where its header had no room
 
 
 @dataclass(frozen=True)
@@ -205,9 +204,7 @@ class Saver:
 
     def _remove_model(self, name: str) -> None:
         path = self.folder / name
-        average = path.with_name(f"{path.stem}{AVERAGE}{path.suffix}")
-        sides = [path.with_name(f"{path.stem}{end}") for end in SIDE_FILES]
-        for file in (path, average, *sides):
+        for file in (path, average_path(path)):
             if file.is_file():
                 self._remove(file, file.unlink)
 

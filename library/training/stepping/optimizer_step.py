@@ -6,7 +6,7 @@ put into one small tensor, which is read later (`step_log.py`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +38,9 @@ class OptimizerStep:
         optimizer: As accelerate has prepared it.
         accumulation: Batches of a full step. Each batch counts 1 / (accumulation x processes), in a short last group
             too, so every picture weighs the same in an epoch.
+        read_rates: Gives the learning rates that the optimizer has used, {"lr/<part>": rate}.
         max_grad_norm: Gradients are scaled down to this norm; 0 means never.
+        rates: Of the last step.
         num_parts: {(bucket, samples): into how many parts such a batch is split, because it did not fit as a whole}.
     """
 
@@ -48,6 +50,8 @@ class OptimizerStep:
     schedule: LRScheduler
     accumulation: int
     max_grad_norm: float
+    read_rates: Callable[[], dict[str, float]]
+    rates: dict[str, float] = field(default_factory=dict)
     num_parts: dict[tuple[Size, int], int] = field(default_factory=dict)
 
     @property
@@ -82,6 +86,7 @@ class OptimizerStep:
         # with loss scaling, gradients overflow now and then, and the scaler passes over these steps by itself
         is_good = torch.isfinite(loss) & (seen[3] == 0) & (torch.isfinite(norm) | is_scaled)
         self._step_if(is_good)
+        self.rates = self.read_rates()
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
         head = torch.stack([loss, norm.float(), (~is_good).float(), seen[2], seen[3]])

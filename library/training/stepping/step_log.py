@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class StepReport:
         has_failed: A process cannot go on.
         samples: What this process trained.
         losses: Of each of these samples.
+        rates: Learning rates that were used, {"lr/<part>": rate}.
     """
 
     step: int
@@ -42,6 +44,7 @@ class StepReport:
     has_failed: bool
     samples: tuple[Sample, ...]
     losses: tuple[float, ...]
+    rates: Mapping[str, float]
 
     @property
     def culprits(self) -> tuple[Sample, ...]:
@@ -61,9 +64,11 @@ class StepLog:
 
     def __init__(self, losses: Sequence[float] = ()) -> None:
         self.losses = list(losses)
-        self._pending: tuple[int, tuple[Sample, ...], Tensor, Any] | None = None
+        self._pending: tuple[int, tuple[Sample, ...], Mapping[str, float], Tensor, Any] | None = None
 
-    def push(self, step: int, samples: Sequence[Sample], values: Tensor) -> StepReport | None:
+    def push(
+        self, step: int, samples: Sequence[Sample], values: Tensor, rates: Mapping[str, float] = MappingProxyType({})
+    ) -> StepReport | None:
         """Take the numbers of a step that may still be computed; returns the report of the step before.
 
         Args:
@@ -71,10 +76,11 @@ class StepLog:
             samples: What this process trained.
             values: Loss, norm, whether the step was skipped, whether a stop is asked for, whether a process has
                 failed; then the loss of each sample. Shape [5 + samples], float32.
+            rates: Learning rates that were used.
         """
         report = self.flush()
         if values.device.type != "cuda":
-            self._pending = step, tuple(samples), values, None
+            self._pending = step, tuple(samples), rates, values, None
             return report
         import torch
 
@@ -82,14 +88,14 @@ class StepLog:
         host.copy_(values, non_blocking=True)
         copied = torch.cuda.Event()
         copied.record()
-        self._pending = step, tuple(samples), host, copied
+        self._pending = step, tuple(samples), rates, host, copied
         return report
 
     def flush(self) -> StepReport | None:
         """Wait for the step that was pushed last; None if it has been read."""
         if self._pending is None:
             return None
-        step, samples, values, copied = self._pending
+        step, samples, rates, values, copied = self._pending
         self._pending = None
         if copied is not None:
             copied.synchronize()
@@ -103,6 +109,7 @@ class StepLog:
             has_failed=bool(failed),
             samples=samples,
             losses=tuple(losses),
+            rates=rates,
         )
         self.losses.append(report.loss)
         return report

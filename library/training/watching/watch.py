@@ -81,11 +81,11 @@ class Watch:
         names = [_key(trainer, sample.record) for sample in report.samples]
         rows = zip(names, (sample.timestep for sample in report.samples), report.losses, strict=True)
         self.records.add(trainer.course.epoch(report.step), rows)
-        average, rates = self._average(), trainer.learning_rates()
+        average, rates = self._average(), report.rates
         for name, rate in rates.items():
             self._rates.setdefault(name, [float("nan")] * (report.step - 1)).append(rate)
         if self._bar is not None:
-            shown = next(reversed(rates.values()), None)
+            shown = [*rates.values()][-1] if rates else None
             self._bar.update(loss=average, rate=shown, memory=memory_in_use(trainer.device))
         if report.step == self._first_step + 1:
             self._tell_spill()
@@ -106,6 +106,10 @@ class Watch:
         """Every process knows what all have seen. All take part."""
         rows = in_all_processes(self.trainer.accelerator, self.records.take_new())
         self.records.extend(rows)
+
+    def gather_here(self) -> None:
+        """Count what this process has seen, where the others cannot be asked any more."""
+        self.records.extend(self.records.take_new())
 
     def epoch_end(self, epoch: int, step: int) -> None:
         """An epoch is over; all processes take part."""
