@@ -14,10 +14,10 @@ from library.training.stepping.validation import Validation, validation_batches,
 from library.training.stopping import ignore_signals
 
 if TYPE_CHECKING:
-    from library.training.trainer import Trainer
+    from library.training.built_training import BuiltTraining
 
 
-def make_batch_loss(trainer: Trainer) -> BatchLoss:
+def make_batch_loss(trainer: BuiltTraining) -> BatchLoss:
     """The loss of a batch as the options ask for it."""
     loss = trainer.options.loss
     return BatchLoss(
@@ -32,7 +32,7 @@ def make_batch_loss(trainer: Trainer) -> BatchLoss:
     )
 
 
-def make_batches(trainer: Trainer, step: int) -> Iterator[Batch]:
+def make_batches(trainer: BuiltTraining, step: int) -> Iterator[Batch]:
     """The batches of this process after `step` steps, up to the end of the run."""
     epoch, skipped = trainer.course.epoch(step + 1), trainer.course.batches_done(step)
     rank = trainer.accelerator.process_index
@@ -52,7 +52,7 @@ def make_batches(trainer: Trainer, step: int) -> Iterator[Batch]:
     return iter(loader)
 
 
-def _dataset(trainer: Trainer, **changes: Any) -> BatchDataset:
+def _dataset(trainer: BuiltTraining, **changes: Any) -> BatchDataset:
     encoders, plan = trainer.encoders, trainer.plan
     settings = {
         "latents": encoders.latents,
@@ -65,7 +65,7 @@ def _dataset(trainer: Trainer, **changes: Any) -> BatchDataset:
     return BatchDataset(plan.records, plan.crops, plan.specs, **{**settings, **changes})
 
 
-def make_validation(trainer: Trainer) -> Validation | None:
+def make_validation(trainer: BuiltTraining) -> Validation | None:
     """None where no picture is kept for it."""
     plan, chosen = trainer.plan, trainer.options.validation
     if not plan.validation_records:
@@ -79,7 +79,7 @@ def make_validation(trainer: Trainer) -> Validation | None:
     )
 
 
-def make_sampler(trainer: Trainer) -> SamplePictures | None:
+def make_sampler(trainer: BuiltTraining) -> SamplePictures | None:
     """None where nothing is drawn."""
     if trainer.prompt_file is None or not trainer.options.sampling.is_on:
         return None

@@ -24,7 +24,7 @@ from library.training.saving.run_state import (
 )
 
 if TYPE_CHECKING:
-    from library.training.trainer import Trainer
+    from library.training.built_training import BuiltTraining
 
 logger = get_logger(__name__)
 
@@ -40,7 +40,7 @@ class Continuation:
         session: What saved files say of this run and of no other; kept over resumes.
     """
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: BuiltTraining) -> None:
         self.trainer = trainer
         self.folder: Path | None = None
         self.first_step = 0
@@ -337,7 +337,7 @@ class Continuation:
         return True
 
 
-def _agreed(trainer: Trainer, choose: Any) -> Path | None:
+def _agreed(trainer: BuiltTraining, choose: Any) -> Path | None:
     """What the main process chooses, or the error that it ends with, on every process."""
     from accelerate.utils import broadcast_object_list
 

@@ -20,7 +20,7 @@ from library.training.saving.saver import Save
 from library.training.stepping.step_log import StepReport
 
 if TYPE_CHECKING:
-    from library.training.trainer import Trainer
+    from library.training.built_training import BuiltTraining
 
 logger = get_logger(__name__)
 
@@ -44,9 +44,10 @@ class Loop:
         num_bad: The last so many of them in a row.
     """
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: BuiltTraining) -> None:
         self.trainer = trainer
         self.is_stopped = False
+        self._is_stop_agreed = False
         self.num_skipped = 0
         self.num_bad = 0
         self._failure: UserError | None = None
@@ -77,7 +78,7 @@ class Loop:
             trainer.optimizer_step(self._next_batches(batches))
             self._handle(trainer.take_report())
             self._after_step()
-            if self._is_stop_agreed():
+            if self._is_stop_due():
                 self._stop()
                 return
         self._handle(trainer.flush_report())
@@ -118,7 +119,7 @@ class Loop:
             self._end_together(report.step)
         self.trainer.watch.step(report)
         if report.is_stop_asked:
-            self.is_stopped = True
+            self._is_stop_agreed = True
         if not report.is_skipped:
             self.num_bad = 0
             return
@@ -218,14 +219,15 @@ class Loop:
 
     # Ends
 
-    def _is_stop_agreed(self) -> bool:
-        """One process decides alone; several have learned of it from the last report."""
-        if self.trainer.accelerator.num_processes == 1 and self.trainer.stop.is_asked:
-            self.is_stopped = True
-        return self.is_stopped and self.trainer.step < self.trainer.course.num_steps
+    def _is_stop_due(self) -> bool:
+        """One process decides alone; several have learned of it from the last report. After the last step nobody stops."""
+        is_alone = self.trainer.accelerator.num_processes == 1
+        is_asked = self._is_stop_agreed or (is_alone and self.trainer.stop.is_asked)
+        return is_asked and self.trainer.step < self.trainer.course.num_steps
 
     def _stop(self) -> None:
         trainer = self.trainer
+        self.is_stopped = True
         self._read_all()
         save = trainer.saves.of_step(trainer.step)
         trainer.save_model(save)

@@ -1,21 +1,18 @@
 """From options to saved files: the phases of a training.
 
-`Trainer.run` is the list of phases; the steps themselves are in `loop.py`, what it takes to go on with a run in
-`continuation.py`. `NetworkTrainer` (and the full fine-tune) say what trains and what is saved. This file imports
-nothing heavy at its top, so that wrong options and wrong data are reported before torch is loaded.
+`Trainer.run` is the list of phases. What the built training can do is in `built_training.py`, when it does it in
+`loop.py`, what it takes to go on with a run in `continuation.py`. This file imports nothing heavy at its top, so that
+wrong options and wrong data are reported before torch is loaded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from library.errors import EnvironmentFault, OptionError, OutputError
+from library.errors import OptionError
 from library.log import get_logger
-from library.records import Batch
+from library.training.built_training import BuiltTraining
 from library.training.checks import (
     check_block_swap,
     check_free_space,
@@ -23,139 +20,23 @@ from library.training.checks import (
     check_picture_sizes,
     check_writable,
 )
-from library.training.continuation import Continuation
 from library.training.course import Course
 from library.training.processes import scale_fp16_gradients
-from library.training.run import Run
-from library.training.sampling.prompts import PromptDefaults, PromptFile, SamplePrompt
-from library.training.saving.saver import Save, SavePlan, Saver
-from library.training.stopping import INTERRUPTED, StopRequest
+from library.training.sampling.prompts import PromptDefaults, PromptFile
+from library.training.saving.saver import SavePlan, Saver
+from library.training.stopping import INTERRUPTED
 from library.training.watching.watch import Watch
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-    from torch.optim import Optimizer
-    from torch.optim.lr_scheduler import LRScheduler
-
     from library.training.encoding.encoders import Encoders
-    from library.training.encoding.text_stage import TextStage
-    from library.training.loop import Loop
-    from library.training.optimization.ema import Ema
-    from library.training.sampling.sampling import SamplePictures
-    from library.training.saving.upload import Uploader
-    from library.training.stepping.batch_loss import BatchLoss
-    from library.training.stepping.optimizer_step import OptimizerStep
-    from library.training.stepping.step_log import StepLog, StepReport
-    from library.training.stepping.validation import Validation
 
 logger = get_logger(__name__)
 
 STOPPED_UPLOAD_SECONDS = 30.0
 
 
-class Trainer(Run):
-    """Runs a training from options to saved files. Subclasses say what trains.
-
-    Attributes:
-        step: Optimizer steps that are done.
-        course: What follows from that number.
-        stop: Whether the run was asked to stop.
-        continuation: Claims the output folder; finds, writes and restores states.
-    """
-
-    course: Course
-    saves: SavePlan
-    saver: Saver
-    watch: Watch
-    denoiser: nn.Module
-    encoders: Encoders
-    text: TextStage
-    batch_loss: BatchLoss
-    optimizer: Optimizer
-    schedule: LRScheduler
-    log: StepLog
-    make_step: OptimizerStep
-    loop: Loop
-
-    def __init__(self, options: Any) -> None:
-        super().__init__(options)
-        self.prompt_file: PromptFile | None = None
-        self.sampler: SamplePictures | None = None
-        self.validation: Validation | None = None
-        self.uploader: Uploader | None = None
-        self.ema: Ema | None = None
-        self.stop = StopRequest()
-        self.continuation = Continuation(self)
-        self.step = 0
-
-    @property
-    def prompts(self) -> tuple[SamplePrompt, ...]:
-        """What is drawn while training."""
-        return () if self.prompt_file is None else self.prompt_file.prompts
-
-    @property
-    def loss_history(self) -> list[float]:
-        """Mean loss of every optimizer step so far; NaN where one was skipped."""
-        return self.log.losses
-
-    @property
-    def saved_files(self) -> list[Path]:
-        """The model files that were written, in their order."""
-        return [self.folder / file.name for file in self.saver.files]
-
-    @property
-    def folder(self) -> Path:
-        """Where everything is written to."""
-        return Path(self.options.saving.output_dir)
-
-    # What a kind of training defines
-
-    def check_trainables(self) -> None:
-        """Refuse options that do not fit `self.files`, before weights are read."""
-        raise NotImplementedError
-
-    def trained_encoders(self) -> tuple[str, ...]:
-        """Names of the text encoders that train; they cannot be cached."""
-        raise NotImplementedError
-
-    def build_trainables(self) -> None:
-        """Make what trains, after the models are loaded."""
-        raise NotImplementedError
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """Parameter groups of the optimizer."""
-        raise NotImplementedError
-
-    def trained_state(self) -> dict[str, Tensor]:
-        """{name: tensor} of everything that trains, in the precision it trains in."""
-        raise NotImplementedError
-
-    def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what `trained_state` gave, bit by bit."""
-        raise NotImplementedError
-
-    def set_training(self, is_training: bool) -> None:
-        """Switch what trains between training and evaluation."""
-        raise NotImplementedError
-
-    def unchanged_model(self) -> AbstractContextManager[None]:
-        """A context in which the model is as it was before training."""
-        raise NotImplementedError
-
-    def after_step(self) -> None:
-        """What has to happen to the trained weights after each optimizer step."""
-
-    def write_model(self, path: Path, *, step: int, epoch: int) -> list[Path]:
-        """Write the trained weights; returns the files."""
-        raise NotImplementedError
-
-    def session(self) -> dict[str, Any]:
-        """What saved files say of this run and of no other, as JSON."""
-        return {}
-
-    def optimizer_group_names(self) -> list[str]:
-        """Names of the optimizer's groups, for logs."""
-        return []
+class Trainer(BuiltTraining):
+    """Runs a training from options to saved files. Subclasses say what trains."""
 
     # Phases
 
@@ -336,10 +217,6 @@ class Trainer(Run):
             device = torch.device("cpu") if self.options.ema.ema_device == "cpu" else None
             self.ema = Ema(self.trained_parameters(), self.options.ema.ema_decay, device)
 
-    def trained_parameters(self) -> list[Any]:
-        """Everything that the optimizer changes."""
-        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-
     def build_loop(self) -> None:
         """What makes steps and what watches them; then, with `--resume`, the state is put back."""
         from library.training.building import make_batch_loss, make_sampler, make_validation
@@ -389,10 +266,6 @@ class Trainer(Run):
         for line in lines:
             logger.info("%s", line)
 
-    def describe_trainables(self) -> list[str]:
-        """Lines of the start banner about what trains."""
-        return []
-
     def train(self) -> None:
         """All steps that are left. Where data cannot be read any more, what was trained so far is saved.
 
@@ -428,146 +301,3 @@ class Trainer(Run):
         if self.uploader is None:
             return []
         return self.uploader.finish(STOPPED_UPLOAD_SECONDS) if self.loop.is_stopped else self.uploader.finish()
-
-    # Steps
-
-    def optimizer_step(self, batches: list[Batch]) -> None:
-        """Make a step, and count it."""
-        self.set_training(True)
-        self._optimizer_step(batches)
-        self.after_step()
-        if self.ema is not None:
-            self.ema.update()
-        self.step += 1
-
-    def _optimizer_step(self, batches: list[Batch]) -> None:
-        asked, failed = self.stop.is_asked, self.loop.has_failed
-        try:
-            samples, values = self.make_step(batches, is_stop_asked=asked, has_failed=failed)
-        except EnvironmentFault as error:
-            self.loop.fail(error)
-            samples, values = self.make_step([], is_stop_asked=asked, has_failed=True)
-        self.report = self.log.push(self.step + 1, samples, values, self.make_step.rates)
-
-    def take_report(self) -> StepReport | None:
-        """Of the step before the last one."""
-        return self.report
-
-    def flush_report(self) -> StepReport | None:
-        """Of the last step, waiting for it; None if it has been taken."""
-        return self.log.flush()
-
-    def learning_rates(self) -> dict[str, float]:
-        """{"lr/<part>": rate} as the optimizer uses them."""
-        from library.training.optimization.optimizer_rates import learning_rates
-
-        return learning_rates(self.optimizer, self.optimizer_group_names())
-
-    def end_epoch_of_schedule(self) -> None:
-        """Tell a schedule that follows the loss what the epoch's was."""
-        from library.training.optimization.schedule_classes import end_epoch
-
-        mean = self.log.mean_of_last(self.plan.steps.steps_per_epoch)
-        if mean is not None:
-            end_epoch(self.schedule, mean)
-
-    def draw_other_noise(self, attempt: int) -> None:
-        """From here on the noise is another one than on the way to where the run came back from."""
-        self.batch_loss = self.make_step.batch_loss = replace(self.batch_loss, attempt=attempt)
-
-    def batches_from(self, step: int) -> Iterator[Batch]:
-        """Batches of all steps after `step`, in the order of the plans; the loader's workers never restart."""
-        from library.training.building import make_batches
-
-        return make_batches(self, step)
-
-    @contextmanager
-    def shown_weights(self) -> Iterator[None]:
-        """A context for samples and validation: no dropout, and the weights that are meant to be used."""
-        from library.training.optimization.optimizer_modes import evaluation_weights
-
-        self.set_training(False)
-        with evaluation_weights(self.optimizer) if self.ema is None else self.ema.applied():
-            yield
-
-    # After a step
-
-    def is_validation_due(self, epoch_end: int | None) -> bool:
-        """Whether the validation loss is computed now; after every epoch if nothing else is said."""
-        chosen = self.options.validation
-        every_n_epochs = chosen.validate_every_n_epochs
-        if every_n_epochs is None and chosen.validate_every_n_steps is None:
-            every_n_epochs = 1
-        is_step = self.course.is_save_due(self.step, chosen.validate_every_n_steps)
-        return is_step or bool(epoch_end and every_n_epochs and epoch_end % every_n_epochs == 0)
-
-    def validate(self) -> float:
-        """The validation loss of the weights as they are; all processes take part."""
-        assert self.validation is not None
-        with self.shown_weights():
-            loss = self.validation(self.batch_loss)
-        self.watch.validation(self.step, loss)
-        return loss
-
-    def sample_if_due(self, *, epoch_end: int | None) -> None:
-        """Draw the sample prompts if their time has come."""
-        from library.training.sampling.sampling import is_sample_due
-
-        sampling = self.options.sampling
-        if is_sample_due(self.step, epoch_end, sampling.sample_every_n_steps, sampling.sample_every_n_epochs):
-            self.draw_samples(epoch_end=epoch_end)
-
-    def draw_samples(self, *, epoch_end: int | None) -> None:
-        """Draw the sample prompts on the main process; the training draws are not touched."""
-        if self.sampler is None:
-            return
-        if self.accelerator.is_main_process:
-            with self.shown_weights():
-                self.sampler.draw(step=self.step, epoch_end=epoch_end)
-            self.watch.pictures(self.sampler.last_drawn, self.step)
-        self.accelerator.wait_for_everyone()
-
-    # Saving
-
-    def save_model(self, save: Save) -> None:
-        """Write a model file in between."""
-        if self.accelerator.is_main_process:
-            self.continuation.remember()
-            self.saver.try_to_save_model(save, self.step)
-        self.accelerator.wait_for_everyone()
-
-    def save_state(self, save: Save) -> None:
-        """Write a state folder; all processes take part, the main one writes."""
-        self.watch.gather()
-        if self.accelerator.is_main_process:
-            self.continuation.remember()
-            self.saver.try_to_save_state(save)
-        self.accelerator.wait_for_everyone()
-
-    def _save_last(self, end: Save) -> None:
-        if self.accelerator.is_main_process:
-            self.continuation.remember()
-            try:
-                self.saver.save_model(end, self.step)
-            except OutputError:
-                self.watch.gather_here()
-                self.saver.try_to_save_state(end)  # there may be room for it, or it may lie elsewhere
-                raise
-        self.accelerator.wait_for_everyone()
-
-    def _write_models(self, path: Path, step: int, epoch: int) -> list[Path]:
-        """The weights as trained and, where one is kept, their average."""
-        from library.training.optimization.optimizer_modes import evaluation_weights
-        from library.training.saving.saver import average_path, refuse_non_finite
-
-        refuse_non_finite(self.trained_parameters(), path)
-        with evaluation_weights(self.optimizer):
-            written = self.write_model(path, step=step, epoch=epoch)
-        if self.ema is not None:
-            with self.ema.applied():
-                written += self.write_model(average_path(path), step=step, epoch=epoch)
-        return written
-
-    def extension(self) -> str:
-        """Ending of the saved files."""
-        return {"ckpt": ".ckpt", "pt": ".pt"}.get(self.options.saving.save_model_as or "", ".safetensors")

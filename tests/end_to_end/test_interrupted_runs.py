@@ -86,6 +86,14 @@ def test_first_signal_finishes_the_step_saves_model_and_state_and_gives_130(trai
     assert goes_on.losses == unbroken.losses
 
 
+def test_signal_in_the_last_step_changes_nothing_any_more(training, slow, tmp_path):
+    words = training.arguments(training.dataset(training.pictures()), *CACHED, NAME, "--max_train_steps=3")
+    process = slow(words)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0 and (folder_of(words) / "x.safetensors").exists(), output
+
+
 def test_second_signal_ends_at_once_and_leaves_what_was_saved(slow, arguments):
     process = slow(arguments)
     process.send_signal(signal.SIGINT)

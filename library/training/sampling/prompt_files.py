@@ -41,7 +41,9 @@ def read_prompt_file(path: Path) -> bytes:
         raise OptionError(f"{FLAG}: {path} does not exist. Check the path.") from None
     except OSError as error:
         if path.is_dir():
-            raise OptionError(f"{FLAG}: {path} cannot be read, it is a folder. Give a .txt, .toml or .json file.") from None
+            raise OptionError(
+                f"{FLAG}: {path} cannot be read: it is a folder. Give a .txt, .toml or .json file."
+            ) from None
         raise OptionError(f"{FLAG}: {path} cannot be read ({error.strerror or error}). Check its rights.") from None
     if len(content) > _MAX_BYTES:
         raise OptionError(f"{FLAG}: {path} has more than {_MAX_BYTES:,} bytes. Give a file of prompts.")

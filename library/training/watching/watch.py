@@ -22,9 +22,9 @@ from library.training.watching.scalars import epoch_scalars, step_scalars, valid
 from library.training.watching.summary import RunSummary, SavedFile, WrittenFile, summary_lines
 
 if TYPE_CHECKING:
+    from library.training.built_training import BuiltTraining
     from library.training.sampling.prompts import SamplePrompt
     from library.training.stepping.step_log import StepReport
-    from library.training.trainer import Trainer
     from library.training.watching.curves import Curves
     from library.training.watching.trackers import Trackers
 
@@ -44,7 +44,7 @@ class Watch:
         validations: (step, loss) of each.
     """
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: BuiltTraining) -> None:
         from library.training.watching.curves import CurvePicture
         from library.training.watching.trackers import Trackers
 
@@ -220,5 +220,5 @@ class Watch:
         self._rates = {name: [float(rate) for rate in rates] for name, rates in state["rates"].items()}
 
 
-def _key(trainer: Trainer, record: int) -> str:
+def _key(trainer: BuiltTraining, record: int) -> str:
     return trainer.plan.records[record].key
