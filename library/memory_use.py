@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 _GIB = 1024**3
+_OUT_OF_MEMORY = ("out of memory", "ALLOC_FAILED", "can't allocate memory")  # in errors of no class of their own
 _NEARLY_FULL = 0.95  # Windows and the screen keep a little of every GPU for themselves
 _ALMOST_FREE = 0.9  # reading weights takes a little more than the weights
 
@@ -65,6 +66,15 @@ def _free_in_container(folder: Path) -> int | None:
         return max(int(limit) - int(used) + int(fields["file"]), 0)
     except (OSError, ValueError, KeyError):  # ValueError: "max" stands for no limit
         return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that there is not enough memory, on the device or on the host."""
+    import torch
+
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
 def spill_warning(reserved_bytes: int, total_bytes: int, platform: str = sys.platform) -> str | None:

@@ -112,6 +112,8 @@ class Batch:
         preserves_output: Of each sample, whether the model shall keep drawing it as it does without the network.
             Shape [B], bool, on the CPU; None where no sample asks for it.
         num_whole: Samples of the batch that this one is a part of; 0 where it is whole.
+        offset: Samples of that batch before this part.
+        leader: Name of that batch's first sample; empty where it is whole.
     """
 
     plan: BatchPlan
@@ -125,6 +127,8 @@ class Batch:
     masks: Tensor | None = None
     preserves_output: Tensor | None = None
     num_whole: int = 0
+    offset: int = 0
+    leader: str = ""
 
     @property
     def weight(self) -> float:
@@ -151,6 +155,8 @@ class Batch:
             masks=cut(self.masks),
             preserves_output=cut(self.preserves_output),
             num_whole=len(self.sample_ids),
+            offset=part.start,
+            leader=self.sample_ids[0],
         )
 
     def to(self, device: torch.device) -> Batch:

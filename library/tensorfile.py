@@ -277,6 +277,16 @@ def _without_shared_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
+def save_with_torch(content: object, place: Path) -> None:
+    """`torch.save`, with a full disk told as everything else tells it: by OSError."""
+    import torch
+
+    try:
+        torch.save(content, place)
+    except RuntimeError as error:
+        raise OSError(str(error).partition("\n")[0]) from error
+
+
 def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None], num_bytes: int = 0) -> None:
     """Let `write` make a temporary file beside `path`, flush it to the disk and put it in place.
 

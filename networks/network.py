@@ -213,7 +213,7 @@ class AdapterNetwork(nn.Module):
     @torch.no_grad()
     def apply_max_norm_regularization(
         self, max_norm: float, device: torch.device | str | None = None
-    ) -> tuple[int, float, float]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Shrink every adapter whose change of the weight has a norm above `max_norm`.
 
         Args:
@@ -221,19 +221,19 @@ class AdapterNetwork(nn.Module):
             device: Part of the contract; the norms are computed where the adapters are.
 
         Returns:
-            How many adapters were scaled; the mean and the greatest norm afterwards.
+            How many adapters were scaled; the mean and the greatest norm afterwards. Tensors where the norms are, so
+            that a device is waited for only by who reads them. Each of shape [].
         """
         adapters = list(self.adapters())
         if not adapters:
-            return 0, 0.0, 0.0
+            return torch.tensor(0), torch.tensor(0.0), torch.tensor(0.0)
         norms = torch.stack([adapter.norm() for adapter in adapters])
         floored = norms.clamp(min=max_norm / 2)  # norms below half the limit count as half the limit
         ratios = floored.clamp(max=max_norm) / floored
         for adapter, ratio in zip(adapters, ratios, strict=True):
             adapter.shrink(ratio)
         after = floored * ratios
-        scaled, mean, greatest = torch.stack([(ratios != 1).sum().to(after.dtype), after.mean(), after.max()]).tolist()
-        return int(scaled), mean, greatest
+        return (ratios != 1).sum(), after.mean(), after.max()
 
     # Saving, loading, merging
 

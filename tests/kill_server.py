@@ -92,12 +92,22 @@ def _kill_at_step(trainer: Any, step: int, is_after: bool) -> None:
     trainer.optimizer_step = optimizer_step
 
 
+def _writes(arguments: tuple[Any, ...]) -> bool:
+    """Whether a file is opened to write; what is read of a state before the run goes on is no save."""
+    _, mode, flags = arguments
+    if isinstance(mode, str):
+        return any(sign in mode for sign in "wax+")
+    return isinstance(flags, int) and bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+
+
 def _watch_files(job: dict[str, Any], kill: dict[str, Any], tell: int) -> None:
     folder = next(word.partition("=")[2] for word in job["argv"] if word.startswith("--output_dir="))
     seen = [0]
 
     def hear(event: str, arguments: tuple[Any, ...]) -> None:
         if event not in FILE_EVENTS or not isinstance(arguments[0], (str, Path)):
+            return
+        if event == "open" and not _writes(arguments):
             return
         path = str(arguments[0])
         if not path.startswith(folder + os.sep) or path.endswith(NOT_SAVES):

@@ -167,6 +167,7 @@ def _timestep_range(low: object, high: object) -> str | None:
 def read_thumbnail(source: str | Path | None) -> str | None:
     """A picture file as a data URL, a data URL as it is; None, with a warning, where it is of no use."""
     text = str(source or "")
+    named = "(a data URL)"
     if not text:
         return None
     if not text.startswith("data:"):
@@ -177,13 +178,13 @@ def read_thumbnail(source: str | Path | None) -> str | None:
             logger.warning("--metadata_thumbnail %s cannot be read (%s) and is left out", text, reason)
             return None
         kind = mimetypes.guess_type(text)[0] or "image/png"
-        source, text = text, f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
+        named, text = text, f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
     if len(text) <= MAX_THUMBNAIL_BYTES:
         return text
     logger.warning(
-        "--metadata_thumbnail %.80s takes %d KiB of every file's header, %d are allowed, and is left out; "
+        "--metadata_thumbnail %s takes %d KiB of every file's header, %d are allowed, and is left out; "
         "make it smaller, for instance a JPEG of 256 x 256 pixels",
-        *(source, len(text) >> 10, MAX_THUMBNAIL_BYTES >> 10),
+        *(named, len(text) >> 10, MAX_THUMBNAIL_BYTES >> 10),
     )
     return None
 

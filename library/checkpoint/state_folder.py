@@ -25,7 +25,8 @@ FORMAT = 1
 _CHUNK = 1 << 22
 _OTHER = "Continue from another state, or leave --resume out."
 _REPLACED = ".replaced"
-_UNFINISHED = re.compile(r"\.(?P<name>.+?)(?P<end>\.replaced|\.\d+-[0-9a-f]{12}\.tmp)")
+_REMOVED = ".removed"
+_UNFINISHED = re.compile(r"\.(?P<name>.+?)(?P<end>\.replaced|\.removed|\.\d+-[0-9a-f]{12}\.tmp)")
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,18 @@ def glance(path: Path) -> Mapping[str, Any] | None:
         return None
 
 
+def remove_folder(path: Path) -> None:
+    """Remove a state so that no half of it is ever under its name.
+
+    Raises:
+        OSError: It cannot be removed.
+    """
+    aside = path.with_name(f".{path.name}{_REMOVED}")
+    shutil.rmtree(aside, ignore_errors=True)
+    os.replace(path, aside)
+    shutil.rmtree(aside)
+
+
 def recover_folders(folder: Path) -> list[str]:
     """Settle what killed writers have left in a folder that only this process writes to.
 
@@ -118,12 +131,13 @@ def recover_folders(folder: Path) -> list[str]:
         A sentence for each.
     """
     told = []
-    for path in sorted(folder.iterdir(), reverse=True):  # what stepped aside comes after what should take its place
+    # what stepped aside comes after what should take its place
+    for path in sorted(folder.iterdir(), key=lambda path: (path.name.endswith(_REPLACED), path.name)):
         name = _unfinished_name(path)
         if name is None:
             continue
         final = path.with_name(name)
-        if not final.exists() and _is_complete(path):
+        if not path.name.endswith(_REMOVED) and not final.exists() and _is_complete(path):
             os.replace(path, final)
             told.append(f"{final} was complete and has got its name")
         else:
@@ -137,7 +151,7 @@ def _unfinished_name(path: Path) -> str | None:
     found = _UNFINISHED.fullmatch(path.name)
     if found is None or not path.is_dir():
         return None
-    if found["end"] != _REPLACED and not is_abandoned(path, found["end"]):
+    if found["end"] not in (_REPLACED, _REMOVED) and not is_abandoned(path, found["end"]):
         return None
     return found["name"]
 

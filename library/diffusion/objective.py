@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from library.device import send
 from library.diffusion.flow import (
     NUM_TIMESTEPS,
     WEIGHTING_SCHEMES,
@@ -39,8 +40,11 @@ class Draw:
     sigmas: Tensor
 
     def to(self, device: torch.device | str) -> Draw:
-        """The same draw on another device."""
-        return Draw(self.timesteps.to(device, non_blocking=True), self.sigmas.to(device, non_blocking=True))
+        """The same draw on another device, which is not waited for."""
+        place = torch.device(device)
+        if self.timesteps.device.type == "cpu":
+            return Draw(send(self.timesteps, place), send(self.sigmas, place))
+        return Draw(self.timesteps.to(place), self.sigmas.to(place))
 
 
 @dataclass(frozen=True)

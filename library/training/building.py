@@ -11,7 +11,7 @@ from library.records import Batch, BatchPlan
 from library.training.sampling.sampling import SamplePictures
 from library.training.stepping.batch_loss import BatchLoss
 from library.training.stepping.validation import Validation, validation_batches, validation_timesteps
-from library.training.stopping import ignore_signals
+from library.training.stopping import outlive_signals
 
 if TYPE_CHECKING:
     from library.training.built_training import BuiltTraining
@@ -47,7 +47,7 @@ def make_batches(trainer: BuiltTraining, step: int) -> Iterator[Batch]:
         plans(),
         num_workers=trainer.options.training.max_data_loader_n_workers,
         pin_memory=trainer.device.type == "cuda",
-        start_worker=ignore_signals,
+        start_worker=outlive_signals,
     )
     return iter(loader)
 

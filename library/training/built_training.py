@@ -12,8 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from library.errors import EnvironmentFault, OutputError
+from library.errors import DatasetError, EnvironmentFault, OutputError
 from library.log import get_logger
+from library.memory_use import is_out_of_memory
 from library.records import Batch
 from library.training.continuation import Continuation
 from library.training.course import Course
@@ -226,13 +227,16 @@ class BuiltTraining(Run):
         is_step = self.course.is_save_due(self.step, chosen.validate_every_n_steps)
         return is_step or bool(epoch_end and every_n_epochs and epoch_end % every_n_epochs == 0)
 
-    def validate(self) -> float:
-        """The validation loss of the weights as they are; all processes take part."""
+    def validate(self) -> None:
+        """Take the validation loss of the weights as they are; all processes take part. No fault in it ends a run."""
         assert self.validation is not None
-        with self.shown_weights():
-            loss = self.validation(self.batch_loss)
+        try:
+            with self.shown_weights():
+                loss = self.validation(self.batch_loss)
+        except (DatasetError, EnvironmentFault) as error:
+            logger.error("no validation loss at step %d, training goes on: %s", self.step, error)
+            return
         self.watch.validation(self.step, loss)
-        return loss
 
     def sample_if_due(self, *, epoch_end: int | None) -> None:
         """Draw the sample prompts if their time has come."""
@@ -247,8 +251,13 @@ class BuiltTraining(Run):
         if self.sampler is None:
             return
         if self.accelerator.is_main_process:
-            with self.shown_weights():
-                self.sampler.draw(step=self.step, epoch_end=epoch_end)
+            try:
+                with self.shown_weights():
+                    self.sampler.draw(step=self.step, epoch_end=epoch_end)
+            except RuntimeError as error:  # the sampler tells its own; here is what puts the weights in place
+                if not is_out_of_memory(error):
+                    raise
+                logger.error("no sample pictures at step %d, training goes on: there is not enough memory", self.step)
             self.watch.pictures(self.sampler.last_drawn, self.step)
         self.accelerator.wait_for_everyone()
 
@@ -261,15 +270,22 @@ class BuiltTraining(Run):
             self.saver.try_to_save_model(save, self.step)
         self.accelerator.wait_for_everyone()
 
-    def save_state(self, save: Save) -> None:
-        """Write a state folder; all processes take part, the main one writes."""
+    def save_state(self, save: Save) -> bool:
+        """Write a state folder; all processes take part, the main one writes. Whether it could be written, there."""
         self.watch.gather()
+        is_saved = True
         if self.accelerator.is_main_process:
             self.continuation.remember()
-            self.saver.try_to_save_state(save)
+            is_saved = self.saver.try_to_save_state(save)
         self.accelerator.wait_for_everyone()
+        return is_saved
 
-    def _save_last(self, end: Save) -> None:
+    def save_last(self, end: Save) -> None:
+        """Write the final file; where that fails, at least a state.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
         if self.accelerator.is_main_process:
             self.continuation.remember()
             try:

@@ -9,8 +9,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from library.checkpoint.state_folder import open_folder
 from library.errors import CheckpointError, OptionError, OutputError, UserError
 from library.log import get_logger
+from library.records import Size
 from library.training.saving.claim import OutputClaim, files_of_another_run
 from library.training.saving.run_identity import differences, identity_mark, run_identity
 from library.training.saving.run_state import (
@@ -20,11 +22,13 @@ from library.training.saving.run_state import (
     find_state,
     read_progress,
     read_state,
+    states_of,
     write_state,
 )
 
 if TYPE_CHECKING:
     from library.training.built_training import BuiltTraining
+    from library.training.saving.hub_state import StateReference
 
 logger = get_logger(__name__)
 
@@ -47,6 +51,7 @@ class Continuation:
         self.attempt = 0
         self.session: Mapping[str, Any] | None = None
         self._claim: OutputClaim | None = None
+        self._reference: StateReference | None = None
         self._progress: Mapping[str, Any] = {}
         self._identity: Future[dict[str, Any]] | None = None
         self.last_state: Path | None = None
@@ -110,18 +115,20 @@ class Continuation:
         threads.shutdown(wait=False)
         if self._claim is None:
             return
-        names = [*trainer.saves.all_models()]
-        is_allowed = saving.overwrite or saving.resume not in (None, AUTO)
-        if is_allowed or not any((trainer.folder / name).exists() for name in names):
+        names = [name for name in trainer.saves.all_models() if (trainer.folder / name).exists()]
+        names += [path.name for path in states_of(trainer.folder, saving.output_name)]
+        if saving.overwrite or saving.resume not in (None, AUTO) or not names:
             return
-        mark = identity_mark(self._identity.result())
         files_of_another_run(
             trainer.folder,
             names,
-            is_same_run=saving.resume == AUTO and self._claim.run_of(saving.output_name) == mark,
+            is_same_run=saving.resume == AUTO and self._is_own(identity_mark(self._identity.result())),
             is_resumed=saving.resume == AUTO and self._has_state(),
-            may_overwrite=False,
         )
+
+    def _is_own(self, mark: str) -> bool:
+        """Whether what lies under the output name is of an earlier start of this very run."""
+        return self._claim is not None and self._claim.run_of(self.trainer.options.saving.output_name) == mark
 
     def _has_state(self) -> bool:
         return find_state(AUTO, self.trainer.folder, self.trainer.options.saving.output_name) is not None
@@ -149,6 +156,7 @@ class Continuation:
         if options.hub.resume_from_huggingface:
             from library.training.saving.hub_state import download_state
 
+            assert self._reference is not None  # read with the options
             place = self.trainer.folder / "from_hub"
             folder = download_state(self._reference, options.hub.huggingface_token, place)
             state = find_state(str(folder), place, None)
@@ -176,6 +184,12 @@ class Continuation:
         logger.info("--resume auto: the run is complete, %s is there; nothing is left to do.", end)
         return True
 
+    def look_anew(self) -> None:
+        """Pictures that turned out to be damaged are left out by now."""
+        trainer = self.trainer
+        self._identity = Future()
+        self._identity.set_result(run_identity(trainer.options, trainer.plan, seed=trainer.options.training.seed))
+
     def compare(self) -> None:
         """Refuse to go on with something else than the state was made with.
 
@@ -184,24 +198,16 @@ class Continuation:
         """
         if self.folder is None or self._identity is None:
             return
-        trainer = self.trainer
-        self._renew_identity()
         changes = differences(self._progress["identity"], self._identity.result())
         if not changes:
             return
         listed = "".join(f"\n  {change}" for change in changes)
-        if not trainer.options.saving.allow_changed:
+        if not self.trainer.options.saving.allow_changed:
             raise OptionError(
                 f"--resume: {self.folder} was made with other options or data. Put them back, or go on all the same "
                 f"with --allow_changed:{listed}"
             )
         logger.warning("--allow_changed: the run goes on with what has changed:%s", listed)
-
-    def _renew_identity(self) -> None:
-        """Pictures that turned out to be damaged are left out by now."""
-        trainer = self.trainer
-        self._identity = Future()
-        self._identity.set_result(run_identity(trainer.options, trainer.plan, seed=trainer.options.training.seed))
 
     # While training
 
@@ -226,7 +232,7 @@ class Continuation:
         ema = None if trainer.ema is None else trainer.ema.state()
         write_state(path, RunState(trainer.trained_state(), ema, training, self._describe()))
         if not trainer.loop.num_bad:  # else its weights are those that gave numbers that are not finite
-            self.last_state = path
+            self.last_state = trainer.saver.spared = path
 
     def _describe(self) -> dict[str, Any]:
         trainer = self.trainer
@@ -240,6 +246,7 @@ class Continuation:
             "session": trainer.session(),
             "losses": trainer.log.losses,
             "num_skipped": trainer.loop.num_skipped,
+            "num_parts": [[*size, number, parts] for (size, number), parts in trainer.make_step.num_parts.items()],
             "watch": trainer.watch.state(),
             "saved": trainer.saver.history(),
             "identity": {**identity, "run": {**identity["run"], "seed": trainer.seed}},
@@ -256,6 +263,9 @@ class Continuation:
         if self.folder is not None:
             self._put_back(self.folder)
             self.first_step = self.trainer.step
+            self.trainer.saver.spared = self.folder
+            if self._claim is not None:
+                self.trainer.saver.tidy(self.first_step)
             logger.info("continuing from %s: %d of %d steps are done.", self.folder, self.trainer.step, self._num_steps)
             return
         begin = self.trainer.options.training
@@ -310,6 +320,9 @@ class Continuation:
         trainer.step = int(progress["current_step"])
         trainer.log.losses = [float(loss) for loss in progress["losses"]]
         trainer.loop.num_skipped = int(progress["num_skipped"])
+        trainer.make_step.num_parts = {
+            (Size(width, height), number): parts for width, height, number, parts in progress["num_parts"]
+        }
         trainer.saver.restore(progress["saved"])
         trainer.watch.load_state(progress["watch"])
         self.attempt = int(progress["attempt"])
@@ -317,17 +330,28 @@ class Continuation:
             trainer.draw_other_noise(self.attempt)
 
     def return_to_last_state(self) -> bool:
-        """Go back to the newest state with other noise; False where there is none."""
+        """Go back to the newest good state with other noise; False where there is none."""
         trainer = self.trainer
-        folder = _agreed(trainer, lambda: self.last_state)
+        try:
+            folder = _agreed(trainer, lambda: self.last_state and open_folder(self.last_state).path)
+        except CheckpointError as error:
+            logger.error("the last state cannot be used: %s", error)
+            return False
         if folder is None:
             return False
-        before, attempt, files = trainer.step, self.attempt + 1, trainer.saver.history()
+        before, attempt, skipped = trainer.step, self.attempt + 1, trainer.loop.num_skipped
+        files = trainer.saver.history()
+        trainer.log.discard()
         trainer.watch.back_to(int(read_progress(folder)["current_step"]))
         self._put_back(folder)
         trainer.saver.restore(files)
+        trainer.loop.num_skipped = skipped
         self.attempt = attempt
         trainer.draw_other_noise(attempt)
+        if trainer.sampler is not None:
+            trainer.sampler.sheet.back_to(trainer.step)
+        if trainer.accelerator.is_main_process:
+            trainer.saver.forget_states_after(trainer.step)
         logger.warning(
             "steps up to %d were not finite: going back to %s (step %d), with other noise from there on.",
             before,
@@ -345,7 +369,7 @@ def _agreed(trainer: BuiltTraining, choose: Any) -> Path | None:
     if trainer.accelerator.is_main_process:
         try:
             told = [choose(), None]
-        except UserError as error:
+        except (UserError, OSError) as error:
             told = [None, error]
     if trainer.accelerator.num_processes > 1:
         broadcast_object_list(told)

@@ -8,12 +8,12 @@ learns (a signal, a picture that has vanished) travels with the exchange of the 
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from library.errors import DatasetError, DivergedError, EnvironmentFault, UserError
 from library.log import get_logger
+from library.memory_use import is_out_of_memory
 from library.records import Batch
 from library.training.processes import in_all_processes
 from library.training.saving.saver import Save
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 MAX_RETURNS = 1  # how often a run goes back to a state
+MOST_NAMES = 8  # of pictures in a line
 _KINDS = {kind.__name__: kind for kind in (DatasetError, EnvironmentFault)}
 
 
@@ -40,6 +41,7 @@ class Loop:
 
     Attributes:
         is_stopped: The run was asked to stop before its last step.
+        is_saved: The state of a run that was stopped could be written.
         num_skipped: Steps that were passed over.
         num_bad: The last so many of them in a row.
     """
@@ -47,6 +49,7 @@ class Loop:
     def __init__(self, trainer: BuiltTraining) -> None:
         self.trainer = trainer
         self.is_stopped = False
+        self.is_saved = True
         self._is_stop_agreed = False
         self.num_skipped = 0
         self.num_bad = 0
@@ -67,6 +70,15 @@ class Loop:
                 return
             except _Diverging:
                 self._go_back()
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._save_before()
+                reason = str(error).partition("\n")[0]
+                raise EnvironmentFault(
+                    f"out of memory after step {self.trainer.step} ({reason}). Use --gradient_checkpointing, a lower "
+                    "resolution, a smaller batch or an optimizer in 8 bits."
+                ) from error
 
     def _steps(self) -> None:
         trainer, course = self.trainer, self.trainer.course
@@ -130,15 +142,18 @@ class Loop:
             raise _Diverging
 
     def _tell_skipped(self, report: StepReport) -> None:
+        """Every process takes part: what is not finite may lie in the samples of another one."""
+        accelerator = self.trainer.accelerator
+        broken = in_all_processes(accelerator, [*report.broken])
+        what, samples = ("loss", broken) if broken else ("gradient", in_all_processes(accelerator, [*report.samples]))
         records = self.trainer.plan.records
-        names = [f"{records[s.record].path} at timestep {s.timestep:.0f}" for s in report.culprits]
-        what = "loss" if any(not math.isfinite(loss) for loss in report.losses) else "gradient"
+        names = [f"{records[sample.record].path} at timestep {sample.timestep:.0f}" for sample in samples]
         logger.warning(
             "step %d was skipped: the %s is not finite (%d in a row). Trained in it: %s",
             report.step,
             what,
             self.num_bad,
-            "; ".join(names[:8]) + ("; ..." if len(names) > 8 else ""),
+            "; ".join(names[:MOST_NAMES]) + ("; ..." if len(names) > MOST_NAMES else ""),
         )
 
     def _end_together(self, step: int) -> None:
@@ -160,6 +175,7 @@ class Loop:
         for group, rate in zip(trainer.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         del trainer.log.losses[step:]
+        trainer.log.discard()
 
     def _note_schedule(self) -> None:
         """Where the schedule stands before a step, for as long as it may turn out that a process had failed in it."""
@@ -172,6 +188,8 @@ class Loop:
     def _save_before(self) -> None:
         """Keep what was trained so far. The step that failed has changed nothing."""
         trainer = self.trainer
+        if (report := trainer.flush_report()) is not None and not report.has_failed:
+            trainer.watch.step(report)
         if trainer.step <= trainer.continuation.first_step:
             return
         logger.error("the run cannot go on; what was trained is saved first.")
@@ -220,23 +238,24 @@ class Loop:
     # Ends
 
     def _is_stop_due(self) -> bool:
-        """One process decides alone; several have learned of it from the last report. After the last step nobody stops."""
+        """One process decides alone, several have learned of it from the last report. The last step stops nobody."""
         is_alone = self.trainer.accelerator.num_processes == 1
         is_asked = self._is_stop_agreed or (is_alone and self.trainer.stop.is_asked)
         return is_asked and self.trainer.step < self.trainer.course.num_steps
 
     def _stop(self) -> None:
         trainer = self.trainer
-        self.is_stopped = True
         self._read_all()
         save = trainer.saves.of_step(trainer.step)
         trainer.save_model(save)
-        trainer.save_state(save)
+        self.is_saved = trainer.save_state(save)
+        self.is_stopped = True
 
     def _go_back(self) -> None:
         """Begin again from the last saved state, with other noise, or give up."""
         trainer, limit = self.trainer, self.trainer.options.training.max_bad_steps
         self.num_bad = 0
+        self._schedules.clear()
         if trainer.continuation.attempt < MAX_RETURNS and trainer.continuation.return_to_last_state():
             return
         raise DivergedError(

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Any
 
 from library.log import get_logger
+from library.options.entry import INTERRUPTED
 
 logger = get_logger(__name__)
 
-INTERRUPTED = 130
+ONE_SIGNAL = 1.0  # seconds within which several are one: schedulers send SIGINT and SIGTERM together
+WORKER_SECONDS = 600  # that a loader's worker lives on after it was told to end
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name))
 
 
@@ -29,6 +32,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.is_asked = False
         self.is_training = False
+        self._asked_at = 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -44,15 +48,21 @@ class StopRequest:
     def _hear(self, number: int, frame: FrameType | None) -> None:
         if not self.is_training:
             raise KeyboardInterrupt
+        if self.is_asked and time.monotonic() - self._asked_at < ONE_SIGNAL:
+            return
         if self.is_asked:
             os.write(2, b"\nstopped at once; the state that was saved last is complete\n")
             os._exit(INTERRUPTED)
-        self.is_asked = True
+        self.is_asked, self._asked_at = True, time.monotonic()
         # not through the log: its lock may be held by the code that was interrupted
         os.write(2, b"\nstopping: this step is finished, then model and state are saved. Once more stops at once.\n")
 
 
-def ignore_signals() -> None:
-    """In a loader's worker: it ends with its run, which gets the signal too and decides."""
-    for number in _SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+def outlive_signals() -> None:
+    """In a loader's worker: it ends with its run, which gets the signal too and decides. A stuck one ends in time."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end_later if hasattr(signal, "alarm") else signal.SIG_IGN)
+
+
+def _end_later(number: int, frame: FrameType | None) -> None:
+    signal.alarm(WORKER_SECONDS)

@@ -10,8 +10,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from library.errors import OptionError
+from library.errors import OptionError, OutputError
 from library.log import get_logger
+from library.options.entry import INTERRUPTED
 from library.training.built_training import BuiltTraining
 from library.training.checks import (
     check_block_swap,
@@ -24,7 +25,6 @@ from library.training.course import Course
 from library.training.processes import scale_fp16_gradients
 from library.training.sampling.prompts import PromptDefaults, PromptFile
 from library.training.saving.saver import SavePlan, Saver
-from library.training.stopping import INTERRUPTED
 from library.training.watching.watch import Watch
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class Trainer(BuiltTraining):
     def run(self) -> int:
         """Train from beginning to end; returns the exit code."""
         with self.stop, self.continuation:
+            self.stop.is_training = False
             self.check_options()
             self.plan_run()
             self.inspect_files()
@@ -157,6 +158,7 @@ class Trainer(BuiltTraining):
         broken = self.broken_pictures(self.encoders.decoded_records())
         if broken:
             self.leave_out(broken)
+            self.continuation.look_anew()
             self.encoders = self._make_encoders()
             self.course = Course(self.plan.steps)
             self.saves = SavePlan(self.options.saving, self.course, self.extension())
@@ -271,6 +273,7 @@ class Trainer(BuiltTraining):
 
         Raises:
             DatasetError: A picture or a cached caption has vanished or been damaged meanwhile.
+            EnvironmentFault: Out of memory.
             DivergedError: Losses are not finite any more.
         """
         self.watch.start(self.step)
@@ -278,23 +281,35 @@ class Trainer(BuiltTraining):
         try:
             self.loop.run()
         finally:
-            self.stop.is_training = False
             self.watch.close_bar()
 
     def finish(self) -> int:
-        """Write the final file, or say how to go on; returns the exit code."""
-        saving, end = self.options.saving, self.saves.of_end()
-        if not self.loop.is_stopped:
-            self._save_last(end)
-            if saving.save_state or saving.save_state_on_train_end:
-                self.save_state(end)
+        """Write the final file, or say how to go on; returns the exit code.
+
+        Raises:
+            OutputError: The final file, or the state of a run that was stopped, cannot be written.
+        """
+        is_stopped = self.loop.is_stopped
+        is_saved = self.loop.is_saved if is_stopped else self._save_end()
+        self.stop.is_training = False  # a signal now cuts the wait for uploads short, and nothing else
         if self.accelerator.is_main_process:
-            self.watch.finish(self._finish_uploads(), INTERRUPTED if self.loop.is_stopped else 0)
-            if self.loop.is_stopped:
-                logger.info("stopped after step %d; continue with --resume auto.", self.step)
+            self.watch.finish(self._finish_uploads(), INTERRUPTED if is_stopped else 0)
+        if not is_saved:
+            raise OutputError(
+                f"{self.folder}: the state could not be written, see above, so the run cannot go on from its end. "
+                "Free some space; what was saved before is complete."
+            )
+        if is_stopped and self.accelerator.is_main_process:
+            logger.info("stopped after step %d; continue with --resume auto.", self.step)
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
-        return INTERRUPTED if self.loop.is_stopped else 0
+        return INTERRUPTED if is_stopped else 0
+
+    def _save_end(self) -> bool:
+        """The final file and, if asked for, the state; whether the state is there."""
+        saving, end = self.options.saving, self.saves.of_end()
+        self.save_last(end)
+        return self.save_state(end) if saving.save_state or saving.save_state_on_train_end else True
 
     def _finish_uploads(self) -> list[str]:
         """Lines about copies on the hub. Who has stopped a run does not want to wait long for them."""

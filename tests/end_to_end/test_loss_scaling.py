@@ -106,3 +106,23 @@ def test_step_with_an_overflow_is_left_out_and_training_goes_on(
     assert furthest(run.weights) > 1e-3
     factors = {tensor.dtype for name, tensor in run.weights.items() if not name.endswith("alpha")}
     assert factors == {torch.float16 if flags else torch.float32}
+
+
+def test_a_run_that_overflows_for_ever_ends_as_diverged(training, dataset, scaled, monkeypatch):
+    """No scale helps where the gradients themselves are not finite."""
+    import library.training.stepping.optimizer_step as optimizer_step
+    from library.errors import DivergedError
+
+    calls, real = [], optimizer_step.shared_gradients
+
+    def shared_gradients(parameters):
+        gradients = real(parameters)
+        calls.append(1)
+        if len(calls) > 2:
+            gradients[0].view(-1)[0] = torch.nan
+        return gradients
+
+    monkeypatch.setattr(optimizer_step, "shared_gradients", shared_gradients)
+    monkeypatch.setattr(optimizer_step, "MAX_OVERFLOWS", 4)
+    with pytest.raises(DivergedError, match="3 steps in a row up to step 10"):
+        training.run(dataset, *FP16, "--max_train_steps=40", "--max_bad_steps=3")

@@ -67,4 +67,4 @@ def test_an_update_does_not_wait_for_the_device(place):
         ema.update()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert ema.num_updates == 3
+    assert ema.state()["updates"] == 3

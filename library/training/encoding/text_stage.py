@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from library.data.cache import stored_precision
+from library.device import send
 from library.families.base import Conditioning, ModelFamily
 from library.records import Batch
 from library.rng import stream_seed, uniform_per_sample
@@ -45,7 +46,7 @@ class TextStage:
         if not self.encoders:
             return {}
         tokens = self.family.tokenize(self.tokenizers, captions)
-        on_device = {name: ids.to(self.device, non_blocking=True) for name, ids in tokens.items()}
+        on_device = {name: send(ids, self.device) for name, ids in tokens.items()}
         trained = {name: encoder for name, encoder in self.encoders.items() if name in self.trained}
         frozen = {name: encoder for name, encoder in self.encoders.items() if name not in self.trained}
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
@@ -56,9 +57,7 @@ class TextStage:
         """Cached and live states of a batch, after encoder dropout."""
         states = {**(batch.text or {}), **self.encode(batch.captions)}
         draws = {
-            name: uniform_per_sample(
-                [stream_seed(seed, "encoder_dropout", name, batch.plan.epoch, sample) for sample in batch.sample_ids]
-            ).to(self.device)
+            name: send(uniform_per_sample(_dropout_seeds(seed, name, batch)), self.device)
             for name, rate in self.family.dropout_rates.items()
             if rate > 0
         }
@@ -72,3 +71,7 @@ class TextStage:
             rows = [self.prompts[text] for text in texts]
             cached = {name: torch.stack([row[name] for row in rows]).to(self.device) for name in rows[0]}
         return self.family.join_text({**cached, **self.encode(texts)}, denoiser)
+
+
+def _dropout_seeds(seed: int, name: str, batch: Batch) -> list[int]:
+    return [stream_seed(seed, "encoder_dropout", name, batch.plan.epoch, sample) for sample in batch.sample_ids]

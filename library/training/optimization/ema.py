@@ -57,11 +57,11 @@ class Ema:
         )
         self._arrivals = _Arrivals(self._parameters) if is_far else None
 
-    @property
-    def num_updates(self) -> int:
-        """How often the average was updated."""
+    def restart(self) -> None:
+        """Begin anew with the weights as they are now, as where a state that has no average was put back."""
         self._settle()
-        return self._num_updates
+        _fill(self._averages, self._parameters)
+        self._num_updates = 0
 
     def update(self) -> None:
         """Move the average towards the weights; for after an optimizer step. The weights are only read."""

@@ -20,7 +20,7 @@ from library.rng import stream_seed
 @contextmanager
 def own_draws(optimizer: Optimizer) -> Iterator[None]:
     """A context for one step. The optimizer's attribute `draws`, (seed, steps), counts them and is in its state."""
-    seed, step = getattr(optimizer, "draws", (torch.initial_seed(), 0))
+    seed, step = optimizer.draws  # type: ignore[attr-defined]
     key = stream_seed(seed, "optimizer", step)
     devices = {p.device for group in optimizer.param_groups for p in group["params"] if p.device.type == "cuda"}
     python, numbers = random.getstate(), np.random.get_state()

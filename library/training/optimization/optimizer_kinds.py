@@ -47,6 +47,11 @@ class OptimizerKind:
         """The one that can set its rate itself."""
         return self.class_name == "Adafactor" and self.package == "transformers"
 
+    @property
+    def may_draw(self) -> bool:
+        """Those of the packages in the table draw nothing at random; others may."""
+        return self.package not in {known.package for known in _KINDS}
+
 
 def _kinds(module: str, package: str, *names: str, **more: Any) -> tuple[OptimizerKind, ...]:
     return tuple(OptimizerKind(name, module, name, package, **more) for name in names)
@@ -156,8 +161,8 @@ def load_class(kind: OptimizerKind) -> type[Optimizer]:
 
 
 def lean_class(kind: OptimizerKind) -> type[Optimizer]:
-    """The class without torch's compiler. Those of the table draw nothing at random; others may."""
+    """The class without torch's compiler. Where it may draw, its optimizers need the attribute `draws`."""
     from library.training.optimization.lean_optimizer import without_compiler
 
-    is_foreign = kind.package not in {known.package for known in _KINDS}
-    return without_compiler(load_class(kind), skips_zero_rates=kind.class_name == "DAdaptSGD", draws_by_step=is_foreign)
+    skips_zero_rates = kind.class_name == "DAdaptSGD"
+    return without_compiler(load_class(kind), skips_zero_rates=skips_zero_rates, draws_by_step=kind.may_draw)

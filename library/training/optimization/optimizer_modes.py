@@ -56,3 +56,20 @@ def evaluation_weights(optimizer: Optimizer) -> Iterator[None]:
         with torch.no_grad():
             for parameter, value in zip(parameters, kept, strict=True):
                 parameter.copy_(value)
+
+
+def skips_on_device(optimizer: Optimizer) -> bool:
+    """Whether `found_inf` = 1 makes the next step change nothing, without a word from the host.
+
+    torch's fused optimizers can do that. The first step of fused SGD with momentum cannot: it makes its buffers without
+    a value, and a step that is passed over would leave them so.
+    """
+    bare = bare_optimizer(optimizer)
+    if not getattr(bare, "_step_supports_amp_scaling", False):
+        return False
+    return not any(
+        parameter.grad is not None and bare.state.get(parameter, {}).get("momentum_buffer") is None
+        for group in bare.param_groups
+        if group.get("momentum")
+        for parameter in group["params"]
+    )

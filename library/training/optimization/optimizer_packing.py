@@ -122,11 +122,11 @@ class Unpacker:
         if kind == "dict":
             return {self.unpack(key): self.unpack(item, near) for key, item in content}
         if kind == "dtype":
-            return getattr(torch, content)
+            return self._dtype(content)
         if kind == "object":
             return self._object(content, self.unpack(packed["attributes"], near))
         if kind == "member":
-            return self._own_class(content)[packed["name"]]
+            return self._own_class(content, Enum)[packed["name"]]
         items = [self.unpack(item, near) for item in content]
         if kind == "deque":
             return deque(items, packed["maxlen"])
@@ -150,19 +150,30 @@ class Unpacker:
 
     def _object(self, place: Sequence[str], attributes: dict[str, Any]) -> Any:
         """An object as it was, without running its constructor."""
-        made = object.__new__(self._own_class(place))
+        made = object.__new__(self._own_class(place, object))
         vars(made).update(attributes)
         return made
 
-    def _own_class(self, place: Sequence[str]) -> Any:
+    def _dtype(self, name: str) -> torch.dtype:
+        found = getattr(torch, name, None)
+        if not isinstance(found, torch.dtype):
+            raise foreign_state(f"names {name} as a number format, which it is not")
+        return found
+
+    def _own_class(self, place: Sequence[str], base: type) -> Any:
         """A class of the optimizer's own package; a state from elsewhere can name no other."""
         module, name = place
         if module.partition(".")[0] != self._package:
-            raise CheckpointError(
-                f"the saved optimizer state names {module}.{name}, which is not of the package {self._package}. "
-                "Continue from a state that this program has saved."
-            )
-        return getattr(importlib.import_module(module), name)
+            raise foreign_state(f"names {module}.{name}, which is not of the package {self._package}")
+        found = getattr(importlib.import_module(module), name)
+        if not (isinstance(found, type) and issubclass(found, base)):
+            raise foreign_state(f"names {module}.{name}, which is no class of that kind")
+        return found
+
+
+def foreign_state(what: str) -> CheckpointError:
+    """The error about a state that no `Packer` can have made."""
+    return CheckpointError(f"the saved optimizer state {what}. Continue from a state that this program has saved.")
 
 
 def _root(of: type) -> str:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
+import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from library.training.optimization.lean_optimizer import bare_optimizer
@@ -15,6 +18,7 @@ def learning_rates(optimizer: Optimizer, names: Sequence[str] = ()) -> dict[str,
     """The rates of the last step, or before the first one, of the next.
 
     Nothing waits for the device, except for Adafactor with relative_step, whose rate follows the size of the weights.
+    A size d that lies on a GPU is the last one that has arrived here; there is none at the first look.
 
     Args:
         optimizer: Also inside accelerate's wrapper.
@@ -29,8 +33,9 @@ def learning_rates(optimizer: Optimizer, names: Sequence[str] = ()) -> dict[str,
     for group, name in zip(bare.param_groups, _unique_names(names, len(bare.param_groups)), strict=True):
         rate = _rate(bare, group)
         rates[f"lr/{name}"] = rate
-        if _is_own_scale(group.get("d")):
-            rates[f"lr/d*lr/{name}"] = float(group["d"]) * rate
+        scale = _own_scale(bare, group.get("d"))
+        if scale is not None:
+            rates[f"lr/d*lr/{name}"] = scale * rate
     return rates
 
 
@@ -40,6 +45,37 @@ def has_own_scale(optimizer: Optimizer) -> bool:
     Such an optimizer has one d, and so one rate, for all groups.
     """
     return _is_own_scale(optimizer.param_groups[0].get("d"))
+
+
+def _own_scale(optimizer: Optimizer, value: Any) -> float | None:
+    """The size of steps that the optimizer has found, as far as it is known here."""
+    if not _is_own_scale(value):
+        return None
+    if isinstance(value, float) or not value.is_cuda:
+        return float(value)
+    return _ON_THE_WAY.setdefault(optimizer, LateNumber()).look(value)
+
+
+class LateNumber:
+    """A number of a GPU as it was a moment ago: each look takes in what has arrived, and sends for a newer one."""
+
+    def __init__(self) -> None:
+        self._last: float | None = None
+        self._host: Tensor | None = None
+        self._event: torch.cuda.Event | None = None
+
+    def look(self, number: Tensor) -> float | None:
+        """The last value that has arrived; None at first. Never waits."""
+        if self._host is not None and (self._event is None or self._event.query()):
+            self._last, self._host = float(self._host), None
+        if self._host is None:
+            self._host = torch.empty((), dtype=number.dtype, pin_memory=number.is_cuda)
+            self._host.copy_(number, non_blocking=True)
+            self._event = torch.cuda.current_stream(number.device).record_event() if number.is_cuda else None
+        return self._last
+
+
+_ON_THE_WAY: WeakKeyDictionary[Optimizer, LateNumber] = WeakKeyDictionary()  # one d for all groups
 
 
 def _is_own_scale(value: object) -> bool:

@@ -14,14 +14,15 @@ from torch.optim import Optimizer
 
 from library.errors import CheckpointError
 from library.training.optimization.lean_optimizer import bare_optimizer
-from library.training.optimization.optimizer_packing import Packer, Unpacker, is_kept_by_constructor
+from library.training.optimization.optimizer_choices import changed, choices
+from library.training.optimization.optimizer_packing import Packer, Unpacker, foreign_state, is_kept_by_constructor
 
-_FORMAT = 1
+_FORMAT = 2
 # Attributes of an optimizer that belong to the process: what every optimizer has, and what bitsandbytes shares.
 _NOT_STATE = {
     *("state", "param_groups", "defaults", "step", "grad_scale", "found_inf"),
     *("_zero_grad_profile_name", "_warned_capturable_if_run_uncaptured", "_cpu_paged_warned"),
-    *("args", "mng", "page_mng"),
+    *("args", "mng", "page_mng", "choices", "_step_supports_amp_scaling", "_need_device_dtype_check_for_fused"),
 }
 
 
@@ -44,38 +45,53 @@ def optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
         "state": [packer.pack_pair(key, value) for key, value in bare.state.items()],
         "groups": [packer.pack(group) for group in groups],
         "attributes": packer.pack(_own_attributes(bare)),
+        "choices": packer.pack(choices(bare)),
         "tensors": packer.tensors,
     }
 
 
 def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
-    """Put a state into an optimizer that was made with the same arguments over the same parameters.
+    """Put a state into an optimizer that was made over the same parameters.
+
+    Arguments and learning rates that it was made with count where they are others than those of the saved optimizer.
+    What a schedule makes of the rates is put back by `load_schedule_state`, which is called next.
 
     Tensors that lay beside their parameter go to the device where it is now; others stay on the CPU.
 
     Raises:
-        CheckpointError: The state belongs to another optimizer, or to other parameters.
+        CheckpointError: The state belongs to another optimizer, or to other parameters; or no optimizer of this
+            program can have saved it.
     """
     bare = bare_optimizer(optimizer)
     _check_fits(bare, state)
     unpacker = Unpacker(bare, state["tensors"])
     pairs = [unpacker.unpack_pair(pair) for pair in state["state"]]
+    attributes = unpacker.unpack(state["attributes"])
+    own = _own_attributes(bare)  # some classes make others in their first step
+    if strange := [name for name in attributes if name not in own and (not _is_state(name) or hasattr(bare, name))]:
+        raise foreign_state(f"replaces {', '.join(strange)}, which is no state of {_class_name(bare)}")
     bare.state.clear()
     bare.state.update(pairs)
-    for group, packed in zip(bare.param_groups, state["groups"], strict=True):
-        parameters = group["params"]
+    before, now = unpacker.unpack(state["choices"]), choices(bare)
+    for index, group in enumerate(bare.param_groups):
+        parameters, saved = group["params"], unpacker.unpack(state["groups"][index])
+        chosen = changed(before["groups"][index], now["groups"][index])
+        of_schedule = now["schedule"][index] if now["schedule"] else {}
         group.clear()
-        group.update(unpacker.unpack(packed), params=parameters)
-    for name, value in unpacker.unpack(state["attributes"]).items():
-        setattr(bare, name, value)
+        group.update({**saved, **chosen, **of_schedule, "params": parameters})
+    vars(bare).update(attributes, **changed(before["attributes"], now["attributes"]))
 
 
 def _own_attributes(optimizer: Optimizer) -> dict[str, Any]:
     return {
         name: value
         for name, value in vars(optimizer).items()
-        if name not in _NOT_STATE and not name.startswith("_optimizer_") and not is_kept_by_constructor(value)
+        if _is_state(name) and not is_kept_by_constructor(value)
     }
+
+
+def _is_state(name: str) -> bool:
+    return name not in _NOT_STATE and not name.startswith("_optimizer_")
 
 
 def _class_name(optimizer: Optimizer) -> str:

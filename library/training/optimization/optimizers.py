@@ -74,6 +74,7 @@ def make_optimizer(
     learning_rate: float,
     args: Sequence[str] | None = None,
     use_fused: bool = True,
+    seed: int = 0,
 ) -> Optimizer:
     """The optimizer over parameter groups, ready to train.
 
@@ -84,10 +85,13 @@ def make_optimizer(
         args: `key=value` items.
         use_fused: Let torch's Adam, AdamW, SGD and Adagrad use their fused form (same result to rounding, and up to
             three times as fast).
+        seed: Of the run, the same on every process: it keys what the optimizer draws at random.
 
     Raises:
         OptionError: As `check_optimizer`, which should have been called before; or the optimizer refuses the weights.
     """
+    from library.training.optimization.optimizer_choices import note_choices
+
     kind = find_optimizer(name)
     arguments = _read_arguments(kind, args)
     groups = [{**group, "params": list(group["params"])} for group in param_groups]
@@ -97,12 +101,13 @@ def make_optimizer(
     if use_fused and _can_fuse(kind, groups, arguments):
         arguments["fused"] = True
     try:
-        optimizer = _build(kind, groups, arguments)
+        optimizer = _build(kind, groups, arguments, seed)
     except Exception as fault:  # packages have error classes of their own
         raise OptionError(
             f"--optimizer_type {kind.name} cannot train these weights ({one_line(fault)}). Use another optimizer."
         ) from fault
     _use_one_rate(kind, optimizer)
+    note_choices(optimizer)
     return optimizer
 
 
@@ -170,11 +175,15 @@ def _try_step(kind: OptimizerKind, arguments: Mapping[str, Any], learning_rate: 
     return optimizer if "lr" in optimizer.defaults else ValueError("it has no learning rate")
 
 
-def _build(kind: OptimizerKind, groups: list[dict[str, Any]], arguments: Mapping[str, Any]) -> Optimizer:
+def _build(
+    kind: OptimizerKind, groups: list[dict[str, Any]], arguments: Mapping[str, Any], seed: int = 0
+) -> Optimizer:
     from library.training.optimization.optimizer_modes import set_train_mode
 
     optimizer = lean_class(kind)(groups, **arguments)
     set_train_mode(optimizer)
+    if kind.may_draw:
+        optimizer.draws = (seed, 0)  # type: ignore[attr-defined]
     if getattr(optimizer, "is_paged", False):
         optimizer._cpu_paged_warned = True  # type: ignore[attr-defined]  # `check_optimizer` has said it
     return optimizer

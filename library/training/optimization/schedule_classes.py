@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import io
+import pickle
 from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -39,11 +41,6 @@ def end_epoch(schedule: LRScheduler, loss: float) -> None:
         schedule.step(loss)
 
 
-def follows_loss(schedule: LRScheduler) -> bool:
-    """Whether `end_epoch` has to be called."""
-    return isinstance(schedule, PlateauSchedule)
-
-
 def make_plateau(optimizer: Optimizer, args: Sequence[str] | None) -> LRScheduler:
     """The schedule `reduce_lr_on_plateau`, with the arguments of torch's class."""
     return _make("--lr_scheduler reduce_lr_on_plateau", PlateauSchedule, optimizer, args)
@@ -64,13 +61,27 @@ def make_class_schedule(optimizer: Optimizer, name: str, args: Sequence[str] | N
 
 
 def check_class_schedule(name: str, args: Sequence[str] | None) -> None:
-    """Build it over a small optimizer and step it, before anything is loaded."""
+    """Build it over a small optimizer and step it, before anything is loaded.
+
+    Raises:
+        OptionError: It cannot be made or stepped, or a state cannot keep it.
+    """
     schedule = make_class_schedule(_small_optimizer(), name, args)
     try:
         schedule.optimizer.step()
         schedule.step()
     except _FAULTS as fault:
         raise OptionError(f"--lr_scheduler_type {name} cannot take a step ({one_line(fault)}). Use another.") from fault
+    try:
+        written = io.BytesIO()
+        torch.save(schedule.state_dict(), written)
+        written.seek(0)
+        schedule.load_state_dict(torch.load(written, weights_only=True))
+    except (*_FAULTS, pickle.PickleError) as fault:
+        raise OptionError(
+            f"--lr_scheduler_type {name}: its state cannot be saved and read again ({one_line(fault)}), so the run "
+            "could not be continued. Use another."
+        ) from fault
 
 
 def check_plateau(args: Sequence[str] | None) -> None:

@@ -82,6 +82,18 @@ def make_schedule(
     Raises:
         OptionError: As `check_schedule`.
     """
+    from library.training.optimization.optimizer_choices import note_schedule
+    from library.training.optimization.schedule_state import note_start
+
+    schedule = _make(optimizer, name, num_steps, warmup, options)
+    note_schedule(optimizer)
+    note_start(schedule)
+    return schedule
+
+
+def _make(
+    optimizer: Optimizer, name: str, num_steps: int, warmup: int | float, options: ScheduleOptions | None
+) -> LRScheduler:
     from library.training.optimization.optimizer_modes import is_schedule_free
 
     class_name = options.lr_scheduler_type if options is not None else ""

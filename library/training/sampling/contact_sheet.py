@@ -141,6 +141,13 @@ class ContactSheet:
         sheet = draw_sheet(self._index, self._thumbnails)
         write_atomically(self.path, lambda place: sheet.save(place, format="PNG", compress_level=4))
 
+    def back_to(self, step: int) -> None:
+        """The run goes back: the columns after this step are of another way."""
+        if self._index is not None:
+            self._index = self._index.until(step)
+        else:
+            self._first_step = step
+
     def _older(self, column: Column) -> SheetIndex:
         """What is on the sheet already."""
         if self._index is not None:

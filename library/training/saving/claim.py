@@ -23,6 +23,7 @@ from library.tensorfile import abandoned_files
 logger = get_logger(__name__)
 
 CLAIM = ".easel_run.json"
+_MAX_BYTES = 1 << 20
 
 
 class OutputClaim:
@@ -73,17 +74,22 @@ class OutputClaim:
             self._handle = None
 
     def _write(self, is_held: bool = True) -> None:
+        """What cannot be noted is told: the lock itself does not depend on it."""
         if self._handle is None:
             return
         holder = {"process": os.getpid(), "machine": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
         text = json.dumps({"holder": holder if is_held else None, "runs": self._runs}).encode()
-        os.lseek(self._handle, 0, os.SEEK_SET)
-        os.truncate(self._handle, 0) if os.name != "nt" else None
-        os.write(self._handle, text)
+        try:
+            length = os.fstat(self._handle).st_size
+            os.lseek(self._handle, 0, os.SEEK_SET)
+            os.write(self._handle, text.ljust(min(length, _MAX_BYTES)))  # never shorter for a moment than it was
+            os.fsync(self._handle)
+        except OSError as error:
+            logger.warning("%s cannot be written (%s).", self.folder / CLAIM, error.strerror or error)
 
 
 def files_of_another_run(
-    folder: Path, names: Iterable[str], *, is_same_run: bool, is_resumed: bool, may_overwrite: bool
+    folder: Path, names: Iterable[str], *, is_same_run: bool, is_resumed: bool
 ) -> None:
     """Refuse to overwrite what another run has made.
 
@@ -92,13 +98,12 @@ def files_of_another_run(
         names: Files that this run will write.
         is_same_run: The files are of an earlier start of this very run.
         is_resumed: The run goes on from a state.
-        may_overwrite: `--overwrite`.
 
     Raises:
         OptionError: Files exist; the first few are named.
     """
     taken = [name for name in names if (folder / name).exists()]
-    if not taken or is_resumed or may_overwrite or is_same_run:
+    if not taken or is_resumed or is_same_run:
         return
     more = f" and {len(taken) - 3} more" if len(taken) > 3 else ""
     raise OptionError(
@@ -109,7 +114,7 @@ def files_of_another_run(
 
 def _read(handle: int) -> Mapping[str, Any]:
     try:
-        content = json.loads(os.read(handle, 1 << 20) or b"{}")
+        content = json.loads(os.read(handle, _MAX_BYTES) or b"{}")
     except (OSError, ValueError):  # half written when its writer was killed
         return {}
     return content if isinstance(content, dict) else {}
@@ -128,7 +133,7 @@ def _lock(handle: int) -> bool:
         if os.name == "nt":
             import msvcrt
 
-            os.lseek(handle, 1 << 20, os.SEEK_SET)  # beyond the content, which others shall be able to read
+            os.lseek(handle, _MAX_BYTES, os.SEEK_SET)  # beyond the content, which others shall be able to read
             msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
         else:
             import fcntl

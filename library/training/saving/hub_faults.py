@@ -19,8 +19,15 @@ def is_final(error: BaseException) -> bool:
 
 
 def fault_words(error: BaseException, token: str | None) -> str:
-    """The message of an error on one line, without the token."""
+    """The message of an error on one line, without any access token.
+
+    Args:
+        error: Of the hub's client or below it.
+        token: That was given; the one of HF_TOKEN or of the login is hidden as well.
+    """
+    from huggingface_hub import get_token
+
     text = " ".join(str(error).split()) or type(error).__name__
-    if token:
-        text = text.replace(token, "***")
+    for secret in filter(None, (token, get_token())):
+        text = text.replace(secret, "***")
     return text.rstrip(".") if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."

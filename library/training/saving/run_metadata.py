@@ -26,7 +26,7 @@ from library.checkpoint.names import last_name
 from library.errors import OutputError
 from library.log import get_logger
 from library.records import Size
-from library.tensorfile import write_atomically, write_tensors
+from library.tensorfile import save_with_torch, write_atomically, write_tensors
 from library.training.optimization.optimizers import forced_schedule, optimizer_description, sets_its_own_rate
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ class RunMetadata:
         self._session_id = int(known.get("session_id", random.SystemRandom().randrange(1 << 32)))
         self._started_at = float(known.get("training_started_at", time.time()))
         self._hashes: Future[dict[str, FileHashes]] | None = None
+        self._has_told = False
         if options["no_metadata"] or not is_saved_here:
             return
         self._hashes = hash_in_background(family.part_files(files))
@@ -101,11 +102,12 @@ class RunMetadata:
         """
         if self._hashes is None:  # --no_metadata
             return {}
-        hashes = self._hashes.result()
+        hashes = self._known_hashes()
         now = time.time()
         facts: dict[str, Any] = {"training_finished_at": now, "epoch": epoch, "steps": step}
         for kind, path in self.family.part_files(self.files).items():
-            facts |= describe_file(_FILE_KINDS[kind], path, hashes[kind])
+            if kind in hashes:
+                facts |= describe_file(_FILE_KINDS[kind], path, hashes[kind])
         spec = modelspec(
             architecture,
             options=self.options,
@@ -117,6 +119,17 @@ class RunMetadata:
         metadata = self._fitted({**self._at_start, **build_metadata({}, facts), **spec}, room_for_metadata(tensors))
         training = {key: value for key, value in metadata.items() if not key.startswith("modelspec.")}
         return file_metadata(tensors, training, {key: metadata[key] for key in metadata if key not in training})
+
+    def _known_hashes(self) -> Mapping[str, FileHashes]:
+        """Of the model files; none where their drive has gone since they were read, which is told once."""
+        assert self._hashes is not None
+        try:
+            return self._hashes.result()
+        except OSError as error:
+            if not self._has_told:
+                logger.warning("the files saved have no hashes of the model files, which cannot be read: %s", error)
+            self._has_told = True
+            return {}
 
     def _fitted(self, metadata: Mapping[str, str], room: int) -> dict[str, str]:
         """Metadata that fits into `room` bytes; what is shortened stays so in later files, and is told once."""
@@ -192,7 +205,5 @@ def write_network(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     if path.suffix == ".safetensors":
         write_tensors(path, tensors, metadata)
         return
-    import torch
-
     needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    write_atomically(path, lambda place: torch.save(dict(tensors), place), needed)
+    write_atomically(path, lambda place: save_with_torch(dict(tensors), place), needed)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from library.checkpoint.names import STATE
 from library.checkpoint.state_folder import StateFolder, glance, open_folder, write_folder
 from library.errors import CheckpointError, OptionError
 from library.log import get_logger
-from library.tensorfile import read_header, read_tensors, write_tensors
+from library.tensorfile import read_header, read_tensors, save_with_torch, write_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,15 +55,14 @@ def write_state(path: Path, state: RunState) -> None:
     Raises:
         OutputError: It cannot be written; what was there before still is.
     """
-    import torch
-
     writers: dict[str, Callable[[Path], None]] = {WEIGHTS: lambda place: write_tensors(place, state.weights)}
     if state.ema is not None:
         averages = state.ema
         writers[EMA] = lambda place: write_tensors(place, averages)
-    writers[TRAINING] = lambda place: torch.save(dict(state.training), place)
+    writers[TRAINING] = lambda place: save_with_torch(dict(state.training), place)
     writers[PROGRESS] = lambda place: _write_json(place, state.progress)
     about = {name: state.progress[name] for name in ("current_epoch", "current_step", "seed")}
+    about["saved_at"] = time.time()
     write_folder(path, writers, about, _num_bytes(state))
 
 
@@ -104,7 +104,7 @@ def find_state(resume: str, output_dir: Path, output_name: str | None) -> StateF
     """The state that `--resume` means.
 
     Args:
-        resume: A folder, or "auto" for the complete state of this output name with the most steps.
+        resume: A folder, or "auto" for the newest complete state of this output name.
         output_dir: Where "auto" looks.
         output_name: Of the run.
 
@@ -116,7 +116,7 @@ def find_state(resume: str, output_dir: Path, output_name: str | None) -> StateF
     """
     if resume != AUTO:
         return open_folder(Path(resume))
-    for path in _states_of(output_dir, output_name):
+    for path in states_of(output_dir, output_name):
         try:
             return open_folder(path)
         except CheckpointError as error:
@@ -137,8 +137,8 @@ def check_resume(resume: str | None) -> None:
     )
 
 
-def _states_of(folder: Path, output_name: str | None) -> list[Path]:
-    """State folders of an output name that have a manifest; those with most steps come first, then the newest."""
+def states_of(folder: Path, output_name: str | None) -> list[Path]:
+    """State folders of an output name that have a manifest, the newest first."""
     stem = r"(epoch-\d{6,}|at-step\d{8,}|last)"
     if output_name:
         stem = re.escape(output_name) + r"(-step\d{8,}|-\d{6,})?"
@@ -151,8 +151,8 @@ def _states_of(folder: Path, output_name: str | None) -> list[Path]:
         if about is None:
             logger.warning("passed over: %s is not complete.", path)
         else:
-            found.append((int(about.get("current_step", 0)), path.stat().st_mtime, path))
-    return [path for _, _, path in sorted(found, reverse=True)]
+            found.append((float(about.get("saved_at", 0)), int(about.get("current_step", 0)), path))
+    return [path for *_, path in sorted(found, reverse=True)]
 
 
 def _read(path: Path) -> dict[str, Tensor]:

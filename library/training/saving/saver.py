@@ -5,16 +5,17 @@ Model files are written first and states last, so that a state says: everything 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from library.checkpoint.names import STATE, epoch_name, epoch_to_remove, last_name, step_name, step_to_remove
-from library.errors import OutputError
+from library.checkpoint.state_folder import glance, remove_folder
+from library.errors import OutputError, UserError
 from library.log import get_logger
 from library.training.course import Course, epochs_between_saves
+from library.training.saving.run_state import states_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -128,8 +129,7 @@ class Saver:
 
     Attributes:
         files: What was saved, in order.
-        states: Folders that were written, the newest last.
-        failures: How many saves have failed.
+        spared: A state that stays, whatever its age: the run may go back to it.
         uploads_states: States are uploaded too.
     """
 
@@ -144,8 +144,7 @@ class Saver:
         self.folder, self.plan = folder, plan
         self._write_model, self._write_state, self._upload = write_model, write_state, upload
         self.files: list[SavedFile] = []
-        self.states: list[Path] = []
-        self.failures = 0
+        self.spared: Path | None = None
         self.uploads_states = False
 
     def save_model(self, save: Save, step: int) -> None:
@@ -167,8 +166,7 @@ class Saver:
         """The same in between: a full disk is told and the training goes on. Whether it was saved."""
         try:
             self.save_model(save, step)
-        except OutputError as error:
-            self.failures += 1
+        except UserError as error:
             logger.error("not saved, training goes on: %s", error)
             return False
         return True
@@ -178,16 +176,28 @@ class Saver:
         path = self.folder / save.state
         try:
             self._write_state(path)
-        except OutputError as error:
-            self.failures += 1
+        except UserError as error:
             logger.error("state not saved, training goes on: %s", error)
             return False
-        self.states = [*(old for old in self.states if old != path), path]
         logger.info("saved %s", path)
         self._after([path], is_state=True)
         if save.old_state and save.old_state != save.state:
             self._remove_state(save.old_state)
         return True
+
+    def tidy(self, step: int) -> None:
+        """Remove what the saves after a step have replaced, where a kill came between the two."""
+        for save in self.plan.due(step):
+            if save.old_model:
+                self._remove_model(save.old_model)
+            if save.old_state:
+                self._remove_state(save.old_state)
+
+    def forget_states_after(self, step: int) -> None:
+        """Remove the states of a way that the run has come back from. Their weights are those of the state before."""
+        for path in states_of(self.folder, self.plan.options.output_name):
+            if int((glance(path) or {}).get("current_step", 0)) > step:
+                self._remove_state(path.name)
 
     def history(self) -> list[dict[str, Any]]:
         """What was saved, as JSON, for a state."""
@@ -210,8 +220,8 @@ class Saver:
 
     def _remove_state(self, name: str) -> None:
         path = self.folder / name
-        if path.is_dir():
-            self._remove(path, lambda: shutil.rmtree(path))
+        if path.is_dir() and path != self.spared:
+            self._remove(path, lambda: remove_folder(path))
 
     def _remove(self, path: Path, remove: Callable[[], None]) -> None:
         try:

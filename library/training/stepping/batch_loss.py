@@ -62,12 +62,14 @@ class BatchLoss:
     def __call__(self, batch: Batch) -> SampleLosses:
         """Losses of a batch at the draws of its samples in this epoch."""
         plan, attempt = batch.plan, (self.attempt,) if self.attempt else ()
+        part = ("part", batch.offset) if batch.offset else ()
         # keys the draws inside modules (adapter dropout); recomputed blocks draw the same
-        torch.manual_seed(stream_seed(self.seed, "forward", plan.epoch, plan.index, *attempt))
+        torch.manual_seed(stream_seed(self.seed, "forward", plan.epoch, plan.index, *attempt, *part))
         seeds = [stream_seed(self.seed, "noise", plan.epoch, sample, *attempt) for sample in batch.sample_ids]
         time_seeds = [stream_seed(seed, "timestep") for seed in seeds]
         draw = self.family.objective().draw(uniform_per_sample(time_seeds), normal_per_sample(time_seeds, ()))
-        top, left, chance = uniform_per_sample([stream_seed(seeds[0], "position")], (3,))[0].tolist()
+        lead = stream_seed(self.seed, "noise", plan.epoch, batch.leader or batch.sample_ids[0], *attempt)
+        top, left, chance = uniform_per_sample([stream_seed(lead, "position")], (3,))[0].tolist()
         return self._losses(batch, seeds, draw, lambda: self.text.for_batch(batch, self.seed), (chance, top, left))
 
     @torch.no_grad()

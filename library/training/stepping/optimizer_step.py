@@ -15,6 +15,7 @@ import torch
 from library.device import release_unused_memory
 from library.errors import EnvironmentFault
 from library.log import get_logger
+from library.memory_use import is_out_of_memory
 from library.records import Batch, Size
 from library.training.processes import average_over_processes, shared_gradients
 from library.training.stepping.step_log import Sample
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
+MAX_OVERFLOWS = 25  # in a row, by which the scale falls from 65536 to far below 1: more is no matter of scale
+
 
 @dataclass
 class OptimizerStep:
@@ -41,6 +44,7 @@ class OptimizerStep:
         read_rates: Gives the learning rates that the optimizer has used, {"lr/<part>": rate}.
         max_grad_norm: Gradients are scaled down to this norm; 0 means never.
         rates: Of the last step.
+        num_overflows: Steps in a row up to the last one that loss scaling has passed over.
         num_parts: {(bucket, samples): into how many parts such a batch is split, because it did not fit as a whole}.
     """
 
@@ -52,6 +56,7 @@ class OptimizerStep:
     max_grad_norm: float
     read_rates: Callable[[], dict[str, float]]
     rates: dict[str, float] = field(default_factory=dict)
+    num_overflows: int = 0
     num_parts: dict[tuple[Size, int], int] = field(default_factory=dict)
 
     @property
@@ -89,8 +94,15 @@ class OptimizerStep:
         self.rates = self.read_rates()
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
-        head = torch.stack([loss, norm.float(), (~is_good).float(), seen[2], seen[3]])
+        self._count_overflows(norm)
+        is_bad = ~is_good if self.num_overflows <= MAX_OVERFLOWS else torch.ones_like(is_good)
+        head = torch.stack([loss, norm.float(), is_bad.float(), seen[2], seen[3]])
         return samples, torch.cat([head, losses])
+
+    def _count_overflows(self, norm: Tensor) -> None:
+        """Steps in a row that loss scaling has passed over; it waits for the device anyway."""
+        if self.accelerator.scaler is not None:
+            self.num_overflows = 0 if bool(torch.isfinite(norm)) else self.num_overflows + 1
 
     def _gradients(self, batches: Sequence[Batch]) -> tuple[list[Sample], Tensor, Tensor]:
         """Gradients of the batches; a batch that does not fit is split, and the step begun anew.
@@ -101,7 +113,9 @@ class OptimizerStep:
         while True:
             try:
                 return self._try_gradients(batches)
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
                 message = str(error).partition("\n")[0]
             self.optimizer.zero_grad(set_to_none=True)
             release_unused_memory(self.accelerator.device)
@@ -144,7 +158,8 @@ class OptimizerStep:
             )
         self.num_parts[key] = min(whole, now * 2)
         logger.warning(
-            "out of memory with %d pictures at %s: such batches are split in %d from now on, with the same result.",
+            "out of memory with %d pictures at %s: such batches are split in %d from now on, which changes the result "
+            "by rounding only.",
             whole,
             plan.size,
             self.num_parts[key],

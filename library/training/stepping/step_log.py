@@ -47,10 +47,10 @@ class StepReport:
     rates: Mapping[str, float]
 
     @property
-    def culprits(self) -> tuple[Sample, ...]:
-        """The samples whose own loss is not finite; all where none is."""
+    def broken(self) -> tuple[Sample, ...]:
+        """The samples of this process whose own loss is not finite."""
         own = zip(self.samples, self.losses, strict=True)
-        return tuple(sample for sample, loss in own if not math.isfinite(loss)) or self.samples
+        return tuple(sample for sample, loss in own if not math.isfinite(loss))
 
 
 class StepLog:
@@ -59,8 +59,6 @@ class StepLog:
     Attributes:
         losses: Mean loss of every step that has been read; NaN where it was skipped.
     """
-
-    HEAD = 5  # values of the whole step, in front of those of the samples
 
     def __init__(self, losses: Sequence[float] = ()) -> None:
         self.losses = list(losses)
@@ -113,6 +111,10 @@ class StepLog:
         )
         self.losses.append(report.loss)
         return report
+
+    def discard(self) -> None:
+        """Forget the step that was pushed last: the run goes back behind it."""
+        self._pending = None
 
     def mean_of_last(self, num_steps: int) -> float | None:
         """Mean over the last steps that are known and were not skipped; None where there is none."""

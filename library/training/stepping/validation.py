@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from library.device import release_unused_memory
 from library.errors import DatasetError
+from library.memory_use import is_out_of_memory
 from library.records import Batch, BatchPlan, PlannedItem, Size
 from library.training.processes import in_all_processes
 from library.training.stepping.batch_loss import BatchLoss
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from torch import Tensor
 
     from library.training.planning import DataPlan
 
@@ -76,13 +79,17 @@ class Validation:
         The random numbers of the training are left as they are.
 
         Raises:
-            DatasetError: On every process, where one cannot read a picture.
+            DatasetError: On every process, where one cannot read a picture, or has no memory for a single one.
         """
         state = torch.get_rng_state()
         try:
             rows, failures = self._rows(batch_loss), []
         except DatasetError as error:
             rows, failures = [], [str(error)]
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            rows, failures = [], ["there is not enough memory for a single picture"]
         finally:
             torch.set_rng_state(state)
         rows, failures = in_all_processes(self.accelerator, rows), in_all_processes(self.accelerator, failures)
@@ -96,6 +103,20 @@ class Validation:
         own = []
         for plan in self.batches[self.accelerator.process_index :: self.accelerator.num_processes]:
             batch = self.make(plan).to(self.accelerator.device)
-            losses = [batch_loss.at(batch, timestep, self.seed).losses for timestep in self.timesteps]
-            own.append((plan.index, torch.stack(losses).flatten()))
+            try:
+                losses = self._losses(batch_loss, batch)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                losses = None
+            if losses is None:  # outside of `except`, which would keep what the failed attempt has computed
+                release_unused_memory(self.accelerator.device)
+                parts = [batch.take(range(place, place + 1)) for place in range(len(batch.sample_ids))]
+                losses = torch.cat([self._losses(batch_loss, part) for part in parts])
+            own.append((plan.index, losses))
         return [(index, losses.tolist()) for index, losses in own]  # read once all is computed
+
+    def _losses(self, batch_loss: BatchLoss, batch: Batch) -> Tensor:
+        """Of every sample at every timestep. Shape [B * T]."""
+        losses = [batch_loss.at(batch, timestep, self.seed).losses for timestep in self.timesteps]
+        return torch.stack(losses).T.flatten()

@@ -5,8 +5,10 @@ All numbers come one step late from the host; nothing here waits for the device.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 NUM_HARDEST = 3  # pictures that the summary names
+MOST_AVERAGED = 1000  # steps
 FIRST_WRITING = 60.0  # seconds after the start
 
 
@@ -94,7 +97,8 @@ class Watch:
             self._trackers.log({**scalars, **rates}, report.step)
 
     def _average(self) -> float | None:
-        return self.trainer.log.mean_of_last(self.trainer.plan.steps.steps_per_epoch)
+        """Mean loss of the last epoch's steps; of long epochs, of as many as can be added up in every step."""
+        return self.trainer.log.mean_of_last(min(self.trainer.plan.steps.steps_per_epoch, MOST_AVERAGED))
 
     def _tell_spill(self) -> None:
         """Whether memory has spilled over into that of the host, which makes every step slow."""
@@ -210,15 +214,24 @@ class Watch:
     # Resuming
 
     def state(self) -> dict[str, Any]:
-        """What is known so far, as JSON."""
-        return {"records": self.records.state(), "validations": self.validations, "rates": self._rates}
+        """What is known so far, as JSON. A rate that stays is written once, with the number of its steps."""
+        rates = {name: _runs(own) for name, own in self._rates.items()}
+        return {"records": self.records.state(), "validations": self.validations, "rates": rates}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from what `state` gave."""
         self.records.load_state(state["records"])
         self.validations = [(int(step), float(loss)) for step, loss in state["validations"]]
-        self._rates = {name: [float(rate) for rate in rates] for name, rates in state["rates"].items()}
+        self._rates = {
+            name: [float(rate) for rate, number in runs for _ in range(number)] for name, runs in state["rates"].items()
+        }
 
 
 def _key(trainer: BuiltTraining, record: int) -> str:
     return trainer.plan.records[record].key
+
+
+def _runs(values: Sequence[float]) -> list[list[float | int]]:
+    """[value, how often in a row]. NaN, which stands for steps before the first one that is known, equals itself."""
+    groups = groupby(values, key=lambda value: None if math.isnan(value) else value)
+    return [[math.nan if value is None else value, len(list(same))] for value, same in groups]

@@ -136,6 +136,24 @@ def _kill_at(number, act):
     return False
 
 
+def test_of_two_complete_states_the_new_one_gets_the_name(state, monkeypatch):
+    """A kill between the two renames has left neither under it."""
+    write_folder(state.with_name("new"), writers("new"), {"step": 8})
+    os.replace(state, state.with_name(".m-state.replaced"))
+    os.replace(state.with_name("new"), state.with_name(f".m-state.{os.getpid()}-{'0' * 12}.tmp"))
+    monkeypatch.setattr(state_folder, "is_abandoned", lambda path, name: True)
+    recover_folders(state.parent)
+    assert names(state.parent) == ["m-state"] and open_folder(state).about == {"step": 8}
+
+
+def test_a_removal_that_was_cut_short_is_finished(state):
+    aside = state.with_name(".m-state.removed")
+    os.replace(state, aside)
+    (aside / "a.txt").unlink()
+    recover_folders(state.parent)
+    assert names(state.parent) == []
+
+
 def test_what_a_living_process_writes_is_left_alone(tmp_path):
     torso = tmp_path / f".m-state.{os.getpid()}-{'0' * 12}.tmp"
     torso.mkdir()

@@ -57,7 +57,7 @@ def test_the_average_follows_the_formula():
         decay = min(0.25, (1 + update) / (10 + update))
         wanted = decay * wanted + (1 - decay) * value
     torch.testing.assert_close(averages_of(ema)[0], wanted)
-    assert ema.num_updates == 4
+    assert ema.state()["updates"] == 4
 
 
 def test_the_first_updates_forget_quickly():
@@ -174,7 +174,7 @@ def test_going_on_from_a_state_is_the_unbroken_average_to_the_bit(cut):
     second.load_state(state)
     run(second, second_weights, range(cut, 15))
     assert are_equal(bits(averages_of(second)), bits(averages_of(unbroken)))
-    assert second.num_updates == 15
+    assert second.state()["updates"] == 15
 
 
 def with_arrivals(weights, decay):
@@ -193,7 +193,7 @@ def test_weights_that_arrive_late_give_the_same_average_whenever_it_is_looked_at
         direct.update()
         late.update()
         if step in (2, 3, 7):
-            assert late.num_updates == step + 1
+            assert late.state()["updates"] == step + 1
             assert are_equal(bits(averages_of(late)), bits(averages_of(direct)))
 
 
@@ -213,7 +213,20 @@ def test_weights_on_their_way_do_not_reach_a_loaded_state():
     ema = with_arrivals(weights, 0.0)
     ema.update()
     ema.load_state({"updates": torch.tensor(3), "average.0": torch.tensor([2.0])})
-    assert averages_of(ema)[0].item() == 2.0 and ema.num_updates == 3
+    assert averages_of(ema)[0].item() == 2.0 and ema.state()["updates"] == 3
+
+
+@pytest.mark.parametrize("make", [Ema, with_arrivals])
+def test_it_begins_anew_with_the_weights_as_they_are(make):
+    weights = parameters([0.0])
+    ema = make(weights, 0.9999)
+    ema.update()
+    weights[0].data.fill_(6.0)
+    ema.restart()
+    assert averages_of(ema)[0].item() == 6.0 and ema.state()["updates"] == 0
+    weights[0].data.fill_(7.0)
+    ema.update()
+    assert averages_of(ema)[0].item() == pytest.approx(6 + 9 / 11)
 
 
 def test_a_state_does_not_change_with_later_updates():
@@ -239,7 +252,7 @@ def test_a_state_of_other_weights_is_refused_and_nothing_is_taken_over(state):
     ema = Ema(parameters([4.0]), 0.5)
     with pytest.raises(CheckpointError, match="--ema_decay"):
         ema.load_state(state)
-    assert averages_of(ema)[0].item() == 4.0 and ema.num_updates == 0
+    assert averages_of(ema)[0].item() == 4.0 and ema.state()["updates"] == 0
 
 
 def test_parts_of_any_size_give_the_same_average(monkeypatch):

@@ -8,6 +8,7 @@ from library.training.optimization.optimizer_modes import (
     has_modes,
     is_schedule_free,
     set_train_mode,
+    skips_on_device,
 )
 from library.training.optimization.optimizer_state import optimizer_state
 from library.training.optimization.optimizers import make_optimizer
@@ -95,3 +96,59 @@ def test_what_averages_weights_is_told_from_what_needs_no_schedule():
     assert is_schedule_free(start("RAdamScheduleFree")[0]) and is_schedule_free(start("ScheduleFreeAdamW")[0])
     splus, _ = start("SPlus")
     assert has_modes(splus) and not is_schedule_free(splus)
+
+
+# Steps that are passed over
+
+
+def fused(name, args=None, *, use_fused=True):
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = make_optimizer(name, [{"params": [weight]}], learning_rate=0.1, args=args, use_fused=use_fused)
+    return weight, optimizer
+
+
+def step(weight, optimizer, gradient, *, is_bad):
+    weight.grad = torch.full_like(weight, gradient)
+    optimizer.grad_scale, optimizer.found_inf = None, torch.tensor(float(is_bad))
+    optimizer.step()
+    optimizer.found_inf = None
+
+
+@pytest.mark.parametrize(("name", "args"), [("AdamW", None), ("Adam", None), ("SGD", None), ("Adagrad", None)])
+def test_a_first_step_that_is_passed_over_is_as_if_it_had_not_been(name, args):
+    weight, optimizer = fused(name, args)
+    other, unbroken = fused(name, args)
+    weight.grad = torch.ones(3)
+    assert skips_on_device(optimizer)
+    step(weight, optimizer, float("nan"), is_bad=True)
+    assert torch.equal(weight, torch.ones(3))
+    for _ in range(2):
+        step(weight, optimizer, 0.5, is_bad=False)
+        step(other, unbroken, 0.5, is_bad=False)
+    assert torch.equal(weight, other)
+
+
+@pytest.mark.parametrize("name", ["SGD", "SGDNesterov"])
+def test_momentum_is_passed_over_once_its_buffers_have_a_value(name):
+    weight, optimizer = fused(name, ["momentum=0.9"])
+    other, unbroken = fused(name, ["momentum=0.9"])
+    weight.grad = torch.ones(3)
+    assert not skips_on_device(optimizer)
+    for good in (0.5, 0.25):
+        step(weight, optimizer, good, is_bad=False)
+        assert skips_on_device(optimizer)
+        step(weight, optimizer, float("inf"), is_bad=True)
+        step(other, unbroken, good, is_bad=False)
+    assert torch.equal(weight, other)
+
+
+def test_momentum_of_a_weight_without_gradient_needs_no_value():
+    weight, optimizer = fused("SGD", ["momentum=0.9"])
+    step(weight, optimizer, 0.5, is_bad=False)
+    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(2))]})
+    assert skips_on_device(optimizer)
+
+
+def test_other_optimizers_need_to_be_told():
+    assert not skips_on_device(fused("AdamW", use_fused=False)[1])
+    assert not skips_on_device(fused("Adamax")[1])

@@ -3,12 +3,14 @@
 import logging
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 
 from library.errors import OptionError
 from library.training.optimization.optimizers import make_optimizer
 from library.training.optimization.schedule_classes import end_epoch
+from library.training.optimization.schedule_state import load_schedule_state, schedule_state
 from library.training.optimization.schedules import check_schedule, make_schedule, read_schedule, whole_steps
 
 
@@ -99,7 +101,7 @@ def test_a_schedule_continues_from_its_state():
         schedule.step()
     other = sgd(1e-3)
     resumed = make_schedule(other, "cosine", num_steps=20, warmup=0.1)
-    resumed.load_state_dict(schedule.state_dict())
+    load_schedule_state(resumed, schedule_state(schedule), num_steps=7)
     other.step()
     resumed.step()
     optimizer.step()
@@ -201,6 +203,23 @@ def test_a_class_of_any_module_works():
     given = Options(lr_scheduler_type="torch.optim.lr_scheduler.ExponentialLR", lr_scheduler_args=("gamma=0.5",))
     check_schedule("constant", 0, given.lr_scheduler_args, options=given)
     assert rates(make_schedule(sgd(1.0), "constant", num_steps=3, options=given), 3) == [1, 0.5, 0.25]
+
+
+class CountingSchedule(torch.optim.lr_scheduler.LRScheduler):
+    """One whose state is no plain value."""
+
+    def __init__(self, optimizer, last_epoch=-1):
+        self.number = np.float64(1.0)
+        super().__init__(optimizer, last_epoch)
+
+    def get_lr(self):
+        return list(self.base_lrs)
+
+
+def test_a_class_whose_state_cannot_be_read_again_is_refused():
+    given = Options(lr_scheduler_type=f"{__name__}.CountingSchedule")
+    with pytest.raises(OptionError, match=r"\.CountingSchedule: its state cannot be saved and read again"):
+        check_schedule("constant", 0, None, options=given)
 
 
 def test_a_class_has_no_warmup():

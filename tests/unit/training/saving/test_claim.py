@@ -78,10 +78,10 @@ def test_taking_a_folder_settles_what_a_killed_run_has_left(tmp_path, caplog, mo
     assert sorted(path.name for path in tmp_path.iterdir()) == [CLAIM, "m-state"]
 
 
-@pytest.mark.parametrize("reason", ["is_same_run", "is_resumed", "may_overwrite"])
+@pytest.mark.parametrize("reason", ["is_same_run", "is_resumed"])
 def test_files_are_overwritten_for_a_reason_only(tmp_path, reason):
     (tmp_path / "x.safetensors").touch()
-    reasons = {"is_same_run": False, "is_resumed": False, "may_overwrite": False}
+    reasons = {"is_same_run": False, "is_resumed": False}
     names = ["x.safetensors", "x-000001.safetensors"]
     with pytest.raises(OptionError, match="already has x.safetensors of another run") as refusal:
         files_of_another_run(tmp_path, names, **reasons)

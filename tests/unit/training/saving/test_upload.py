@@ -170,6 +170,12 @@ def test_a_reason_is_one_short_line_without_the_token():
     assert len(fault_words(OSError("x" * 10_000), TOKEN)) < 300
 
 
+def test_a_token_of_the_environment_is_hidden_too(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_ofthismachine")
+    assert fault_words(OSError("hf_ofthismachine is no token"), None) == "*** is no token"
+    assert fault_words(OSError(f"hf_ofthismachine or {TOKEN}"), TOKEN) == "*** or ***"
+
+
 # Options
 
 

@@ -46,12 +46,19 @@ def test_a_run_that_goes_on_knows_earlier_losses():
 
 
 @pytest.mark.parametrize(
-    ("losses", "wanted"), [((math.nan, 0.5), ["a#0"]), ((math.inf, math.nan), ["a#0", "b#0"]), ((1, 1), ["a#0", "b#0"])]
+    ("losses", "wanted"), [((math.nan, 0.5), ["a#0"]), ((math.inf, math.nan), ["a#0", "b#0"]), ((1, 1), [])]
 )
-def test_culprits_are_the_samples_without_finite_loss_or_else_all(losses, wanted):
+def test_broken_samples_are_those_without_finite_loss(losses, wanted):
     log = StepLog()
     log.push(1, SAMPLES, values(math.nan, skipped=1, losses=losses))
-    assert [sample.name for sample in log.flush().culprits] == wanted
+    assert [sample.name for sample in log.flush().broken] == wanted
+
+
+def test_a_step_that_is_discarded_is_never_read():
+    log = StepLog()
+    log.push(1, SAMPLES, values(1.0))
+    log.discard()
+    assert log.flush() is None and log.losses == []
 
 
 def test_flags_of_other_processes_arrive():

@@ -1,0 +1,96 @@
+"""The trainings of the training guide and of the troubleshooting page, on a tiny model in place of the drawing one.
+
+The pages of test_documented_commands.py run as they are printed. These take minutes each, so every one of them is
+planned here (`--dry_run`), with the files that the page has printed before, and the first one trains for two epochs.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from examples.tiny_sd3.make import build_tiny_sd3
+from tests.end_to_end.test_documented_commands import Block, read_blocks
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PAGES = ("training_guide.md", "troubleshooting.md")
+MODEL = "examples.drawing_sd3.make"
+SCRIPT = "sd3_train_network.py"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model where the pages have the drawing one."""
+    place = tmp_path_factory.mktemp("guide")
+    build_tiny_sd3(place / "drawing")
+    return place
+
+
+def blocks(page: str) -> list[Block]:
+    return list(read_blocks(ROOT / "docs" / page))
+
+
+def run(words: list[str], folder: Path) -> str:
+    """Run a command of a page in the folder; returns what it prints."""
+    assert words[0] == "python", words
+    script = [str(ROOT / words[1])] if words[1] == SCRIPT else words[1:2]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *script, *words[2:]]
+    done = subprocess.run(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8"
+    )
+    assert done.returncode == 0, f"{' '.join(words)} ends with {done.returncode}:\n{done.stdout}"
+    return done.stdout
+
+
+def commands_of(page: str, folder: Path) -> list[list[str]]:
+    """The trainings of a page; what they read is made on the way."""
+    trainings = []
+    for block in blocks(page):
+        if "file" in block.notes:
+            (folder / block.notes["file"]).write_text(block.text + "\n", encoding="utf-8")
+        for words in block.commands() if block.is_command else []:
+            if SCRIPT in words:
+                trainings.append(words)
+            elif MODEL not in words:
+                run(words, folder)
+    return trainings
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_training_of_the_page_can_be_planned(page: str, folder: Path):
+    trainings = [words for earlier in PAGES[: PAGES.index(page) + 1] for words in commands_of(earlier, folder)]
+    assert trainings
+    for words in trainings:
+        assert re.search(r"= \d+ steps an\s+epoch", run([*words, "--dry_run"], folder)), words
+
+
+def test_the_training_of_the_guide_writes_what_the_page_shows(folder: Path):
+    words = commands_of("training_guide.md", folder)[0]
+    few = [
+        "--max_train_epochs=2",
+        "--sample_every_n_epochs=1",
+        "--save_every_n_epochs=1",
+        "--validate_every_n_epochs=1",
+    ]
+    printed = run([*words, *few], folder)
+    shown = (ROOT / "docs" / "training_guide.md").read_text(encoding="utf-8")
+    names = ("toy.safetensors", "toy_curves.png", "toy_loss_by_image.csv", "sample/toy_contact_sheet.png")
+    for name in names:
+        assert (folder / "out" / name).is_file(), printed
+        assert f"`out/{name}`" in shown
+    assert "lowest validation loss" in printed
+
+
+def test_every_picture_of_a_page_is_there_and_small():
+    for page in PAGES:
+        text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+        pictures = re.findall(r"images/[\w.]+", text)
+        assert pictures
+        for name in pictures:
+            assert (ROOT / "docs" / name).stat().st_size < 150_000, name
