@@ -6,6 +6,7 @@ import logging
 import sys
 
 LOGGER_NAME = "easel"
+_NOISY = ("bitsandbytes.backends.cpu",)  # warns of a faster kernel that nothing here uses
 
 
 def get_logger(name: str) -> logging.Logger:
@@ -36,6 +37,8 @@ def set_up_logging(level: str = "INFO", file: str | None = None, simple: bool = 
         file: Written anew; nothing goes to the console then.
         simple: Lines without level names, on stdout.
     """
+    for name in _NOISY:
+        logging.getLogger(name).setLevel(logging.ERROR)
     logger = logging.getLogger(LOGGER_NAME)
     logger.handlers.clear()
     logger.propagate = False

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from library.data.loader import BatchDataset, make_loader
 from library.diffusion.loss import LossSettings
+from library.log import get_logger
 from library.records import Batch, BatchPlan
 from library.training.sampling.sampling import SamplePictures
 from library.training.stepping.batch_loss import BatchLoss
@@ -15,6 +16,8 @@ from library.training.stopping import outlive_signals
 
 if TYPE_CHECKING:
     from library.training.built_training import BuiltTraining
+
+logger = get_logger(__name__)
 
 
 def make_batch_loss(trainer: BuiltTraining) -> BatchLoss:
@@ -69,6 +72,9 @@ def make_validation(trainer: BuiltTraining) -> Validation | None:
     """None where no picture is kept for it."""
     plan, chosen = trainer.plan, trainer.options.validation
     if not plan.validation_records:
+        names = ("validate_every_n_steps", "validate_every_n_epochs", "max_validation_steps")
+        if given := [f"--{name}" for name in names if getattr(chosen, name) is not None]:
+            logger.warning("%s: no pictures are kept for validation; see --validation_split.", ", ".join(given))
         return None
     return Validation(
         trainer.accelerator,

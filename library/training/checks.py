@@ -39,9 +39,8 @@ def check_output_dir(folder: Path) -> None:
             probe.write(bytes(_PROBE_BYTES))
             probe.flush()
     except OSError as error:
-        raise OutputError(
-            f"--output_dir: {folder} cannot be written ({error.strerror or error}). Choose another folder."
-        ) from None
+        reason = "it is a file" if folder.is_file() else error.strerror or error
+        raise OutputError(f"--output_dir: {folder} cannot be written ({reason}). Choose another folder.") from None
 
 
 def check_writable(folders: Iterable[Path], advice: str) -> None:

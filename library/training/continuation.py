@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from library.checkpoint.state_folder import open_folder
+from library.checkpoint.state_folder import open_folder, remove_folder
 from library.errors import CheckpointError, OptionError, OutputError, UserError
 from library.log import get_logger
 from library.records import Size
@@ -27,6 +26,8 @@ from library.training.saving.run_state import (
 )
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from library.training.built_training import BuiltTraining
     from library.training.saving.hub_state import StateReference
 
@@ -217,6 +218,17 @@ class Continuation:
             self._is_remembered = True
             self._claim.remember(self.trainer.options.saving.output_name, identity_mark(self._identity.result()))
 
+    def begin(self) -> None:
+        """The first step comes: the output name is this run's, and with `--overwrite` no state of another is left."""
+        trainer, saving = self.trainer, self.trainer.options.saving
+        if not trainer.accelerator.is_main_process:
+            return
+        self.remember()
+        if saving.overwrite and self.folder is None:
+            for state in states_of(trainer.folder, saving.output_name):
+                remove_folder(state)
+                logger.info("--overwrite: removed %s", state)
+
     def write(self, path: Path) -> None:
         """Write the state of the run as it is now.
 
@@ -224,9 +236,10 @@ class Continuation:
             OutputError: It cannot be written.
         """
         from library.training.optimization.optimizer_state import optimizer_state
+        from library.training.optimization.schedule_state import schedule_state
 
         trainer = self.trainer
-        training = {"optimizer": optimizer_state(trainer.optimizer), "schedule": trainer.schedule.state_dict()}
+        training = {"optimizer": optimizer_state(trainer.optimizer), "schedule": schedule_state(trainer.schedule)}
         if trainer.accelerator.scaler is not None:
             training["scaler"] = trainer.accelerator.scaler.state_dict()
         ema = None if trainer.ema is None else trainer.ema.state()
@@ -284,28 +297,31 @@ class Continuation:
         return self.trainer.course.num_steps
 
     def _begin_at(self, step: int) -> None:
+        from library.training.optimization.schedule_state import advance
+
         trainer = self.trainer
         trainer.step = self.first_step = step
         trainer.log.losses = [float("nan")] * step
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that no optimizer step came between
-            for _ in range(step):
-                trainer.schedule.step()
+        advance(trainer.schedule, step)
         logger.info("beginning after step %d, in epoch %d.", step, trainer.course.epoch(step + 1))
 
     def _put_back(self, folder: Path) -> None:
         from library.training.optimization.optimizer_state import load_optimizer_state
+        from library.training.optimization.schedule_state import load_schedule_state
 
         trainer = self.trainer
         state = read_state(folder)
         try:
+            _check_shapes(trainer.trained_state(), state.weights, folder)
             trainer.load_trained_state(state.weights)
             load_optimizer_state(trainer.optimizer, state.training["optimizer"])
-            trainer.schedule.load_state_dict(state.training["schedule"])
+            num_steps = int(state.progress["current_step"])
+            load_schedule_state(trainer.schedule, state.training["schedule"], num_steps=num_steps)
             if trainer.accelerator.scaler is not None and "scaler" in state.training:
                 trainer.accelerator.scaler.load_state_dict(state.training["scaler"])
             if trainer.ema is not None and state.ema is None:
                 logger.warning("%s has no averaged weights; the average begins with the weights as they are.", folder)
+                trainer.ema.restart()
             elif trainer.ema is not None and state.ema is not None:
                 trainer.ema.load_state(state.ema)
             self._put_back_progress(state.progress)
@@ -359,6 +375,17 @@ class Continuation:
             trainer.step,
         )
         return True
+
+
+def _check_shapes(here: Mapping[str, Tensor], there: Mapping[str, Tensor], folder: Path) -> None:
+    """Raise CheckpointError, with an example, where a state is of other weights than those that train."""
+    for name in dict.fromkeys((*here, *there)):
+        own, other = (str(tuple(w[name].shape)) if name in w else "nothing" for w in (here, there))
+        if own != other:
+            raise CheckpointError(
+                f"--resume: {folder} does not fit this run: {name} has the shape {own} here and {other} in the state. "
+                "Give the network options that it was made with."
+            )
 
 
 def _agreed(trainer: BuiltTraining, choose: Any) -> Path | None:

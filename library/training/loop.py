@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 MAX_RETURNS = 1  # how often a run goes back to a state
-MOST_NAMES = 8  # of pictures in a line
+MOST_NAMES = 4  # of pictures in a line
 _KINDS = {kind.__name__: kind for kind in (DatasetError, EnvironmentFault)}
 
 
@@ -52,7 +52,7 @@ class Loop:
         self.is_saved = True
         self._is_stop_agreed = False
         self.num_skipped = 0
-        self.num_bad = 0
+        self.num_bad = self._last_bad = 0
         self._failure: UserError | None = None
         self._schedules: dict[int, tuple[dict[str, Any], list[float]]] = {}
 
@@ -137,6 +137,7 @@ class Loop:
             return
         self.num_skipped += 1
         self.num_bad += 1
+        self._last_bad = report.step
         self._tell_skipped(report)
         if self.num_bad >= self.trainer.options.training.max_bad_steps:
             raise _Diverging
@@ -202,7 +203,7 @@ class Loop:
 
     def _after_step(self) -> None:
         trainer, step = self.trainer, self.trainer.step
-        saves = trainer.saves.due(step)
+        saves = self._worth_saving(trainer.saves.due(step))
         epoch = trainer.course.ended_epoch(step)
         of_step = [save for save in saves if save == trainer.saves.of_step(step)]
         of_epoch = [save for save in saves if save not in of_step]
@@ -219,6 +220,17 @@ class Loop:
             for save in saves:
                 self._read_all()
                 trainer.save_state(save)
+
+    def _worth_saving(self, saves: list[Save]) -> list[Save]:
+        """None while steps are not finite: such weights are not worth the files of better ones."""
+        if saves:
+            self._read_all()
+        if saves and self.num_bad:
+            logger.warning(
+                "nothing is saved at step %d: the last %d steps were skipped.", self.trainer.step, self.num_bad
+            )
+            return []
+        return saves
 
     def _save(self, saves: list[Save]) -> None:
         for save in saves:
@@ -259,7 +271,7 @@ class Loop:
         if trainer.continuation.attempt < MAX_RETURNS and trainer.continuation.return_to_last_state():
             return
         raise DivergedError(
-            f"the training has diverged: {limit} steps in a row up to step {trainer.step} were not finite. "
+            f"the training has diverged: {limit} steps in a row up to step {self._last_bad} were not finite. "
             f"{self._kept()} Lower --learning_rate, or look at the pictures that are named above."
         )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from library.errors import OptionError, OutputError
+from library.errors import OptionError, OutputError, UserError
 from library.log import get_logger
 from library.options.entry import INTERRUPTED
 from library.training.built_training import BuiltTraining
@@ -50,9 +50,9 @@ class Trainer(BuiltTraining):
             if self.options.data.dry_run or self.options.data.debug_dataset:
                 return self.show()
             self.start()
+            self.look_at_pictures()
             if self.continuation.is_finished():
                 return 0
-            self.look_at_pictures()
             self.load()
             self.build_trainables()
             self.build_optimizer()
@@ -201,6 +201,7 @@ class Trainer(BuiltTraining):
             self.parameter_groups(),
             learning_rate=chosen.learning_rate,
             args=chosen.optimizer_args,
+            seed=self.seed,
         )
         forced = forced_schedule(chosen.optimizer_name, chosen.optimizer_args, chosen.learning_rate)
         self.schedule = make_schedule(
@@ -276,10 +277,15 @@ class Trainer(BuiltTraining):
             EnvironmentFault: Out of memory.
             DivergedError: Losses are not finite any more.
         """
+        self.continuation.begin()
         self.watch.start(self.step)
         self.stop.is_training = True
         try:
             self.loop.run()
+        except UserError:
+            if self.accelerator.is_main_process:
+                self.watch.write()
+            raise
         finally:
             self.watch.close_bar()
 
@@ -293,6 +299,7 @@ class Trainer(BuiltTraining):
         is_saved = self.loop.is_saved if is_stopped else self._save_end()
         self.stop.is_training = False  # a signal now cuts the wait for uploads short, and nothing else
         if self.accelerator.is_main_process:
+            self.watch.write()
             self.watch.finish(self._finish_uploads(), INTERRUPTED if is_stopped else 0)
         if not is_saved:
             raise OutputError(
@@ -315,4 +322,7 @@ class Trainer(BuiltTraining):
         """Lines about copies on the hub. Who has stopped a run does not want to wait long for them."""
         if self.uploader is None:
             return []
-        return self.uploader.finish(STOPPED_UPLOAD_SECONDS) if self.loop.is_stopped else self.uploader.finish()
+        try:
+            return self.uploader.finish(STOPPED_UPLOAD_SECONDS) if self.loop.is_stopped else self.uploader.finish()
+        except KeyboardInterrupt:
+            return self.uploader.finish(0)

@@ -122,7 +122,7 @@ def test_f1_a_skipped_step_is_as_if_only_the_schedule_had_gone_on(training, data
 def test_f1_too_many_bad_steps_end_the_run_with_4_and_keep_what_was_saved(training, dataset, monkeypatch):
     poison(monkeypatch, lambda trainer, number: number > 2)
     flags = ("--max_train_steps=20", "--save_every_n_steps=2", NAME, "--max_bad_steps=3")
-    with pytest.raises(DivergedError, match="3 steps in a row up to step 6 were not finite") as end:
+    with pytest.raises(DivergedError, match="3 steps in a row up to step 5 were not finite") as end:
         training.unet_only(dataset, *flags)
     assert end.value.exit_code == 4 and "--learning_rate" in str(end.value)
     assert (training.folder / "out1" / "x-step00000002.safetensors").exists()
@@ -445,6 +445,12 @@ def test_f9_auto_on_a_finished_run_has_nothing_left_to_do(training, dataset, wit
     assert {path.name: path.stat().st_mtime_ns for path in with_states.glob("*.safetensors")} == before
 
 
+def test_f9_auto_on_a_finished_run_with_other_options_shows_the_difference(training, dataset, with_states):
+    folder = f"--output_dir={with_states}"
+    with pytest.raises(OptionError, match="--learning_rate: 0.002, was 0.001"):
+        training.unet_only(dataset, "--max_train_steps=4", NAME, folder, "--resume=auto", "--learning_rate=2e-3")
+
+
 CHANGES = {
     "learning rate": (("--learning_rate=2e-3",), None, "--learning_rate: 0.002, was 0.001"),
     "rank": (("--network_dim=8",), None, "--network_dim: 8, was 4"),
@@ -601,6 +607,13 @@ def test_f22_a_second_run_in_the_same_folder_is_refused_while_the_first_goes_on(
     first = training.run_arguments(words, after={"build_loop": second})
     assert seen[0].returncode == 2 and f"in use by another run (process {os.getpid()} on" in seen[0].stderr
     assert first.file.exists()
+
+
+def test_f22_overwriting_leaves_no_state_of_the_run_before(training, dataset, with_states):
+    """Else --resume auto would go on with that one."""
+    flags = ("--max_train_steps=2", NAME, f"--output_dir={with_states}")
+    training.unet_only(dataset, *flags, "--overwrite", "--learning_rate=2e-3")
+    assert not list(with_states.glob("*-state"))
 
 
 def test_f22_states_of_a_run_that_was_stopped_are_kept_too(training, dataset, refused):

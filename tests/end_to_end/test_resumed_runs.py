@@ -5,6 +5,7 @@ from pathlib import Path
 import accelerate
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from library.checkpoint.state_folder import open_folder
 from library.training.saving.upload import Uploader
@@ -78,6 +79,28 @@ def test_every_kind_of_training_goes_on_to_the_same_bytes(training, dataset, fla
     whole = training.run(dataset, *flags)
     rest = training.run(dataset, *flags, f"--resume={whole.file.parent / 'x-step00000002-state'}")
     assert rest.file.read_bytes() == whole.file.read_bytes() and rest.losses == whole.losses
+
+
+def test_a_changed_rate_that_is_allowed_is_trained_with(training, dataset):
+    flags = (*CACHED, *FLAGS, "--lr_scheduler=linear", "--learning_rate=1e-3")
+    whole = training.run(dataset, *flags)
+    state = f"--resume={whole.file.parent / 'x-step00000002-state'}"
+    flags = (*flags, "--learning_rate=4e-3", "--optimizer_args", "weight_decay=0.2")
+    rest = training.run(dataset, *flags, state, "--allow_changed")
+    assert rest.trainer.watch._rates["lr/unet"][2:] == pytest.approx([2e-3, 1e-3])
+    assert rest.trainer.optimizer.param_groups[0]["weight_decay"] == 0.2
+    assert rest.losses[:2] == whole.losses[:2] and rest.file.read_bytes() != whole.file.read_bytes()
+
+
+def test_an_average_that_no_state_has_begins_with_its_weights(training, dataset):
+    flags = (*CACHED, *FLAGS)
+    whole = training.run(dataset, *flags)
+    state = f"--resume={whole.file.parent / 'x-step00000002-state'}"
+    rest = training.run(dataset, *flags, "--ema_decay=1", state, "--allow_changed", "--max_train_steps=3")
+    before = load_file(whole.file.parent / "x-step00000002.safetensors")
+    for name, average in load_file(rest.file.parent / "x-ema.safetensors").items():
+        if not name.endswith(".alpha"):  # the first update takes 2/11 of what the average began with
+            torch.testing.assert_close(average, (2 * before[name] + 9 * rest.weights[name]) / 11)
 
 
 def test_a_run_is_uploaded_while_it_goes_on_and_continued_from_the_hub(training, dataset, monkeypatch):

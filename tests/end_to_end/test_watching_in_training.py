@@ -32,7 +32,7 @@ def prompts(tmp_path):
 def test_nothing_that_watches_changes_a_bit_of_the_training(training, dataset, prompts, tmp_path, flags):
     flags = ("--max_train_steps=5", "--network_dropout=0.2", "--validate_every_n_epochs=1000", NAME, *flags)
     plain = training.run(dataset, *flags)
-    assert plain.trainer.watch.validations == []
+    assert [step for step, _ in plain.trainer.watch.validations] == [5]  # the last file
     watched = training.run(
         dataset,
         *(flag for flag in flags if not flag.startswith("--validate")),

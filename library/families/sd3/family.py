@@ -12,6 +12,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from library.device import send
 from library.errors import CheckpointError
 from library.families.base import Conditioning
 from library.log import get_logger
@@ -393,8 +394,10 @@ class Sd3Family:
         if self.enable_scaled_pos_embed:
             table = _scaled_table(self.resolutions, self.buckets, table.shape[-1], patch, height, width)
         if draw is not None and is_random:
-            return window_at(table, height, width, draw[1], draw[2]).to(latents.device)
-        return centred_window(table, height, width).to(latents.device)
+            window = window_at(table, height, width, draw[1], draw[2])
+        else:
+            window = centred_window(table, height, width)
+        return window if window.device == latents.device else send(window, latents.device)
 
 
 def _given(part: Part | None) -> Part:

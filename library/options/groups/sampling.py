@@ -68,5 +68,7 @@ class SamplingOptions(OptionGroup):
             yield "--sample_every_n_steps, --sample_every_n_epochs and --sample_at_first need --sample_prompts."
 
     def without_effect(self) -> Iterator[tuple[str, str]]:
+        if self.sample_every_n_epochs:
+            yield "sample_every_n_steps", "--sample_every_n_epochs goes before it"
         if not self.is_on:
             yield "sample_prompts", "no --sample_every_n_steps, --sample_every_n_epochs or --sample_at_first"

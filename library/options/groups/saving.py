@@ -66,6 +66,16 @@ class SavingOptions(OptionGroup):
                 "The folder goes to --output_dir."
             )
 
+    def without_effect(self) -> Iterator[tuple[str, str]]:
+        if self.save_n_epoch_ratio:
+            yield "save_every_n_epochs", "--save_n_epoch_ratio goes before it"
+        if not (self.save_every_n_epochs or self.save_n_epoch_ratio):
+            for name in ("save_last_n_epochs", "save_last_n_epochs_state"):
+                yield name, "no --save_every_n_epochs"
+        if not self.save_every_n_steps:
+            for name in ("save_last_n_steps", "save_last_n_steps_state"):
+                yield name, "no --save_every_n_steps"
+
 
 @dataclass(frozen=True, kw_only=True)
 class MetadataOptions(OptionGroup):

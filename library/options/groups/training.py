@@ -59,6 +59,10 @@ class TrainingOptions(OptionGroup):
         if self.initial_epoch is not None and self.initial_step is not None:
             yield "--initial_epoch and --initial_step both say where to begin. Keep one of them."
 
+    def without_effect(self) -> Iterator[tuple[str, str]]:
+        if self.max_train_epochs is not None:
+            yield "max_train_steps", "--max_train_epochs goes before it"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationOptions(OptionGroup):

@@ -13,7 +13,10 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from library.errors import CheckpointError
+
 _PLAIN = (bool, int, float, str, type(None))
+_SHAPING = ("amsgrad", "ams_bound", "centered", "momentum", "beta1")  # on or off decides what a state consists of
 _NOTE = "choices"  # attribute of the optimizer
 
 
@@ -42,6 +45,20 @@ def choices(optimizer: Optimizer) -> dict[str, Any]:
 def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
     """The choices that are others now, of one group or of the attributes."""
     return {key: value for key, value in now.items() if key in before and before[key] != value}
+
+
+def check_form(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse a choice by which a state would have other parts than the one that was saved.
+
+    Raises:
+        CheckpointError: With its name.
+    """
+    for key, value in changed(before, now).items():
+        if key in _SHAPING and bool(before[key]) != bool(value):
+            raise CheckpointError(
+                f"--optimizer_args {key}={value!r}: the optimizer of the saved state has {before[key]!r}, with which "
+                f"it keeps other numbers. Put it back, or begin a new run."
+            )
 
 
 def _note(names: set[str], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from library.errors import CheckpointError
 from library.training.optimization.lean_optimizer import bare_optimizer
-from library.training.optimization.optimizer_choices import changed, choices
+from library.training.optimization.optimizer_choices import changed, check_form, choices
 from library.training.optimization.optimizer_packing import Packer, Unpacker, foreign_state, is_kept_by_constructor
 
 _FORMAT = 2
@@ -70,9 +70,11 @@ def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None
     own = _own_attributes(bare)  # some classes make others in their first step
     if strange := [name for name in attributes if name not in own and (not _is_state(name) or hasattr(bare, name))]:
         raise foreign_state(f"replaces {', '.join(strange)}, which is no state of {_class_name(bare)}")
+    before, now = unpacker.unpack(state["choices"]), choices(bare)
+    for pair in zip(before["groups"], now["groups"], strict=True):
+        check_form(*pair)
     bare.state.clear()
     bare.state.update(pairs)
-    before, now = unpacker.unpack(state["choices"]), choices(bare)
     for index, group in enumerate(bare.param_groups):
         parameters, saved = group["params"], unpacker.unpack(state["groups"][index])
         chosen = changed(before["groups"][index], now["groups"][index])
@@ -84,9 +86,7 @@ def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None
 
 def _own_attributes(optimizer: Optimizer) -> dict[str, Any]:
     return {
-        name: value
-        for name, value in vars(optimizer).items()
-        if _is_state(name) and not is_kept_by_constructor(value)
+        name: value for name, value in vars(optimizer).items() if _is_state(name) and not is_kept_by_constructor(value)
     }
 
 

@@ -175,9 +175,7 @@ def _try_step(kind: OptimizerKind, arguments: Mapping[str, Any], learning_rate: 
     return optimizer if "lr" in optimizer.defaults else ValueError("it has no learning rate")
 
 
-def _build(
-    kind: OptimizerKind, groups: list[dict[str, Any]], arguments: Mapping[str, Any], seed: int = 0
-) -> Optimizer:
+def _build(kind: OptimizerKind, groups: list[dict[str, Any]], arguments: Mapping[str, Any], seed: int = 0) -> Optimizer:
     from library.training.optimization.optimizer_modes import set_train_mode
 
     optimizer = lean_class(kind)(groups, **arguments)

@@ -46,8 +46,7 @@ def load_schedule_state(schedule: LRScheduler, state: Mapping[str, Any], *, num_
         schedule.load_state_dict(dict(state["now"]))
         _set_rates(schedule, schedule.get_last_lr())
     elif isinstance(schedule, PlateauSchedule):
-        if is_same_class:
-            _set_plateau(schedule, state)
+        _set_plateau(schedule, state if is_same_class else schedule_state(schedule))
     else:
         _repeat(schedule, num_steps)
 
@@ -71,9 +70,10 @@ def _set_place(schedule: LambdaLR, num_steps: int) -> None:
 
 def _set_plateau(schedule: PlateauSchedule, state: Mapping[str, Any]) -> None:
     """The rate was lowered by what happened, so it goes on lowered as far."""
+    start = getattr(schedule, _START)
     for name in _PLATEAU_PLACE:
         setattr(schedule, name, state["now"][name])
-    rates = zip(getattr(schedule, _START)["rates"], state[_START]["rates"], state["now"]["_last_lr"], strict=True)
+    rates = zip(start["rates"], state[_START]["rates"], state["now"]["_last_lr"], strict=True)
     lowered = [now * last / before if before else now for now, before, last in rates]
     _set_rates(schedule, lowered)
     schedule._last_lr = lowered

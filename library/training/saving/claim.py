@@ -88,9 +88,7 @@ class OutputClaim:
             logger.warning("%s cannot be written (%s).", self.folder / CLAIM, error.strerror or error)
 
 
-def files_of_another_run(
-    folder: Path, names: Iterable[str], *, is_same_run: bool, is_resumed: bool
-) -> None:
+def files_of_another_run(folder: Path, names: Iterable[str], *, is_same_run: bool, is_resumed: bool) -> None:
     """Refuse to overwrite what another run has made.
 
     Args:

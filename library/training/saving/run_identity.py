@@ -165,7 +165,7 @@ def _changed(before: Mapping[str, Any], now: Mapping[str, Any], words: str) -> I
 
 
 def _word(value: Any) -> str:
-    return "not set" if value is None else str(value)
+    return "not set" if value in (None, "") else str(value)
 
 
 def _picture_changes(before: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:

@@ -154,10 +154,10 @@ class Saver:
             OutputError: It cannot be written; what was there before still is.
         """
         path = self.folder / save.model
-        written = self._write_model(path, step, self.plan.course.epochs_done(step))
+        written = list(self._write_model(path, step, self.plan.course.epochs_done(step)))
         self.files = [file for file in self.files if file.name != save.model]
         self.files.append(SavedFile(save.model, step))
-        logger.info("saved %s", path)
+        logger.info("saved %s", ", ".join(str(file) for file in written))
         self._after(written)
         if save.old_model:
             self._remove_model(save.old_model)

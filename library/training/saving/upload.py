@@ -106,6 +106,8 @@ class Uploader:
     def __init__(self, target: Target, token: str | None = None, *, delays: Sequence[float] = RETRY_DELAYS) -> None:
         self._target, self._token, self._delays = target, token, tuple(delays)
         self._queue: Queue[Path] = Queue()
+        self._is_out_of_reach = False  # by all tries of the last file, so the next one is tried once
+        self._has_warned = False
         self._open: list[Path] = []
         self._outcomes: list[Outcome] = []
         self._changed = Condition()
@@ -146,19 +148,24 @@ class Uploader:
 
     def _upload_with_retries(self, path: Path) -> Outcome | None:
         """None if the end of the run did not wait any longer."""
-        for delay in (*self._delays, None):
+        delays = () if self._is_out_of_reach else self._delays
+        for delay in (*delays, None):
             if not os.path.exists(path):
                 return Outcome(path, "removed")
             try:
                 self._upload(path)
+                self._is_out_of_reach = False
                 return Outcome(path, "uploaded")
             except Exception as error:  # of any kind: packages below the client raise their own. It is told, always
                 if not os.path.exists(path):
                     return Outcome(path, "removed")
                 reason = fault_words(error, self._token)
                 if delay is None or is_final(error):
+                    self._is_out_of_reach = not is_final(error)
                     return Outcome(path, "failed", reason)
-            logger.debug("%s: upload is tried again in %.0f s (%s)", path.name, delay, reason)
+            if not self._has_warned:
+                logger.info("%s is not uploaded yet, it is tried again in %.0f s: %s", path.name, delay, reason)
+            self._has_warned = True
             if self._is_given_up.wait(delay):
                 return None
         raise AssertionError("the last try returns")

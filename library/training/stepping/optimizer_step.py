@@ -17,6 +17,8 @@ from library.errors import EnvironmentFault
 from library.log import get_logger
 from library.memory_use import is_out_of_memory
 from library.records import Batch, Size
+from library.training.optimization.lean_optimizer import bare_optimizer
+from library.training.optimization.optimizer_modes import skips_on_device
 from library.training.processes import average_over_processes, shared_gradients
 from library.training.stepping.step_log import Sample
 
@@ -178,10 +180,11 @@ class OptimizerStep:
         Fused optimizers of torch decide on the device; others have to be told by the host, which waits for it, as loss
         scaling does anyway.
         """
-        scaler, inner = self.accelerator.scaler, getattr(self.optimizer, "optimizer", self.optimizer)
-        if scaler is None and is_good.device.type == "cuda" and getattr(inner, "_step_supports_amp_scaling", False):
-            inner.grad_scale, inner.found_inf = None, (~is_good).float()
+        scaler, bare = self.accelerator.scaler, bare_optimizer(self.optimizer)
+        if scaler is None and is_good.device.type == "cuda" and skips_on_device(bare):
+            bare.grad_scale, bare.found_inf = None, (~is_good).float()  # type: ignore[attr-defined]
             self.optimizer.step()
+            bare.found_inf = None  # type: ignore[attr-defined]
         elif bool(is_good):
             self.optimizer.step()
         elif scaler is not None:

@@ -32,6 +32,7 @@ _INCHES = (12.0, 9.0)
 _DPI = 100  # 1200 x 900 pixels
 _MAX_POINTS = 1500  # more do not show at this width
 _SMOOTHING = 20  # the smoothed curve is a mean over 1/20 of the run
+_LEAST_SMOOTHED = 10  # steps
 _FEW_POINTS = 30
 _MAX_EPOCH_MARKS = 60
 _MAX_TITLE = 36
@@ -139,7 +140,7 @@ def _draw(figure: Figure, curves: Curves) -> None:
 def _draw_losses(axes: Axes, curves: Curves) -> None:
     steps, losses = np.asarray(curves.steps, dtype=float), np.asarray(curves.losses, dtype=float)
     losses = np.where(np.isfinite(losses), losses, np.nan)
-    smooth = smoothed(losses, max(1, len(losses) // _SMOOTHING))
+    smooth = smoothed(losses, max(min(_LEAST_SMOOTHED, len(losses) // 4), len(losses) // _SMOOTHING, 1))
     validation = np.array([point for point in curves.validation if np.isfinite(point[1])], dtype=float).reshape(-1, 2)
     _mark_epochs(axes, curves.epoch_ends)
     marker = "o" if len(steps) <= _FEW_POINTS else ""  # a line of one point does not show

@@ -121,7 +121,7 @@ class Watch:
         if self._is_main:
             self._trackers.log(epoch_scalars(self.records.epoch_mean(), self.records.timestep_bins()), step)
             if time.monotonic() > self._next_writing:
-                self._write()
+                self.write()
 
     def validation(self, step: int, loss: float) -> None:
         """The validation loss after a step."""
@@ -155,13 +155,12 @@ class Watch:
     # At the end
 
     def finish(self, uploads: Iterable[str] = (), exit_code: int = 0) -> None:
-        """Write what is written at the end, and say how the run went. On the main process."""
-        self._write()
+        """Say how the run went. On the main process."""
         for line in summary_lines(self._summary(tuple(uploads))):
             logger.info("%s", line)
         self._trackers.finish(exit_code)
 
-    def _write(self) -> None:
+    def write(self) -> None:
         """The curves and the table of losses by picture; at most a hundredth of the time goes into it."""
         started = time.monotonic()
         self._curves.draw(self._curves_now())

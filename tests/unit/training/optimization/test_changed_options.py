@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from library.errors import CheckpointError
 from library.training.optimization.optimizer_state import load_optimizer_state, optimizer_state
 from library.training.optimization.optimizers import make_optimizer
 from library.training.optimization.schedule_classes import end_epoch
@@ -109,10 +110,19 @@ def test_a_warmup_of_its_own_goes_on_with_another_rate():
 
 def test_an_argument_that_the_class_keeps_as_an_attribute_counts():
     pytest.importorskip("pytorch_optimizer")
-    before = Run("AdaShift", args=["keep_num=3"]).train(4)
-    assert Run("AdaShift", args=["keep_num=3", "cautious=True"]).go_on_from(before, 4).value("cautious") == [True] * 2
     before = Run("pytorch_optimizer.StableAdamW").train(1)
     assert Run("pytorch_optimizer.StableAdamW", args=["maximize=True"]).go_on_from(before, 1).optimizer.maximize is True
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "now"), [("AdamW", None, ["amsgrad=True"]), ("RMSprop", ["momentum=0.9"], ["momentum=0"])]
+)
+def test_an_argument_that_needs_another_state_is_refused_and_changes_nothing(name, before, now):
+    run = Run(name, args=now)
+    with pytest.raises(CheckpointError, match=f"--optimizer_args {now[0].partition('=')[0]}="):
+        run.go_on_from(Run(name, args=before).train(2), 2)
+    assert not run.optimizer.state
+    assert Run("SGD", args=["momentum=0.9"]).go_on_from(Run("SGD", args=["momentum=0.5"]).train(2), 2).train(1)
 
 
 def test_another_schedule_begins_at_the_place_of_the_former_one():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from library.training.optimization.optimizer_rates import has_own_scale, learning_rates
+from library.training.optimization.optimizer_rates import LateNumber, has_own_scale, learning_rates
 from library.training.optimization.optimizers import make_optimizer
 from library.training.optimization.schedules import make_schedule
 
@@ -81,3 +81,11 @@ def test_schedule_free_shows_its_own_warmup():
         step(optimizer)
         shown.append(learning_rates(optimizer, ["unet"])["lr/unet"])
     assert shown == [0.25, 0.5, 0.75, 1.0, 1.0]
+
+
+def test_a_number_of_a_device_is_the_one_of_the_look_before():
+    number, late = torch.tensor(3.0), LateNumber()
+    assert late.look(number) is None
+    number.fill_(4.0)
+    assert late.look(number) == 3.0
+    assert late.look(number) == 4.0
