@@ -13,7 +13,7 @@ import argparse
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from statistics import median
 
@@ -26,6 +26,7 @@ from examples.tiny_sd3.make import CONTEXT_WIDTH, POOLED_WIDTH, TinySd3, build_t
 from library.families.sd3.options import NETWORK_SCRIPT, Sd3NetworkOptions
 from library.models.mmdit import MMDiT, MMDiTConfig
 from library.options.spec import parse_options
+from library.records import Batch
 from library.tensorfile import write_tensors
 from sd3_train_network import Sd3NetworkTrainer
 
@@ -87,13 +88,13 @@ def start_trainer(folder: Path, depth: int, precision: str) -> Sd3NetworkTrainer
     trainer.load()
     trainer.build_trainables()
     trainer.build_optimizer()
-    trainer.batch_loss = trainer._make_batch_loss()
+    trainer.build_loop()
     return trainer
 
 
 def variants(trainer: Sd3NetworkTrainer) -> dict[str, Callable[[], None]]:
     """One step of each, over models that share the frozen weights."""
-    batches = trainer._batches()
+    batches = trainer.batches_from(0)
     batch = next(batches)
     assert batch.latents is not None and batch.text is not None
     conditioning = trainer.family.join_text(batch.text, trainer.denoiser)
@@ -111,11 +112,18 @@ def variants(trainer: Sd3NetworkTrainer) -> dict[str, Callable[[], None]]:
         return copy.requires_grad_(False)
 
     return {
-        REAL: lambda: trainer._optimizer_step([next(batches)]),
+        REAL: lambda: _real_step(trainer, batches),
         PLAIN: lora_step(model(), example),
         FROZEN: frozen_step(model(), example),
         NAIVE: lora_step(model(), example, is_naive=True),
     }
+
+
+def _real_step(trainer: Sd3NetworkTrainer, batches: Iterator[Batch]) -> None:
+    """As the loop makes it, with everything that watches."""
+    trainer.optimizer_step([next(batches)])
+    if (report := trainer.take_report()) is not None:
+        trainer.watch.step(report)
 
 
 def measure(steps: Mapping[str, Callable[[], None]], *, rounds: int, repeats: int) -> dict[str, list[float]]:

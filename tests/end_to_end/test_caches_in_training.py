@@ -263,7 +263,7 @@ def test_shuffled_captions_train_with_cached_outputs(training, tmp_path):
     assert on_disk.losses == in_memory.losses
     assert in_memory.losses != pytest.approx(fixed.losses, rel=1e-3)
     assert 4 < len(entries(pictures, "_te")) <= 16  # four of each picture, those that are equal once
-    seen = {caption for batch in on_disk.trainer._batches() for caption in batch.captions}
+    seen = {caption for batch in on_disk.trainer.batches_from(0) for caption in batch.captions}
     assert len(seen) > 2
     assert all(sorted(caption.split(", ")[1:]) == ["blue", "green", "on white", "red"] for caption in seen)
     assert all(caption.startswith("a shape, ") for caption in seen)
@@ -280,7 +280,7 @@ def test_cached_states_are_those_of_the_drawn_caption(training, flags):
     device = torch.device("cpu")
     encoders = family.load_text_encoders(files, torch.float32, device, family.encoder_names)
     tokenizers = family.load_tokenizers(files, family.encoder_names)
-    batches = list(islice(trainer._batches(), 8))
+    batches = list(islice(trainer.batches_from(0), 8))
     for batch in batches:
         with torch.no_grad():
             live = family.encode_text(encoders, family.tokenize(tokenizers, batch.captions))

@@ -40,7 +40,7 @@ def check_run(run, folder, depth):
     first_use_of_weights = next(i for i, line in enumerate(lines) if "networks.lora" in line and "train" in line)
     assert [i < first_use_of_weights for i, line in enumerate(lines) if meaning in line] == [True]
     names = [f"my_sd3_lora-{epoch:06d}.safetensors" for epoch in range(1, 10)]
-    assert sorted(path.name for path in folder.iterdir()) == sorted([*names, "my_sd3_lora.safetensors"])
+    assert sorted(path.name for path in folder.glob("*.safetensors")) == sorted([*names, "my_sd3_lora.safetensors"])
 
 
 def test_command_with_networks_lora_trains_an_sd3_lora(training, launch, common):

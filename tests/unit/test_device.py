@@ -30,7 +30,13 @@ def test_memory_on_the_cpu_is_told():
     assert device_words(torch.device("cpu")) == "CPU"
 
 
-@pytest.mark.parametrize("module", ["device", "training.optimizers", "training.schedules", "training.prompts"])
+MODULES = (
+    *("device", "memory_use", "training.trainer", "training.sampling.prompts"),
+    *("training.optimization.optimizers", "training.optimization.schedules"),
+)
+
+
+@pytest.mark.parametrize("module", MODULES)
 def test_importing_does_not_import_torch(module):
     code = f"import sys, library.{module}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parents[2])
