@@ -82,28 +82,30 @@ class SavePlan:
 
     def of_step(self, step: int) -> Save:
         """A save that is named after its step."""
-        options, name, every = self.options, self.options.output_name, self.options.save_every_n_steps or 1
+        options, every = self.options, self.options.save_every_n_steps or 1
         keep = options.save_last_n_steps
         old = step_to_remove(step, every, keep)
         old_state = step_to_remove(step, every, options.save_last_n_steps_state or keep)
-        return Save(
-            step_name(name, self.extension, step),
-            step_name(name, STATE, step),
-            None if old is None else step_name(name, self.extension, old),
-            None if old_state is None else step_name(name, STATE, old_state),
-        )
+        return self._named(step_name, step, old, old_state)
 
     def of_epoch(self, epoch: int) -> Save:
         """A save that is named after its epoch."""
-        options, name, every = self.options, self.options.output_name, self.every_n_epochs or 1
+        options, every = self.options, self.every_n_epochs or 1
         keep = options.save_last_n_epochs
         old = epoch_to_remove(epoch, every, keep)
         old_state = epoch_to_remove(epoch, every, options.save_last_n_epochs_state or keep)
+        return self._named(epoch_name, epoch, old, old_state)
+
+    def _named(
+        self, name_of: Callable[[str | None, str, int], str], number: int, old: int | None, old_state: int | None
+    ) -> Save:
+        """Of a step or an epoch, and of those that it replaces."""
+        name = self.options.output_name
         return Save(
-            epoch_name(name, self.extension, epoch),
-            epoch_name(name, STATE, epoch),
-            None if old is None else epoch_name(name, self.extension, old),
-            None if old_state is None else epoch_name(name, STATE, old_state),
+            name_of(name, self.extension, number),
+            name_of(name, STATE, number),
+            None if old is None else name_of(name, self.extension, old),
+            None if old_state is None else name_of(name, STATE, old_state),
         )
 
     def of_end(self) -> Save:

@@ -1,0 +1,122 @@
+"""Which names a run saves under, and what is left after each save."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from library.data.plan.batches import StepCount
+from library.errors import OutputError
+from library.options.groups import SavingOptions
+from library.training.course import Course
+from library.training.saving.saver import SavePlan, Saver
+
+GOLDEN = json.loads(
+    (Path(__file__).resolve().parents[3] / "golden" / "data" / "names_hashes.json").read_text(encoding="utf-8")
+)
+
+
+def course(steps_per_epoch, max_steps):
+    return Course(
+        StepCount(
+            images=steps_per_epoch,
+            repeats=1,
+            samples=steps_per_epoch,
+            batch_sizes=(1,),
+            accumulation=1,
+            num_processes=1,
+            batches_per_epoch=steps_per_epoch,
+            batches_per_process=steps_per_epoch,
+            steps_per_epoch=steps_per_epoch,
+            epochs=-(-max_steps // steps_per_epoch),
+            max_steps=max_steps,
+        )
+    )
+
+
+def saver_of(folder, options, run, write_model=None):
+    def write(path, step, epoch):
+        path.write_text(str(step))
+        return [path]
+
+    plan = SavePlan(options, run, ".safetensors")
+    return Saver(folder, plan, write_model or write, lambda path: path.mkdir(exist_ok=True))
+
+
+@pytest.mark.parametrize("case", GOLDEN["retention_simulations"], ids=lambda case: f"{case['kind']} {case['every']}")
+def test_what_is_left_after_each_save_is_as_users_know_it(case, tmp_path):
+    kind = {"epoch": "epochs", "step": "steps"}[case["kind"]]
+    options = SavingOptions(
+        output_name=case["output_name"],
+        **{
+            f"save_every_n_{kind}": case["every"],
+            f"save_last_n_{kind}": case["save_last_n"],
+            f"save_last_n_{kind}_state": case["save_last_n_state"],
+        },
+    )
+    run = course(1, case["total"]) if kind == "epochs" else course(10**6, case["total"] + 1)
+    saver = saver_of(tmp_path, options, run)
+    for number, listing in case["listing_after"]:
+        for save in saver.plan.due(number):
+            assert saver.try_to_save_model(save, number)
+            assert saver.try_to_save_state(save)
+        assert sorted(path.name for path in tmp_path.iterdir()) == listing
+
+
+def test_all_models_are_named_before_the_first_is_written():
+    options = SavingOptions(output_name="m", save_every_n_steps=2, save_every_n_epochs=1)
+    assert list(SavePlan(options, course(3, 7), ".safetensors").all_models()) == [
+        "m.safetensors",
+        *("m-step00000002.safetensors", "m-000001.safetensors", "m-step00000004.safetensors"),
+        *("m-step00000006.safetensors", "m-000002.safetensors"),
+    ]
+
+
+def test_the_average_of_a_file_goes_with_it(tmp_path):
+    def write(path, step, epoch):
+        written = [path, path.with_name(f"{path.stem}-ema{path.suffix}")]
+        for file in written:
+            file.write_text(str(step))
+        return written
+
+    options = SavingOptions(output_name="m", save_every_n_steps=1, save_last_n_steps=1)
+    saver = saver_of(tmp_path, options, course(100, 100), write)
+    for step in (1, 2, 3):
+        saver.save_model(saver.plan.due(step)[0], step)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("m-step00000002-ema.safetensors", "m-step00000002.safetensors"),
+        *("m-step00000003-ema.safetensors", "m-step00000003.safetensors"),
+    ]
+
+
+def test_a_state_that_the_run_may_go_back_to_stays(tmp_path):
+    options = SavingOptions(output_name="m", save_every_n_steps=1, save_last_n_steps=1)
+    saver = saver_of(tmp_path, options, course(100, 100))
+    saver.spared = tmp_path / "m-step00000001-state"
+    for step in (1, 2, 3, 4):
+        saver.try_to_save_state(saver.plan.due(step)[0])
+    left = [path.name for path in sorted(tmp_path.iterdir())]
+    assert left == ["m-step00000001-state", "m-step00000003-state", "m-step00000004-state"]
+
+
+def test_a_file_that_fails_in_between_is_told_and_the_next_one_is_saved(tmp_path, caplog):
+    def write(path, step, epoch):
+        if step == 1:
+            raise OutputError(f"{path}: cannot be written (full). Free some space.")
+        path.write_text(str(step))
+        return [path]
+
+    options = SavingOptions(output_name="m", save_every_n_steps=1)
+    saver = saver_of(tmp_path, options, course(100, 100), write)
+    assert [saver.try_to_save_model(saver.plan.due(step)[0], step) for step in (1, 2)] == [False, True]
+    assert [file.name for file in saver.files] == ["m-step00000002.safetensors"]
+
+
+def test_a_kill_between_a_save_and_the_removal_of_the_older_one_is_made_good(tmp_path):
+    options = SavingOptions(output_name="m", save_every_n_steps=1, save_last_n_steps=1)
+    saver = saver_of(tmp_path, options, course(100, 100))
+    for step in (1, 2, 3):
+        (tmp_path / f"m-step0000000{step}-state").mkdir()
+        (tmp_path / f"m-step0000000{step}.safetensors").touch()
+    saver.tidy(3)
+    assert not list(tmp_path.glob("m-step00000001*")) and len(list(tmp_path.iterdir())) == 4
