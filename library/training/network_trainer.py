@@ -12,6 +12,7 @@ from library.errors import CheckpointError, OptionError
 from library.log import get_logger
 from library.training.network_module import changes_encoders, check_network, import_network_module
 from library.training.optimization.optimizers import split_key_values
+from library.training.saving.saver import AVERAGE
 from library.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class NetworkTrainer(Trainer):
     def check_options(self) -> None:
         """Also: the form of --network_args, and what cannot be cached."""
         super().check_options()
+        self._tell_lost_metadata()
         self.network_args = network_args(self.options.network.network_args, self.options.network.network_dropout)
         if not self._trains_t5():
             return
@@ -51,6 +53,16 @@ class NetworkTrainer(Trainer):
             raise OptionError(
                 "--network_args train_t5xxl=True cannot be used with --cache_text_encoder_outputs: "
                 "a trained encoder has no fixed output. Leave one of them out."
+            )
+
+    def _tell_lost_metadata(self) -> None:
+        """Pickles have no header to write into."""
+        if self.options.saving.save_model_as not in ("ckpt", "pt"):
+            return
+        given = sorted(f"--{n}" for n in self.options.given if n.startswith("metadata_") or n == "training_comment")
+        if given:
+            logger.warning(
+                "%s without effect: .%s files have no metadata.", ", ".join(given), self.options.saving.save_model_as
             )
 
     def check_trainables(self) -> None:
@@ -262,7 +274,9 @@ class NetworkTrainer(Trainer):
         if self.options.saving.save_model_as == "diffusers":
             state = self.family.network_to_diffusers(state)
         architecture = f"{self.family.architecture(self.files)}/lora"
-        metadata = self.run_metadata.for_file(state, step=step, epoch=epoch, architecture=architecture)
+        metadata = self.run_metadata.for_file(
+            state, step=step, epoch=epoch, architecture=architecture, is_average=path.stem.endswith(AVERAGE)
+        )
         write_network(path, state, metadata)
         return [path]
 

@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 CACHED = ("--network_train_unet_only", "--cache_latents", "--cache_text_encoder_outputs")
@@ -196,3 +197,21 @@ def test_a_validation_picture_that_vanishes_costs_the_validation_and_nothing_els
     run = training.run_arguments(words, after={"announce": remove})
     assert run.file.read_bytes() == plain.file.read_bytes() and run.trainer.watch.validations == []
     assert [line for line in run.log if line.startswith("no validation loss at step ") and "training goes on" in line]
+
+
+def test_the_header_of_an_average_says_what_it_is_and_pickles_have_none(training, dataset):
+    words = [
+        word for word in training.arguments(dataset, *CACHED, NAME, "--max_train_steps=1") if word != "--no_metadata"
+    ]
+    run = training.run_arguments([*words, "--ema_decay=0.9"])
+    headers = {}
+    for name in ("x.safetensors", "x-ema.safetensors"):
+        with safe_open(run.file.parent / name, "pt") as file:
+            headers[name] = file.metadata()
+    assert headers["x-ema.safetensors"]["ss_ema_weights"] == "True"
+    assert "ss_ema_weights" not in headers["x.safetensors"]
+    words = [
+        word for word in training.arguments(dataset, *CACHED, NAME, "--max_train_steps=1") if word != "--no_metadata"
+    ]
+    pickled = training.run_arguments([*words, "--save_model_as=ckpt", "--metadata_title=mine"])
+    assert [line for line in pickled.log if line.startswith("--metadata_title without effect: .ckpt files")]

@@ -94,7 +94,9 @@ class RunMetadata:
         """What a run that is continued keeps; can be written as JSON."""
         return {"session_id": self._session_id, "training_started_at": self._started_at}
 
-    def for_file(self, tensors: Mapping[str, Tensor], *, step: int, epoch: int, architecture: str) -> dict[str, str]:
+    def for_file(
+        self, tensors: Mapping[str, Tensor], *, step: int, epoch: int, architecture: str, is_average: bool = False
+    ) -> dict[str, str]:
         """The header of a file; empty with --no_metadata. Waits for the hashes of the model files if need be.
 
         Where a list had to be shortened to keep the header readable, the whole one goes to <name>_dataset.json in
@@ -105,6 +107,8 @@ class RunMetadata:
         hashes = self._known_hashes()
         now = time.time()
         facts: dict[str, Any] = {"training_finished_at": now, "epoch": epoch, "steps": step}
+        if is_average:
+            facts["ema_weights"] = True
         for kind, path in self.family.part_files(self.files).items():
             if kind in hashes:
                 facts |= describe_file(_FILE_KINDS[kind], path, hashes[kind])

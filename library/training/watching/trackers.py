@@ -151,6 +151,8 @@ def check_trackers(options: LoggingOptions) -> None:
         EnvironmentFault: The package of a tracker is not installed.
         OptionError: --log_tracker_config cannot be read, or has an unknown table or key.
     """
+    if options.logging_dir is not None and options.logging_dir.is_file():
+        raise OptionError(f"--logging_dir: {options.logging_dir} is a file. Give a folder.")
     for name in options.trackers:
         if not _is_installed(name):
             raise EnvironmentFault(

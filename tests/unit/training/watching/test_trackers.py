@@ -330,3 +330,10 @@ def test_options_are_shown_without_keys_and_paths():
     assert not [name for name, value in shown.items() if KEY in str(value) or "/" in str(value) or "\\" in str(value)]
     assert not {"output_dir", "dataset_config", "metadata_thumbnail", "clip_l"} & set(shown)
     assert {type(value) for value in shown.values()} <= {bool, int, float, str}
+
+
+def test_a_logging_dir_that_is_a_file_is_refused(tmp_path):
+    place = tmp_path / "logs"
+    place.touch()
+    with pytest.raises(OptionError, match="logs is a file"):
+        check_trackers(LoggingOptions(logging_dir=place))
