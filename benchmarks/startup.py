@@ -39,7 +39,7 @@ def arguments(folder: Path) -> list[str]:
         "network_dim": 16,
         "max_train_steps": 1,
     }
-    switches = ["network_train_unet_only", "cache_latents_to_disk", "cache_text_encoder_outputs_to_disk"]
+    switches = ["network_train_unet_only", "cache_latents_to_disk", "cache_text_encoder_outputs_to_disk", "overwrite"]
     return [f"--{name}={value}" for name, value in values.items()] + [f"--{name}" for name in switches]
 
 

@@ -91,7 +91,7 @@ def test_a_training_without_time_has_no_steps():
 
 
 def test_the_toy_is_yellow_before_the_background_of_its_caption(tmp_path: Path):
-    subject.main([str(tmp_path), "--count", "6"])
+    subject.main([str(tmp_path), "4"])
     captions = {path.stem: path.read_text(encoding="utf-8").strip() for path in tmp_path.glob("*.txt")}
     assert sorted(captions.values()) == sorted(f"a sks toy on a {name} background" for name in subject.BACKGROUNDS)
     for stem, caption in captions.items():
@@ -99,7 +99,7 @@ def test_the_toy_is_yellow_before_the_background_of_its_caption(tmp_path: Path):
         assert seen.colour == "yellow" and f"on a {seen.background} background" in caption
 
 
-def test_captions_and_background_of_the_toy_can_be_plain(tmp_path: Path):
-    subject.main([str(tmp_path), "--count", "3", "--background", "green", "--plain_captions"])
+def test_before_one_background_captions_do_not_say_it(tmp_path: Path):
+    subject.main([str(tmp_path), "3", "green"])
     assert {path.read_text(encoding="utf-8") for path in tmp_path.glob("*.txt")} == {"a sks toy\n"}
     assert {look(Image.open(path)).background for path in tmp_path.glob("*.png")} == {"green"}
