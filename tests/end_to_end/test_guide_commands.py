@@ -64,10 +64,11 @@ def commands_of(page: str, folder: Path) -> list[list[str]]:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_training_of_the_page_can_be_planned(page: str, folder: Path):
-    trainings = [words for earlier in PAGES[: PAGES.index(page) + 1] for words in commands_of(earlier, folder)]
+    commands_of("training_guide.md", folder)  # which the other page builds upon
+    trainings = commands_of(page, folder)
     assert trainings
     for words in trainings:
-        assert re.search(r"= \d+ steps an\s+epoch", run([*words, "--dry_run"], folder)), words
+        assert re.search(r"= \d+\s+steps?\s+an\s+epoch", run([*words, "--dry_run"], folder)), words
 
 
 def test_the_training_of_the_guide_writes_what_the_page_shows(folder: Path):
