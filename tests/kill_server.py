@@ -2,9 +2,9 @@
 
 A job is JSON: {"argv": the command line, "is_full": train the whole denoiser, "log": file for its output,
 "kill": null, or {"step": n, "is_after": whether after it} or {"file": n, "delay": seconds}}. The second kind kills at
-the n-th file operation in the output folder, at once where the delay is 0, else that much later, wherever the run is by
+the n-th file operation inside a save, at once where the delay is 0, else that much later, wherever the run is by
 then. Every training is a process of its own, forked from this one so that torch is imported once. The outcome is
-{"signal": that ended it, or 0, "code": exit code, "operations": file operations in the output folder}.
+{"signal": that ended it, or 0, "code": exit code, "operations": file operations inside saves}.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,19 @@ def _kill_at_step(trainer: Any, step: int, is_after: bool) -> None:
     trainer.optimizer_step = optimizer_step
 
 
+def _counted(save: Callable[..., Any], depth: list[int]) -> Callable[..., Any]:
+    """The save, which counts in `depth` whether one is going on: tidying up at the start of a run is none."""
+
+    def counted(*args: Any, **named: Any) -> Any:
+        depth[0] += 1
+        try:
+            return save(*args, **named)
+        finally:
+            depth[0] -= 1
+
+    return counted
+
+
 def _writes(arguments: tuple[Any, ...]) -> bool:
     """Whether a file is opened to write; what is read of a state before the run goes on is no save."""
     _, mode, flags = arguments
@@ -101,11 +115,15 @@ def _writes(arguments: tuple[Any, ...]) -> bool:
 
 
 def _watch_files(job: dict[str, Any], kill: dict[str, Any], tell: int) -> None:
+    from library.training.saving.saver import Saver
+
     folder = next(word.partition("=")[2] for word in job["argv"] if word.startswith("--output_dir="))
-    seen = [0]
+    seen, depth = [0], [0]
+    for name in ("save_model", "try_to_save_state"):
+        setattr(Saver, name, _counted(getattr(Saver, name), depth))
 
     def hear(event: str, arguments: tuple[Any, ...]) -> None:
-        if event not in FILE_EVENTS or not isinstance(arguments[0], (str, Path)):
+        if not depth[0] or event not in FILE_EVENTS or not isinstance(arguments[0], (str, Path)):
             return
         if event == "open" and not _writes(arguments):
             return

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from library.checkpoint.state_folder import open_folder, remove_folder
+from library.checkpoint.state_folder import glance, open_folder, remove_folder
 from library.errors import CheckpointError, OptionError, OutputError, UserError
 from library.log import get_logger
 from library.records import Size
@@ -166,7 +166,7 @@ class Continuation:
         return None if state is None else state.path
 
     def is_finished(self) -> bool:
-        """Whether nothing is left to do: the state is of the end, and the final file is there.
+        """Whether nothing is left to do: the state is of the end, and what is written at the end is there.
 
         Raises:
             OptionError: The state that was named has all the steps already.
@@ -180,7 +180,9 @@ class Continuation:
                 f"--resume: {self.folder} has all {trainer.course.num_steps} steps already. Give more "
                 "--max_train_steps or --max_train_epochs, with --allow_changed."
             )
-        if not end.exists():
+        saving, state = trainer.options.saving, trainer.folder / trainer.saves.of_end().state
+        wants_state = saving.save_state or saving.save_state_on_train_end
+        if not end.exists() or (wants_state and glance(state) is None):
             return False
         logger.info("--resume auto: the run is complete, %s is there; nothing is left to do.", end)
         return True

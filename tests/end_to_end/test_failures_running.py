@@ -445,6 +445,15 @@ def test_f9_auto_on_a_finished_run_has_nothing_left_to_do(training, dataset, wit
     assert {path.name: path.stat().st_mtime_ns for path in with_states.glob("*.safetensors")} == before
 
 
+def test_f9_auto_writes_what_a_kill_at_the_very_end_has_left_out(training, dataset, with_states):
+    before = (with_states / "x.safetensors").read_bytes()
+    shutil.rmtree(with_states / "x-state")
+    flags = ("--max_train_steps=4", "--save_every_n_steps=2", "--save_state", NAME, f"--output_dir={with_states}")
+    training.unet_only(dataset, *flags, "--resume=auto")
+    assert open_folder(with_states / "x-state").about["current_step"] == 4
+    assert (with_states / "x.safetensors").read_bytes() == before
+
+
 def test_f9_auto_on_a_finished_run_with_other_options_shows_the_difference(training, dataset, with_states):
     folder = f"--output_dir={with_states}"
     with pytest.raises(OptionError, match="--learning_rate: 0.002, was 0.001"):
