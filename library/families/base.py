@@ -40,6 +40,7 @@ class ModelFamily(Protocol):
     """
 
     name: str  # "sd3": also the suffix of cache files
+    denoiser_name: str  # "mmdit", for logs
     latent_channels: int
     pixels_per_latent: int
     bucket_multiple: int  # bucket sides must be multiples of this many pixels
@@ -64,6 +65,12 @@ class ModelFamily(Protocol):
         """Longest side of a picture that the denoiser can place, in pixels; None for any."""
 
     def load_denoiser(self, files: Any, dtype: torch.dtype, device: torch.device) -> nn.Module: ...
+
+    def denoiser_parts(self, denoiser: nn.Module) -> dict[str, list[nn.Module]]:
+        """{part: its modules} for learning rates: "embedders", each block ("block_00", ...), "final"."""
+
+    def encoder_parameters(self, name: str, encoder: nn.Module) -> dict[str, nn.Parameter]:
+        """{name: parameter} of an encoder, without what its files have no place for."""
 
     def load_vae(self, files: Any, dtype: torch.dtype, device: torch.device) -> nn.Module: ...
 
@@ -147,6 +154,33 @@ class ModelFamily(Protocol):
 
     def network_to_diffusers(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A trained network's tensors under the names that diffusers loads."""
+
+    def write_model(
+        self,
+        path: Path,
+        *,
+        files: Any,
+        denoiser: Mapping[str, Tensor],
+        encoders: Mapping[str, Mapping[str, Tensor]],
+        layout: str,
+        bundled: Sequence[str],
+        dtype: torch.dtype | None,
+        metadata: Mapping[str, str] | None,
+    ) -> list[Path]:
+        """Write a whole model. Returns what was written.
+
+        Args:
+            path: One file, or a folder for the layout "diffusers".
+            denoiser: Its state.
+            encoders: {name: state} of those that were trained; the others are read from `files`.
+            layout: "safetensors", "ckpt" or "diffusers".
+            bundled: Encoders that go into the one file. One that was trained and is not among them gets its own.
+            dtype: Of all weights; None keeps what each has.
+            metadata: For the header.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
 
     def part_files(self, files: Any) -> dict[str, Path]:
         """{"model": path, "vae": path if given separately}: files named in the metadata."""

@@ -54,6 +54,7 @@ class TextTokenizer:
 
     Attributes:
         name: "clip_l", "clip_g" or "t5xxl".
+        length: Of captions, for CLIP: 77, or less where the tokenizer's folder says so; None for T5.
         start: Id before the caption; None for T5.
         end: Id after the caption.
         pad: Id that fills the rest.
@@ -61,6 +62,7 @@ class TextTokenizer:
 
     name: str
     vocabulary: Vocabulary
+    length: int | None
     start: int | None
     end: int
     pad: int
@@ -82,8 +84,9 @@ class TextTokenizer:
         return self.vocabulary.start_of(caption, room)
 
     def identity(self) -> str:
-        """What the ids of a caption depend on, apart from the length."""
-        return f"{self.vocabulary.identity()}:{self.start}:{self.end}:{self.pad}"
+        """What the ids of a caption depend on, apart from a length that comes from elsewhere."""
+        own = "" if self.length in (None, CLIP_LENGTH) else f":{self.length}"
+        return f"{self.vocabulary.identity()}:{self.start}:{self.end}:{self.pad}{own}"
 
 
 class TokenizerSet(dict[str, TextTokenizer]):
@@ -145,8 +148,10 @@ def _kind(name: str) -> str:
 def _tokenizer(name: str, vocabulary: Vocabulary) -> TextTokenizer:
     ids = vocabulary.ids
     if vocabulary.kind == "t5":
-        return TextTokenizer(name, vocabulary, None, ids[T5_END], ids[T5_PAD])
-    return TextTokenizer(name, vocabulary, ids[CLIP_START], ids[CLIP_END], 0 if name == "clip_g" else ids[CLIP_END])
+        return TextTokenizer(name, vocabulary, None, None, ids[T5_END], ids[T5_PAD])
+    length = min(CLIP_LENGTH, vocabulary.max_length or CLIP_LENGTH)
+    pad = 0 if name == "clip_g" else ids[CLIP_END]
+    return TextTokenizer(name, vocabulary, length, ids[CLIP_START], ids[CLIP_END], pad)
 
 
 class _Places:

@@ -23,6 +23,7 @@ CLIP_START = "<|startoftext|>"
 CLIP_END = "<|endoftext|>"
 T5_PAD = "<pad>"
 T5_END = "</s>"
+_SHORTEST, _LONGEST = 3, 1 << 20  # tokens; other numbers in tokenizer_config.json stand for "any length"
 _MIN_WORDS = 8  # fewer: not a vocabulary but what a library makes up when files are missing
 
 # How CLIP cuts a caption into words before byte pairs are merged.
@@ -40,6 +41,7 @@ class Vocabulary:
         ids: {token: id}.
         encode: Caption to ids, without start, end or padding, of any length.
         start_of: Index of the character where the token of a number (from 0) begins; None where there are fewer tokens.
+        max_length: Tokens of a caption with begin and end as tokenizer_config.json says it; None where it does not.
     """
 
     kind: str
@@ -47,6 +49,7 @@ class Vocabulary:
     ids: Mapping[str, int]
     encode: Callable[[str], list[int]]
     start_of: Callable[[str, int], int | None]
+    max_length: int | None = None
 
     @property
     def rows(self) -> int:
@@ -91,7 +94,13 @@ def _from_tokenizer(tokenizer: Tokenizer, kind: str, ids: Mapping[str, int], fol
         spans = tokenizer.encode(caption, add_special_tokens=False).offsets
         return int(spans[number][0]) if number < len(spans) else None
 
-    return Vocabulary(kind, folder, ids, encode, start_of)
+    return Vocabulary(kind, folder, ids, encode, start_of, _max_length(folder / "tokenizer_config.json"))
+
+
+def _max_length(path: Path) -> int | None:
+    """What the settings beside a tokenizer say; other tools go by the same number."""
+    told = _read_json(path).get("model_max_length") if path.is_file() else None
+    return int(told) if isinstance(told, int | float) and _SHORTEST <= told <= _LONGEST else None
 
 
 def _kind(ids: Mapping[str, int]) -> str | None:

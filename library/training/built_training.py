@@ -25,6 +25,7 @@ from library.training.stopping import StopRequest
 from library.training.watching.watch import Watch
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from library.training.loop import Loop
     from library.training.optimization.ema import Ema
     from library.training.sampling.sampling import SamplePictures
+    from library.training.saving.run_metadata import RunMetadata
     from library.training.saving.upload import Uploader
     from library.training.stepping.batch_loss import BatchLoss
     from library.training.stepping.optimizer_step import OptimizerStep
@@ -108,6 +110,10 @@ class BuiltTraining(Run):
         """Names of the text encoders that train; they cannot be cached."""
         raise NotImplementedError
 
+    def model_dtype(self, *, is_trained: bool = False) -> torch.dtype:
+        """Format in which the denoiser, or an encoder that trains, is loaded. By default that of what is frozen."""
+        return self.weight_dtype
+
     def build_trainables(self) -> None:
         """Make what trains, after the models are loaded."""
         raise NotImplementedError
@@ -154,6 +160,21 @@ class BuiltTraining(Run):
     def trained_parameters(self) -> list[Any]:
         """Everything that the optimizer changes."""
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    # Models
+
+    def set_models_training(self, is_training: bool) -> None:
+        """Switch the denoiser and the encoders that train."""
+        for model in (self.denoiser, *(self.text.encoders[name] for name in self.trained_encoders())):
+            if model.training != is_training:  # walking through all modules takes a moment
+                model.train(is_training)
+
+    def checkpoint_encoders(self) -> None:
+        """Recompute the layers of encoders that train in the backward pass. Newer transformers rename the method."""
+        for name in self.trained_encoders():
+            encoder: Any = self.text.encoders[name]
+            new = getattr(encoder, "activation_checkpointing_enable", None)
+            (new or encoder.gradient_checkpointing_enable)({"use_reentrant": False})
 
     # Steps
 
@@ -308,6 +329,28 @@ class BuiltTraining(Run):
             with self.ema.applied():
                 written += self.write_model(average_path(path), step=step, epoch=epoch)
         return written
+
+    def describe_run(self, network_args: Mapping[str, str] | None = None) -> RunMetadata:
+        """What is known at the start of what saved files say."""
+        from library.training.saving.run_metadata import RunMetadata
+
+        return RunMetadata(
+            {**self.options.values(), "optimizer_type": self.options.optimizer.optimizer_name},
+            family=self.family,
+            files=self.files,
+            plan=self.plan,
+            seed=self.seed,
+            network_args=network_args or {},
+            is_saved_here=self.accelerator.is_main_process,
+            session=self.continuation.session,
+        )
+
+    def save_dtype(self) -> torch.dtype | None:
+        """Number format of saved files; None for that of training."""
+        from library.device import precision_dtype
+
+        precision = self.options.saving.save_precision
+        return precision_dtype(precision) if precision else None
 
     def extension(self) -> str:
         """Ending of the saved files."""

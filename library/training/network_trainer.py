@@ -32,6 +32,7 @@ class NetworkTrainer(Trainer):
 
     network: Any  # keeps to the contract of network modules, which has no common class
     module: ModuleType
+    run_metadata: RunMetadata
 
     def check_options(self) -> None:
         """Also: the form of --network_args, and what cannot be cached."""
@@ -111,7 +112,7 @@ class NetworkTrainer(Trainer):
         live = self.text.encoders
         self._merge_base_weights([live[name] for name in self.family.encoder_names if name in live])
         encoders = [live[name] for name in self.trained_encoders() if name in live]  # the start values depend on them
-        self.run_metadata = self._describe_run()
+        self.run_metadata = self.describe_run(self.network_args)
         torch.manual_seed(self.seed)
         self.network = self._create_network(encoders)
         self.network.apply_to(
@@ -121,8 +122,7 @@ class NetworkTrainer(Trainer):
             self._load_network_weights(str(options.network_weights))
         self.network.to(self.device, dtype=self._network_dtype())
         if self.options.training.gradient_checkpointing:
-            for name in self.trained_encoders():
-                _checkpoint_encoder(self.text.encoders[name])
+            self.checkpoint_encoders()
 
     def _load_network_weights(self, path: str) -> None:
         """Networks of other packages return what did not fit, where ours raise."""
@@ -133,21 +133,6 @@ class NetworkTrainer(Trainer):
                 f"({', '.join(misfits[:3])}). Use the arguments that it was trained with."
             )
         logger.info("--network_weights: %s", loaded if isinstance(loaded, str) else f"{path} is loaded")
-
-    def _describe_run(self) -> RunMetadata:
-        from library.training.saving.run_metadata import RunMetadata
-
-        options = {**self.options.values(), "optimizer_type": self.options.optimizer.optimizer_name}
-        return RunMetadata(
-            options,
-            family=self.family,
-            files=self.files,
-            plan=self.plan,
-            seed=self.seed,
-            network_args=self.network_args,
-            is_saved_here=self.accelerator.is_main_process,
-            session=self.continuation.session,
-        )
 
     def _create_network(self, encoders: list[nn.Module]) -> Any:
         """The network, not yet attached. What a module of another package makes of wrong arguments is told plainly."""
@@ -227,10 +212,7 @@ class NetworkTrainer(Trainer):
         """Dropout of the adapters is on while training only."""
         if self.network.training != is_training:
             self.network.train(is_training)
-        models = [self.denoiser, *(self.text.encoders[name] for name in self.trained_encoders())]
-        for model in models:
-            if model.training != is_training:  # walking through all modules takes a moment
-                model.train(is_training)
+        self.set_models_training(is_training)
 
     @contextmanager
     def unchanged_model(self) -> Iterator[None]:
@@ -270,7 +252,7 @@ class NetworkTrainer(Trainer):
         """Write the network with its metadata and hashes."""
         from library.training.saving.run_metadata import write_network
 
-        state = network_state(self.network, self._save_dtype())
+        state = network_state(self.network, self.save_dtype())
         if self.options.saving.save_model_as == "diffusers":
             state = self.family.network_to_diffusers(state)
         architecture = f"{self.family.architecture(self.files)}/lora"
@@ -279,12 +261,6 @@ class NetworkTrainer(Trainer):
         )
         write_network(path, state, metadata)
         return [path]
-
-    def _save_dtype(self) -> torch.dtype | None:
-        from library.device import precision_dtype
-
-        precision = self.options.saving.save_precision
-        return precision_dtype(precision) if precision else None
 
 
 def network_args(items: Sequence[str] | None, dropout: float | None) -> dict[str, str]:
@@ -304,11 +280,3 @@ def network_state(network: Any, dtype: torch.dtype | None) -> dict[str, Tensor]:
         state: dict[str, Tensor] = saved_state(dtype)
         return state
     return {name: t.detach().to("cpu", dtype or t.dtype).contiguous() for name, t in network.state_dict().items()}
-
-
-def _checkpoint_encoder(encoder: Any) -> None:
-    """Recompute an encoder's layers in the backward pass. Newer transformers call the method by another name."""
-    if hasattr(encoder, "activation_checkpointing_enable"):
-        encoder.activation_checkpointing_enable({"use_reentrant": False})
-    else:
-        encoder.gradient_checkpointing_enable({"use_reentrant": False})

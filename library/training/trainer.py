@@ -180,13 +180,14 @@ class Trainer(BuiltTraining):
             trained=self.trained_encoders(),
             prompts=sorted({text for prompt in self.prompts for text in (prompt.prompt, prompt.negative_prompt)}),
             prompt_folder=file.with_name(f"{file.name}_cache") if file else None,
+            trained_dtype=self.model_dtype(is_trained=True),
         )
 
     def load(self) -> None:
         """Fill the caches, load the encoders that run in every step, then the denoiser."""
         self.encoders.load()
         self.text = self.encoders.text
-        self.denoiser = self.family.load_denoiser(self.files, self.weight_dtype, self.device)
+        self.denoiser = self.family.load_denoiser(self.files, self.model_dtype(), self.device)
         if self.options.training.gradient_checkpointing:
             self.denoiser.gradient_checkpointing = True  # type: ignore[assignment]
 

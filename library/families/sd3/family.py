@@ -40,6 +40,7 @@ class Sd3Family:
     """The settings of one run that only SD3 has, and the functions of `library/families/base.py`."""
 
     name: str = "sd3"
+    denoiser_name: str = "mmdit"
     latent_channels: int = 16
     pixels_per_latent: int = 8
     bucket_multiple: int = 16
@@ -151,6 +152,33 @@ class Sd3Family:
         """Name for modelspec.architecture."""
         return f"stable-diffusion-3-{files.variant}"
 
+    def write_model(
+        self,
+        path: Path,
+        *,
+        files: Sd3Files,
+        denoiser: Mapping[str, Tensor],
+        encoders: Mapping[str, Mapping[str, Tensor]],
+        layout: str,
+        bundled: Sequence[str],
+        dtype: torch.dtype | None,
+        metadata: Mapping[str, str] | None,
+    ) -> list[Path]:
+        """A whole model in the published layout, or as a diffusers folder; see library/families/base.py."""
+        from library.families.sd3.export import write_model
+
+        return write_model(
+            path,
+            files=files,
+            denoiser=denoiser,
+            encoders=encoders,
+            layout=layout,
+            bundled=bundled,
+            dtype=dtype,
+            metadata=metadata,
+            tokenizers=partial(self.load_tokenizers, files, self.encoder_names),
+        )
+
     def part_files(self, files: Sd3Files) -> dict[str, Path]:
         """The files that metadata names."""
         return {"model": self.pretrained, **({"vae": self.vae} if self.vae else {})}
@@ -186,6 +214,18 @@ class Sd3Family:
         from library.families.sd3.checkpoint import load_mmdit
 
         return load_mmdit(files, dtype=dtype, device=str(device), mmap=self.mmap).requires_grad_(False).eval()
+
+    def denoiser_parts(self, denoiser: nn.Module) -> dict[str, list[nn.Module]]:
+        """Embedders, joint blocks, final layer."""
+        model = cast("MMDiT", denoiser)
+        embedders = [model.x_embedder, model.t_embedder, model.y_embedder, model.context_embedder]
+        blocks = {f"block_{index:02}": [block] for index, block in enumerate(model.joint_blocks)}
+        return {"embedders": embedders, **blocks, "final": [model.final_layer]}
+
+    def encoder_parameters(self, name: str, encoder: nn.Module) -> dict[str, nn.Parameter]:
+        """All, but for the projection of CLIP-L: published files have none, consumers take the identity."""
+        is_left_out = "text_projection.weight" if name == "clip_l" else None
+        return {key: parameter for key, parameter in encoder.named_parameters() if key != is_left_out}
 
     def load_vae(self, files: Sd3Files, dtype: torch.dtype, device: torch.device) -> nn.Module:
         """The 16-channel autoencoder, frozen."""

@@ -13,10 +13,13 @@ from library.options.groups import (
     DatasetOptions,
     DistributedOptions,
     EmaOptions,
+    FullOptions,
     HubOptions,
     LossOptions,
     MetadataOptions,
+    ModelCacheOptions,
     ModelOptions,
+    ModelSavingOptions,
     NetworkOptions,
     OptimizerOptions,
     PrecisionOptions,
@@ -128,10 +131,42 @@ class Sd3NetworkOptions(CommonOptions):
         return dataset_defaults(self)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sd3FullOptions(CommonOptions):
+    """All options of sd3_train.py."""
+
+    model: ModelOptions = field(default_factory=ModelOptions)
+    sd3: Sd3Options = field(default_factory=Sd3Options)
+    data: DatasetOptions = field(default_factory=DatasetOptions)
+    full: FullOptions = field(default_factory=FullOptions)
+    training: TrainingOptions = field(default_factory=TrainingOptions)
+    optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
+    loss: LossOptions = field(default_factory=LossOptions)
+    ema: EmaOptions = field(default_factory=EmaOptions)
+    precision: PrecisionOptions = field(default_factory=PrecisionOptions)
+    cache: ModelCacheOptions = field(default_factory=ModelCacheOptions)
+    saving: ModelSavingOptions = field(default_factory=ModelSavingOptions)
+    metadata: MetadataOptions = field(default_factory=MetadataOptions)
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    validation: ValidationOptions = field(default_factory=ValidationOptions)
+    distributed: DistributedOptions = field(default_factory=DistributedOptions)
+    hub: HubOptions = field(default_factory=HubOptions)
+
+    required: ClassVar[tuple[str | tuple[str, ...], ...]] = (
+        "pretrained_model_name_or_path",
+        "output_dir",
+        ("dataset_config", "train_data_dir", "in_json"),
+    )
+
+    def dataset_defaults(self) -> dict[str, object]:
+        """What applies where the dataset file says nothing, by key of that file."""
+        return dataset_defaults(self)
+
+
 _FLOW = "SD3 predicts the flow; this is for models that predict noise"
 _LORA_ONLY = "a LoRA file never holds text encoders"
 
-IGNORED: Mapping[str, str] = {
+IGNORED_BY_ALL: Mapping[str, str] = {
     "v2": "SD3 has one text layout",
     "v_parameterization": _FLOW,
     "clip_skip": "SD3 always takes the last but one layer of CLIP",
@@ -150,9 +185,8 @@ IGNORED: Mapping[str, str] = {
     "debiased_estimation_loss": _FLOW,
     "weighted_captions": "SD3's encoders read captions without weights",
     "sample_sampler": "SD3 samples with Euler",
-    "save_clip": _LORA_ONLY,
-    "save_t5xxl": _LORA_ONLY,
 }
+IGNORED: Mapping[str, str] = {**IGNORED_BY_ALL, "save_clip": _LORA_ONLY, "save_t5xxl": _LORA_ONLY}
 
 DESCRIPTION = "Train a LoRA, or another adapter, for Stable Diffusion 3 / 3.5."
 
@@ -167,4 +201,16 @@ NETWORK_SCRIPT: ScriptText = {
     "description": DESCRIPTION,
     "example": EXAMPLE,
     "ignored": IGNORED,
+}
+
+FULL_SCRIPT: ScriptText = {
+    "prog": "sd3_train.py",
+    "description": "Train the whole of Stable Diffusion 3 / 3.5: the MMDiT and, where asked for, its text encoders.",
+    "example": (
+        "accelerate launch sd3_train.py --pretrained_model_name_or_path=sd3.safetensors --train_data_dir=pictures "
+        "--caption_extension=.txt --resolution=1024 --output_dir=out --output_name=my_model --learning_rate=1e-5 "
+        "--optimizer_type=AdamW8bit --max_train_epochs=10 --mixed_precision=bf16 --full_bf16 --gradient_checkpointing "
+        "--cache_latents --cache_text_encoder_outputs"
+    ),
+    "ignored": IGNORED_BY_ALL,
 }

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 
 from library.errors import CheckpointError
 from library.families.base import Conditioning
-from library.models.tokenizers import CLIP_LENGTH
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -27,12 +26,12 @@ def tokenize(tokenizers: Mapping[str, TextTokenizer], captions: Sequence[str], *
     """Token ids of captions, cut or padded to a fixed length.
 
     Returns:
-        {encoder: int64 ids [B, L], encoder + "_mask": int64, 1 up to the end token [B, L]}. L is 77 for CLIP,
-        `t5_length` for T5.
+        {encoder: int64 ids [B, L], encoder + "_mask": int64, 1 up to the end token [B, L]}. L is what the tokenizer
+        says for CLIP (77), `t5_length` for T5.
     """
     tokens = {}
     for name, tokenizer in tokenizers.items():
-        length = t5_length if name == "t5xxl" else CLIP_LENGTH
+        length = tokenizer.length or t5_length
         rows = [tokenizer.encode(caption, length) for caption in captions]
         tokens[name] = torch.tensor([ids for ids, _ in rows], dtype=torch.int64)
         tokens[f"{name}_mask"] = torch.tensor([mask for _, mask in rows], dtype=torch.int64)

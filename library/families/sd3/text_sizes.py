@@ -28,13 +28,13 @@ def caption_lengths(
         if words not in counted:
             distinct = {caption: tokenizer.token_count(caption) for caption in dict.fromkeys(captions)}
             counted[words] = [distinct[caption] for caption in captions]
-        lengths[name] = (counted[words], text_limit(name, t5_length))
+        lengths[name] = (counted[words], tokenizer.length or t5_length)
     return lengths
 
 
 def caption_cuts(tokenizers: Mapping[str, TextTokenizer], caption: str, *, t5_length: int) -> dict[str, int]:
     """{encoder: index of the first character that it does not read}, of encoders the caption is too long for."""
-    found = {name: tokenizer.cut_at(caption, text_limit(name, t5_length)) for name, tokenizer in tokenizers.items()}
+    found = {name: tokenizer.cut_at(caption, tokenizer.length or t5_length) for name, tokenizer in tokenizers.items()}
     return {name: index for name, index in found.items() if index is not None}
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from library.options.groups.cache import CacheOptions
+from library.options.groups.cache import CacheOptions, ModelCacheOptions
 from library.options.groups.data import DatasetOptions, dataset_defaults
 from library.options.groups.ema import EmaOptions
+from library.options.groups.full import FullOptions
 from library.options.groups.hub import HubOptions
 from library.options.groups.logging import LoggingOptions
 from library.options.groups.loss import LossOptions
@@ -15,7 +16,7 @@ from library.options.groups.network import NetworkOptions
 from library.options.groups.optimizer import OptimizerOptions
 from library.options.groups.precision import PrecisionOptions
 from library.options.groups.sampling import SamplingOptions
-from library.options.groups.saving import MetadataOptions, SavingOptions
+from library.options.groups.saving import MetadataOptions, ModelSavingOptions, SavingOptions
 from library.options.groups.training import DistributedOptions, TrainingOptions, ValidationOptions
 from library.options.spec import ScriptOptions
 
@@ -25,11 +26,14 @@ __all__ = [
     "DatasetOptions",
     "DistributedOptions",
     "EmaOptions",
+    "FullOptions",
     "HubOptions",
     "LoggingOptions",
     "LossOptions",
     "MetadataOptions",
+    "ModelCacheOptions",
     "ModelOptions",
+    "ModelSavingOptions",
     "NetworkOptions",
     "OptimizerOptions",
     "PrecisionOptions",

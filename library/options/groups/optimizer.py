@@ -28,7 +28,7 @@ class OptimizerOptions(OptionGroup):
         'Further arguments of the optimizer, for instance "weight_decay=0.01" "betas=(0.9,0.99)".',
         metavar="KEY=VALUE",
     )
-    learning_rate: float = opt(2e-6, "Learning rate.", above=0)
+    learning_rate: float = opt(2e-6, "Learning rate; 0 trains only what has a rate of its own.", minimum=0)
     max_grad_norm: float = opt(1.0, "Gradients are scaled down to this norm; 0 means never.", minimum=0)
     lr_scheduler: str = opt(
         "constant",

@@ -18,7 +18,7 @@ class SavingOptions(OptionGroup):
 
     output_dir: Path | None = opt(None, "Folder for everything the run writes; made if it is missing.")
     output_name: str | None = opt(None, "File name without ending. Not set means epoch, at and last.")
-    save_model_as: str = opt(
+    save_model_as: str | None = opt(
         "safetensors",
         "Format of the saved file; diffusers is safetensors with the names that diffusers and peft use.",
         choices=("ckpt", "pt", "safetensors", "diffusers"),
@@ -75,6 +75,24 @@ class SavingOptions(OptionGroup):
         if not self.save_every_n_steps:
             for name in ("save_last_n_steps", "save_last_n_steps_state"):
                 yield name, "no --save_every_n_steps"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSavingOptions(SavingOptions):
+    """The same for scripts that save whole models."""
+
+    save_model_as: str | None = opt(
+        None,
+        "Format of the saved model: one file in the layout of the published ones (safetensors, ckpt), or a folder that "
+        "diffusers loads. Not set means safetensors.",
+        choices=("ckpt", "safetensors", "diffusers", "diffusers_safetensors"),
+    )
+
+    @property
+    def layout(self) -> str:
+        """"safetensors", "ckpt" or "diffusers"."""
+        chosen = self.save_model_as or "safetensors"
+        return "diffusers" if chosen == "diffusers_safetensors" else chosen
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,6 +36,7 @@ class Encoders:
         dtype: Of the frozen weights.
         keeps_full_vae: The VAE runs in float32.
         trained: Names of the text encoders that train; they run in every step.
+        trained_dtype: Of the weights of those; None for `dtype`.
         prompts: Texts of the sample prompts, negative ones included.
         prompt_folder: Where their cached states lie, if on disk.
 
@@ -58,6 +59,7 @@ class Encoders:
         trained: Sequence[str],
         prompts: Sequence[str],
         prompt_folder: Path | None,
+        trained_dtype: torch.dtype | None = None,
     ) -> None:
         self.options, self.family, self.files, self.plan = options, family, files, plan
         self.accelerator, self.trained = accelerator, tuple(trained)
@@ -66,6 +68,7 @@ class Encoders:
             prompt_folder = cache_folder(prompt_folder, options.cache_dir)
         self.prompt_folder = prompt_folder if options.cache_text_encoder_outputs_to_disk else None
         self._text_dtype = encoder_dtype(dtype, accelerator.device)
+        self._trained_dtype = trained_dtype or self._text_dtype
         self._vae_dtype = torch.float32 if keeps_full_vae else self._text_dtype
         self._vae: nn.Module | None = None
         self._latent_caching: LatentCaching | None = None
@@ -110,7 +113,10 @@ class Encoders:
         if texts is not None:
             self.texts, prompts = texts.fill()
             release_unused_memory(device)
-        encoders = self.family.load_text_encoders(self.files, self._text_dtype, device, live) if live else {}
+        encoders: dict[str, nn.Module] = {}
+        for name in live:
+            dtype = self._trained_dtype if name in self.trained else self._text_dtype
+            encoders |= self.family.load_text_encoders(self.files, dtype, device, [name])
         self.text = TextStage(self.family, device, encoders, tokenizers, prompts, self.trained)
 
     def unknown_prompts(self, texts: Iterable[str]) -> tuple[str, ...]:
@@ -168,7 +174,7 @@ class Encoders:
             batch_size,
             to_disk,
             cache_dir=self.options.cache_dir,
-            skip_cache_check=self.options.skip_cache_check,
+            skip_cache_check=self.options.skips_check,
         )
 
 

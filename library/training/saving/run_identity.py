@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 # Groups whose options change nothing of what is trained; those of the data act through pictures and settings.
 _FREE_GROUPS = (
     *("LoggingOptions", "SavingOptions", "MetadataOptions", "SamplingOptions", "HubOptions", "DistributedOptions"),
-    *("ConfigOptions", "DatasetOptions", "CacheOptions", "ValidationOptions"),
+    *("ConfigOptions", "DatasetOptions", "CacheOptions", "ValidationOptions", "ModelSavingOptions"),
+    "ModelCacheOptions",
 )
 _FREE = frozenset(
     (

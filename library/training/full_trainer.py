@@ -1,0 +1,193 @@
+"""Training the whole model: what scripts such as sd3_train.py do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from library.errors import DatasetError, OptionError
+from library.log import get_logger
+from library.training.trained_parts import Part, denoiser_parts, optimizer_groups, part_rates, train_only
+from library.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from torch.nn import Parameter
+
+    from library.training.saving.run_metadata import RunMetadata
+
+logger = get_logger(__name__)
+
+DENOISER = "denoiser"  # begins the names of its weights in a saved state; those of an encoder begin with its name
+
+
+class FullTrainer(Trainer):
+    """Trains the denoiser and, on request, text encoders, and saves whole models."""
+
+    parts: list[Part]
+    run_metadata: RunMetadata
+
+    # Before weights are read
+
+    def check_options(self) -> None:
+        """Also: trained encoders and caches exclude each other, and T5 and fp16."""
+        super().check_options()
+        full, trained = self.options.full, self.trained_encoders()
+        if "t5xxl" in trained and self.options.precision.mixed_precision == "fp16":
+            raise OptionError(
+                "--train_t5xxl cannot be used with --mixed_precision fp16: T5's numbers exceed the range of fp16. "
+                "Use bf16."
+            )
+        if "t5xxl" in trained and self.options.cache.caches_text:
+            raise OptionError(
+                "--train_t5xxl cannot be used with cached text encoder outputs: a trained encoder has no fixed output. "
+                "Leave one of them out."
+            )
+        if not trained and not self._may_train_denoiser():
+            raise OptionError(
+                "nothing is left to train: every learning rate is 0. Give --learning_rate"
+                + (" or --block_lr." if full.block_rates is None else " or rates above 0 in --block_lr.")
+            )
+
+    def _may_train_denoiser(self) -> bool:
+        rates = self.options.full.block_rates
+        return self.options.optimizer.learning_rate > 0 if rates is None else any(rates)
+
+    def trained_encoders(self) -> tuple[str, ...]:
+        """Those that are asked for, unless their learning rate is 0."""
+        return tuple(name for name, rate in self._encoder_rates().items() if rate > 0)
+
+    def _encoder_rates(self) -> dict[str, float]:
+        default = self.options.optimizer.learning_rate
+        return {name: default if rate is None else rate for name, rate in self.options.full.encoder_rates.items()}
+
+    def check_trainables(self) -> None:
+        """Rates fit the depth of the model, the encoders that shall train are there, and all data can be learned."""
+        self._denoiser_rates()
+        for name in self.trained_encoders():
+            if not self.family.has_encoder(self.files, name):
+                raise OptionError(f"--train_{name}: there is no {name} to train. Give one with --{name}.")
+        specs = self.plan.specs
+        if any(subset.preserves_output for spec in specs for subset in spec.subsets):
+            raise DatasetError(
+                f"{self.plan.source}: diff_output_preservation compares with the model as it was, which is not kept "
+                "where the whole model trains. Train a LoRA, or leave it out."
+            )
+
+    def _denoiser_rates(self) -> tuple[float, ...]:
+        full, depth = self.options.full, self.family.depth(self.files)
+        rate = self.options.optimizer.learning_rate
+        return part_rates(depth, rate, full.block_rates, full.num_last_block_to_freeze or 0)
+
+    # Building
+
+    def model_dtype(self, *, is_trained: bool = False) -> torch.dtype:
+        """What trains is kept in float32, unless --full_fp16 or --full_bf16 asks for half precision."""
+        import torch
+
+        precision = self.options.precision
+        is_half = precision.full_fp16 or precision.full_bf16 or not (is_trained or self._may_train_denoiser())
+        return self.weight_dtype if is_half else torch.float32
+
+    def build_trainables(self) -> None:
+        """Choose the parameters, and let gradients flow to them only."""
+        self.run_metadata = self.describe_run()
+        parts = denoiser_parts(self._denoiser_parameters(), self._denoiser_rates(), self.family.denoiser_name)
+        for name, rate in self._encoder_rates().items():
+            if rate > 0:
+                parts.append(Part(name, rate, self._encoder_parameters(name)))
+        self.parts = train_only(parts)
+        if self.options.training.gradient_checkpointing:
+            self.checkpoint_encoders()
+
+    def _denoiser_parameters(self) -> dict[str, dict[str, Parameter]]:
+        """{part: {name in a state: parameter}}."""
+        names = {parameter: f"{DENOISER}.{name}" for name, parameter in self.denoiser.named_parameters()}
+        parts = self.family.denoiser_parts(self.denoiser)
+        return {
+            part: {names[parameter]: parameter for module in modules for parameter in module.parameters()}
+            for part, modules in parts.items()
+        }
+
+    def _encoder_parameters(self, name: str) -> dict[str, Parameter]:
+        parameters = self.family.encoder_parameters(name, self.text.encoders[name])
+        return {f"{name}.{key}": parameter for key, parameter in parameters.items()}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """One for each part."""
+        return optimizer_groups(self.parts)
+
+    def optimizer_group_names(self) -> list[str]:
+        """Names of the parts."""
+        return [part.name for part in self.parts]
+
+    def describe_trainables(self) -> list[str]:
+        """How many numbers train, and where."""
+        listed = ", ".join(f"{part.name} {part.count:,} at {part.rate:g}" for part in self.parts)
+        return [f"{sum(part.count for part in self.parts):,} numbers train: {listed}"]
+
+    # Training
+
+    def set_training(self, is_training: bool) -> None:
+        """Nothing here drops values, but recomputed layers of encoders ask for it."""
+        self.set_models_training(is_training)
+
+    def unchanged_model(self) -> AbstractContextManager[None]:
+        """There is none: `check_trainables` has refused data that asks for it."""
+        raise NotImplementedError
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """Every parameter that trains."""
+        return {name: parameter.detach() for part in self.parts for name, parameter in part.parameters.items()}
+
+    def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
+        """Put the numbers back."""
+        import torch
+
+        with torch.no_grad():
+            for part in self.parts:
+                for name, parameter in part.parameters.items():
+                    parameter.copy_(state[name])
+
+    # Saving
+
+    def session(self) -> dict[str, Any]:
+        """Identity and start of the run, which its files tell."""
+        return self.run_metadata.session
+
+    def extension(self) -> str:
+        """Ending of the saved files; folders have none."""
+        return {"ckpt": ".ckpt", "diffusers": ""}.get(self.options.saving.layout, ".safetensors")
+
+    def bundled_encoders(self) -> tuple[str, ...]:
+        """Encoders that go into the saved file: --save_clip and --save_t5xxl."""
+        sd3 = self.options.sd3
+        return (*(("clip_l", "clip_g") if sd3.save_clip else ()), *(("t5xxl",) if sd3.save_t5xxl else ()))
+
+    def write_model(self, path: Path, *, step: int, epoch: int) -> list[Path]:
+        """Write the whole model: what was trained, and beside it the parts that belong to the file."""
+        return self.family.write_model(
+            path,
+            files=self.files,
+            denoiser=self.denoiser.state_dict(),
+            encoders={name: self.text.encoders[name].state_dict() for name in self.trained_encoders()},
+            layout=self.options.saving.layout,
+            bundled=self.bundled_encoders(),
+            dtype=self.save_dtype(),
+            metadata=self.file_metadata(path, step=step, epoch=epoch),
+        )
+
+    def file_metadata(self, path: Path, *, step: int, epoch: int) -> dict[str, str]:
+        """The header of a saved file."""
+        from library.training.saving.saver import AVERAGE
+
+        return self.run_metadata.for_file(
+            {},
+            step=step,
+            epoch=epoch,
+            architecture=self.family.architecture(self.files),
+            is_average=path.stem.endswith(AVERAGE),
+        )
