@@ -8,6 +8,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from library.errors import EnvironmentFault
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -36,9 +38,45 @@ def choose_device() -> torch.device:
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
     """The tensor on a device that may still be busy. CUDA copies without waiting from page-locked memory only."""
-    if device.type == "cuda":
+    is_on_host = tensor.device.type == "cpu"
+    if device.type == "cuda" and is_on_host:
         tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+    return tensor.to(device, non_blocking=is_on_host)
+
+
+def check_device(name: str, option: str) -> None:
+    """See whether a device is there.
+
+    Args:
+        name: "cpu", "cuda", "cuda:1" and so on.
+        option: As the user types it, for the message.
+
+    Raises:
+        EnvironmentFault: It is not.
+    """
+    there = _device_names()
+    if name not in there and f"{name}:0" not in there:
+        raise EnvironmentFault(f"{option} {name}: there is no such device, only {', '.join(there)}. Choose another.")
+
+
+def _device_names() -> list[str]:
+    import torch
+
+    names = ["cpu"]
+    if torch.cuda.is_available():
+        names += [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        names.append("mps")
+    if hasattr(torch, "xpu") and torch.xpu.is_available():
+        names += [f"xpu:{index}" for index in range(torch.xpu.device_count())]
+    return names
+
+
+def encoder_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """Precision of frozen encoders: as asked for, but no fp16 on a CPU, which has hardly any arithmetic for it."""
+    import torch
+
+    return torch.float32 if dtype == torch.float16 and device.type == "cpu" else dtype
 
 
 def precision_dtype(precision: str) -> torch.dtype:

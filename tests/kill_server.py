@@ -1,6 +1,6 @@
 """Starts trainings and kills them: `python tests/kill_server.py`, with one job a line on stdin, its outcome on stdout.
 
-A job is JSON: {"argv": the command line, "is_full": train the whole denoiser, "log": file for its output,
+A job is JSON: {"argv": the command line, "script": "sd3_train_network" or "sd3_train", "log": file for its output,
 "kill": null, or {"step": n, "is_after": whether after it} or {"file": n, "delay": seconds}}. The second kind kills at
 the n-th file operation inside a save, at once where the delay is 0, else that much later, wherever the run is by
 then. Every training is a process of its own, forked from this one so that torch is imported once. The outcome is
@@ -23,7 +23,7 @@ FILE_EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chm
 IMPORTED_ONCE = (
     *("accelerate", "safetensors.torch", "torch", "transformers", "bitsandbytes", "diffusers.models"),
     *("matplotlib.figure", "matplotlib.backends.backend_agg"),
-    *("library.training.building", "library.models.text_encoders", "sd3_train_network", "tests.full_finetune"),
+    *("library.training.building", "library.models.text_encoders", "sd3_train_network", "sd3_train"),
 )
 NOT_SAVES = (".easel_run.json", "curves.png", "loss_by_image.csv")
 
@@ -61,18 +61,14 @@ def _train(job: dict[str, Any], tell: int) -> int:
     log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    import sd3_train_network
-    from tests.full_finetune import WholeDenoiserTrainer
-
-    if job["is_full"]:
-        sd3_train_network.Sd3NetworkTrainer = WholeDenoiserTrainer  # type: ignore[misc,assignment]
-    trainer = sd3_train_network.Sd3NetworkTrainer
+    script: Any = importlib.import_module(job["script"])
+    trainer = script.Sd3FullTrainer if job["script"] == "sd3_train" else script.Sd3NetworkTrainer
     kill = job["kill"] or {}
     if "step" in kill:
         _kill_at_step(trainer, kill["step"], kill["is_after"])
     _watch_files(job, kill, tell)
     try:
-        return sd3_train_network.main(job["argv"])
+        return int(script.main(job["argv"]))
     except BaseException:
         import traceback
 

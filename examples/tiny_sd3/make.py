@@ -87,17 +87,17 @@ def build_tiny_sd3(
     folder = Path(folder)
     clip_vocab, t5_vocab = write_tokenizers(folder)
     parts = {
-        "mmdit": _draw(mmdit_plan(VARIANTS[variant]), seed, "mmdit") | _position_table(VARIANTS[variant].depth),
-        "vae": _with_small_variance(_draw(vae_plan(), seed, "vae")),
-        "clip_l": _draw(clip_plan(CLIP_L_WIDTH, clip_vocab, has_projection=False), seed, "clip_l"),
-        "clip_g": _draw(clip_plan(CLIP_G_WIDTH, clip_vocab, has_projection=True), seed, "clip_g"),
-        "t5xxl": _with_both_embeddings(_draw(t5_plan(t5_vocab), seed, "t5xxl")),
+        "mmdit": draw_tensors(mmdit_plan(VARIANTS[variant]), seed, "mmdit") | position_table(VARIANTS[variant].depth),
+        "vae": _with_small_variance(draw_tensors(vae_plan(), seed, "vae")),
+        "clip_l": draw_tensors(clip_plan(CLIP_L_WIDTH, clip_vocab, has_projection=False), seed, "clip_l"),
+        "clip_g": draw_tensors(clip_plan(CLIP_G_WIDTH, clip_vocab, has_projection=True), seed, "clip_g"),
+        "t5xxl": with_both_embeddings(draw_tensors(t5_plan(t5_vocab), seed, "t5xxl")),
     }
     parts = {name: _cast(tensors, dtype) for name, tensors in parts.items()}
     model = folder / "sd3.safetensors"
     metadata = {"modelspec.architecture": VARIANTS[variant].architecture}  # one entry: safetensors shuffles several
     bundled = parts if bundle else {"mmdit": parts["mmdit"]}
-    write_tensors(model, {_PREFIXES[part] + name: t for part in bundled for name, t in parts[part].items()}, metadata)
+    write_tensors(model, {PREFIXES[part] + name: t for part in bundled for name, t in parts[part].items()}, metadata)
     if bundle:
         return TinySd3(model)
     files = {part: folder / f"{part}.safetensors" for part in parts if part != "mmdit"}
@@ -106,7 +106,7 @@ def build_tiny_sd3(
     return TinySd3(model, **files)
 
 
-_PREFIXES = {
+PREFIXES = {
     "mmdit": "model.diffusion_model.",
     "vae": "first_stage_model.",
     "clip_l": "text_encoders.clip_l.transformer.",
@@ -158,7 +158,7 @@ def _mmdit_half(
     return plan
 
 
-def _position_table(depth: int) -> dict[str, Tensor]:
+def position_table(depth: int) -> dict[str, Tensor]:
     """Sines and cosines of the column, then of the row, at a third of a unit per patch. Shape [1, 24 * 24, width]."""
     import torch
 
@@ -213,7 +213,7 @@ def t5_plan(vocab: int) -> dict[str, Init]:
     return plan | {bias: Init((T5_BUCKETS, T5_HEADS), 0.5)}
 
 
-def _with_both_embeddings(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def with_both_embeddings(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Single files hold the token table of T5 under two names."""
     return {**tensors, "encoder.embed_tokens.weight": tensors["shared.weight"].clone()}
 
@@ -280,7 +280,7 @@ def _norm(name: str, width: int) -> dict[str, Init]:
     return {f"{name}.weight": Init((width,), 0.05, 1.0), f"{name}.bias": Init((width,), 0.05)}
 
 
-def _draw(plan: dict[str, Init], seed: int, part: str) -> dict[str, Tensor]:
+def draw_tensors(plan: dict[str, Init], seed: int, part: str) -> dict[str, Tensor]:
     """Each tensor from its own stream: neither order nor what else is in the model changes it."""
     import torch
 

@@ -6,6 +6,7 @@ Both have pieces for the words of the example captions and spell everything else
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 WORDS = (
@@ -18,19 +19,28 @@ CLIP_LENGTH = 77
 _CLIP_START, _CLIP_END = "<|startoftext|>", "<|endoftext|>"
 
 
-def write_tokenizers(folder: Path) -> tuple[int, int]:
-    """Write the folders tokenizer, tokenizer_2 (CLIP) and tokenizer_3 (T5). Returns the sizes of both vocabularies."""
-    vocab, merges = clip_vocabulary()
+def write_tokenizers(folder: Path, words: Sequence[str] = WORDS, *, clip_length: int = CLIP_LENGTH) -> tuple[int, int]:
+    """Write the folders tokenizer, tokenizer_2 (CLIP) and tokenizer_3 (T5). Returns the sizes of both vocabularies.
+
+    Args:
+        folder: Made if it does not exist.
+        words: That have a piece of their own; see `clip_vocabulary` about their order.
+        clip_length: What CLIP's tokenizers say of the length of captions, in tokens.
+    """
+    vocab, merges = clip_vocabulary(words)
     for name, pad in (("tokenizer", _CLIP_END), ("tokenizer_2", "!")):
-        _write_clip(folder / name, vocab, merges, pad)
-    return len(vocab), _write_t5(folder / "tokenizer_3")
+        _write_clip(folder / name, vocab, merges, pad, clip_length)
+    return len(vocab), _write_t5(folder / "tokenizer_3", words)
 
 
-def clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Ids in CLIP's order (bytes, bytes that end a word, merges, start and end) and the merges themselves."""
+def clip_vocabulary(words: Sequence[str] = WORDS) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Ids in CLIP's order (bytes, bytes that end a word, merges, start and end) and the merges themselves.
+
+    Letters that begin an earlier word are put together first: a later word that has them inside may stay in pieces.
+    """
     letters = _byte_letters()
     merges: dict[tuple[str, str], None] = {}
-    for word in WORDS:
+    for word in words:
         start, *rest = [*word[:-1], f"{word[-1]}</w>"]
         for letter in rest:
             merges[start, letter] = None
@@ -46,11 +56,11 @@ def _byte_letters() -> list[str]:
     return [chr(byte) for byte in printable] + [chr(256 + index) for index in range(len(others))]
 
 
-def _write_clip(folder: Path, vocab: dict[str, int], merges: list[tuple[str, str]], pad: str) -> None:
+def _write_clip(folder: Path, vocab: dict[str, int], merges: list[tuple[str, str]], pad: str, length: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     config = {
         "tokenizer_class": "CLIPTokenizer",
-        "model_max_length": CLIP_LENGTH,
+        "model_max_length": length,
         "bos_token": _CLIP_START,
         "eos_token": _CLIP_END,
         "unk_token": _CLIP_END,
@@ -63,13 +73,13 @@ def _write_clip(folder: Path, vocab: dict[str, int], merges: list[tuple[str, str
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
-def _write_t5(folder: Path) -> int:
+def _write_t5(folder: Path, words: Sequence[str]) -> int:
     from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
     from tokenizers.models import Unigram
 
     letters = [chr(code) for code in range(ord("!"), ord("~") + 1)]
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
-    pieces += [(f"▁{word}", -3.0 - 0.05 * index) for index, word in enumerate(WORDS)]
+    pieces += [(f"▁{word}", -3.0 - 0.05 * index) for index, word in enumerate(words)]
     pieces += [(piece, -10.0) for piece in ["▁", *letters]]
     pieces = list(dict(reversed(pieces)).items())[::-1]  # "▁a" is a word, "a" a letter; nothing twice
     tokenizer = Tokenizer(Unigram(pieces, unk_id=2))

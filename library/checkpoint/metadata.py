@@ -103,7 +103,8 @@ def modelspec(
         implementation: What the weights are laid out for.
         implementation_version: Of this code.
     """
-    title = options.get("metadata_title") or options.get("output_name") or f"LoRA@{int(saved_at)}"
+    kind = "LoRA" if architecture.endswith("/lora") else "Checkpoint"
+    title = options.get("metadata_title") or options.get("output_name") or f"{kind}@{int(saved_at)}"
     values = {
         "sai_model_spec": "1.0.1",
         "architecture": architecture,

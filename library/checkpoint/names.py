@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 STATE = "-state"  # takes the place of the extension in the name of a state folder
 
 
@@ -24,6 +26,11 @@ def step_name(output_name: str | None, extension: str, step: int) -> str:
 def last_name(output_name: str | None, extension: str) -> str:
     """Name of what is saved at the end, for instance "name.safetensors"."""
     return f"{output_name or 'last'}{extension}"
+
+
+def side_path(model: Path, part: str) -> Path:
+    """Where a part of a model goes that is not inside its file, for instance "name_clip_l.safetensors"."""
+    return model.with_name(f"{model.stem}_{part}.safetensors")
 
 
 def epoch_to_remove(epoch: int, every: int, keep_last: int | None) -> int | None:

@@ -2,7 +2,8 @@
 
 The files are written beside, into a folder of another name; the last of them is a manifest with their lengths and
 hashes; then the folder takes its name. Whoever reads one checks the manifest first, so that what was cut off is never
-taken for whole. What a kill has left under another name is settled by `recover_folders` at the next start.
+taken for whole. What a kill has left under another name is settled by `recover_folders` at the next start. Models
+that are folders are written in the same way; their index is the last file.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from library.errors import CheckpointError, OutputError
 from library.tensorfile import is_abandoned, temporary_name
 
 MANIFEST = "manifest.json"
+MODEL_INDEX = "model_index.json"  # of a folder that is not a state but a model, as diffusers reads it
 FORMAT = 1
 _CHUNK = 1 << 22
 _OTHER = "Continue from another state, or leave --resume out."
@@ -56,19 +58,39 @@ def write_folder(
     Raises:
         OutputError: The folder cannot be written, or the disk is full; `path` is as it was.
     """
+
+    def write(place: Path) -> None:
+        for name, write_file in writers.items():
+            write_file(place / name)
+            _flush(place / name)
+        manifest = {"format": FORMAT, "about": dict(about), "files": {name: _mark(place / name) for name in writers}}
+        (place / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+        _flush(place / MANIFEST)
+
+    write_whole_folder(path, write, num_bytes)
+
+
+def write_whole_folder(path: Path, write: Callable[[Path], None], num_bytes: int = 0) -> None:
+    """Let `write` fill a new folder, and put it in place of what is at `path`.
+
+    Args:
+        path: Final name.
+        write: Gets an empty folder, and flushes every file to the disk. The last one is `MANIFEST` or `MODEL_INDEX`,
+            which say that the folder is complete.
+        num_bytes: What it will take; checked against the free space first.
+
+    Raises:
+        OutputError: The folder cannot be written, or the disk is full; `path` is as it was.
+    """
     place = path.with_name(f".{path.name}{temporary_name(os.getpid())}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if (free := shutil.disk_usage(path.parent).free) < num_bytes:
             raise OutputError(f"{path}: needs {num_bytes:,} bytes, the disk has {free:,} free. Free some space.")
         place.mkdir()
-        for name, write in writers.items():
-            write(place / name)
-            _flush(place / name)
-        manifest = {"format": FORMAT, "about": dict(about), "files": {name: _mark(place / name) for name in writers}}
-        (place / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
-        _flush(place / MANIFEST)
-        _flush_folder(place)
+        write(place)
+        for folder in (*(inner for inner in place.rglob("*") if inner.is_dir()), place):
+            _flush_folder(folder)
         _put_in_place(place, path)
     except OSError as error:
         raise OutputError(
@@ -111,7 +133,7 @@ def glance(path: Path) -> Mapping[str, Any] | None:
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a state so that no half of it is ever under its name.
+    """Remove a state or a model so that no half of it is ever under its name.
 
     Raises:
         OSError: It cannot be removed.
@@ -157,6 +179,8 @@ def _unfinished_name(path: Path) -> str | None:
 
 
 def _is_complete(path: Path) -> bool:
+    if (path / MODEL_INDEX).is_file():
+        return True
     try:
         open_folder(path)
     except CheckpointError:

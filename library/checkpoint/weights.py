@@ -193,14 +193,54 @@ def read_weights(
     Raises:
         CheckpointError: NaN or infinite values, or values that do not fit `dtype`.
     """
-    scales = {weight: scale for weight, scale in _read(part.source, part.scales.values(), True)}
-    result: dict[str, Tensor] = {}
-    for name, stored in _read(part.source, part.names, mmap):
-        published = part.names[name]
-        scale = scales.get(part.scales.get(name, ""))
-        result[published] = _convert(stored.to(device), scale, None if published in as_stored else dtype)
-        _refuse_non_finite(part, name, result[published])
-    return result
+    return {
+        weight.name: weight.wide(None if weight.name in as_stored else dtype, device)
+        for weight in stored_weights(part, mmap=mmap)
+    }
+
+
+@dataclass(frozen=True)
+class StoredWeight:
+    """A tensor as it lies in a file.
+
+    Attributes:
+        part: That it belongs to.
+        key: Name in the file.
+        stored: The tensor.
+        scale: What to multiply it by, for fp8 with scales: one number, or one for each row.
+    """
+
+    part: Part
+    key: str
+    stored: Tensor
+    scale: Tensor | None
+
+    @property
+    def name(self) -> str:
+        """Published name."""
+        return self.part.names[self.key]
+
+    def wide(self, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> Tensor:
+        """The numbers that are meant, see `read_weights`.
+
+        Raises:
+            CheckpointError: NaN or infinite values, or values that do not fit `dtype`.
+        """
+        tensor = _convert(self.stored.to(device), self.scale, dtype)
+        _refuse_non_finite(self.part, self.key, tensor)
+        return tensor
+
+
+def stored_weights(part: Part, *, mmap: bool = True) -> Iterator[StoredWeight]:
+    """The tensors of a part one after the other, for readers who do not want all of them wide at once.
+
+    Args:
+        part: From `select_part`.
+        mmap: See `read_weights`.
+    """
+    scales = dict(_read(part.source, part.scales.values(), True))
+    for key, stored in _read(part.source, part.names, mmap):
+        yield StoredWeight(part, key, stored, scales.get(part.scales.get(key, "")))
 
 
 def _read(source: WeightFiles, names: Collection[str], mmap: bool) -> Iterator[tuple[str, Tensor]]:

@@ -6,7 +6,7 @@ handed back and handed in again. The trainer imports this file and never a concr
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -76,7 +76,15 @@ class ModelFamily(Protocol):
 
     def load_text_encoders(
         self, files: Any, dtype: torch.dtype, device: torch.device, names: Sequence[str]
-    ) -> dict[str, nn.Module]: ...
+    ) -> dict[str, nn.Module]:
+        """The encoders that are asked for and there, frozen. Options may ask for another device or format of one;
+        a `device` that is the CPU goes before them, for whoever has no room elsewhere."""
+
+    def check_encoder_devices(self, device: torch.device) -> None:
+        """Refuse devices of encoders that are not there. `device` is where the denoiser runs."""
+
+    def check_changed_encoders(self, names: Sequence[str], why: str) -> None:
+        """Refuse options of encoders whose weights change; `why` is a sentence without full stop."""
 
     def load_tokenizers(self, files: Any, names: Sequence[str]) -> Any:
         """The tokenizers of these encoders. No weights are read; without `files` (None) no words are checked."""
@@ -90,10 +98,11 @@ class ModelFamily(Protocol):
     def encoder_bytes(self, files: Any, name: str) -> int:
         """Bytes of a text encoder's weights as they are stored; 0 where there is none."""
 
-    def text_identity(self, files: Any, names: Sequence[str]) -> dict[str, str]:
-        """What the outputs of these encoders depend on, as fields of a cache header: hashes and settings."""
+    def text_identity(self, files: Any, names: Sequence[str], dtype: torch.dtype) -> dict[str, str]:
+        """What the outputs of these encoders depend on beside `dtype`, their precision unless options ask for another,
+        as fields of a cache header: hashes and settings."""
 
-    def text_settings(self) -> dict[str, str]:
+    def text_settings(self, dtype: torch.dtype) -> dict[str, str]:
         """Of `text_identity` the settings, those of all encoders."""
 
     def npz_reader(self, files: Any, dtype: torch.dtype, encoders: Sequence[str] = ()) -> Any:
@@ -117,7 +126,8 @@ class ModelFamily(Protocol):
         """
 
     def encode_text(self, encoders: Mapping[str, nn.Module], tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """States of the encoders that are given, with the masked rows set to zero where options ask for it."""
+        """States of the encoders that are given, on the device of each, with the masked rows set to zero where options
+        ask for it. The tokens may be on the host."""
 
     def drop_text(self, states: Mapping[str, Tensor], uniform: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Encoder dropout. `uniform` holds draws in [0, 1), shape [B], for each encoder with a rate above 0."""
@@ -180,6 +190,26 @@ class ModelFamily(Protocol):
 
         Raises:
             OutputError: It cannot be written.
+        """
+
+    def model_bytes(
+        self,
+        files: Any,
+        *,
+        denoiser: Mapping[str, Tensor],
+        encoders: Mapping[str, Mapping[str, Tensor]],
+        layout: str,
+        bundled: Sequence[str],
+        dtype: torch.dtype | None,
+    ) -> int:
+        """Bytes that `write_model` takes on the disk. Shapes and types of the states are enough: nothing is read."""
+
+    def check_places(self, files: Any, paths: Iterable[Path], *, layout: str) -> None:
+        """See, before anything is trained, that `write_model` may write to these paths, side files among them.
+
+        Raises:
+            OutputError: One is a file that the model is read from, which happens again at every save; or there is
+                something that is no model in this layout.
         """
 
     def part_files(self, files: Any) -> dict[str, Path]:

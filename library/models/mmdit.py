@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -305,6 +307,7 @@ class MMDiT(nn.Module):
     Attributes:
         joint_blocks: The swappable blocks.
         gradient_checkpointing: Recompute each joint block in the backward pass instead of keeping its activations.
+        run_checkpointed: How it is then run: called with a block and its inputs.
 
     Build it under `torch.device("meta")` where weights follow.
     """
@@ -315,6 +318,7 @@ class MMDiT(nn.Module):
         super().__init__()
         self.config = config
         self.gradient_checkpointing = False
+        self.run_checkpointed: Callable[..., Any] = partial(checkpoint, use_reentrant=False)
         self.x_embedder = PatchEmbedder(config)
         self.t_embedder = VectorEmbedder(config.frequencies, config.hidden)
         self.y_embedder = VectorEmbedder(config.pooled_dim, config.hidden)
@@ -363,7 +367,7 @@ class MMDiT(nn.Module):
     def _run_blocks(self, context: Tensor, x: Tensor, activated: Tensor) -> Tensor:
         for block in self.joint_blocks:
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                context, x = checkpoint(block, context, x, activated, use_reentrant=False)
+                context, x = self.run_checkpointed(block, context, x, activated)
             else:
                 context, x = block(context, x, activated)
         return x

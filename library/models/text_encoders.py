@@ -25,7 +25,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 CLIP_TOKENS = "text_model.embeddings.token_embedding.weight"
 T5_TOKENS = "shared.weight"
-_T5_TOKENS_TWIN = "encoder.embed_tokens.weight"
+T5_TOKENS_TWIN = "encoder.embed_tokens.weight"
 _PROJECTION = "text_projection.weight"
 _ACTIVATIONS = {"clip_l": "quick_gelu", "clip_g": "gelu"}
 _NOT_TEXT = ("vision_model.", "visual_projection.", "logit_scale", "text_model.embeddings.position_ids")
@@ -55,7 +55,7 @@ def clip_config(shapes: Shapes, *, kind: str, num_heads: int | None = None) -> C
     """
     from transformers import CLIPTextConfig
 
-    shapes = _with_prefix(shapes)
+    shapes = with_text_model(shapes)
     num_tokens, width = shape_of(shapes, CLIP_TOKENS, kind)
     projected = width if kind == "clip_l" else shape_of(shapes, _PROJECTION, kind)[0]
     return CLIPTextConfig(
@@ -90,7 +90,7 @@ def load_clip(tensors: Mapping[str, Tensor], *, kind: str, num_heads: int | None
     """
     from transformers import CLIPTextModelWithProjection
 
-    weights = {name: tensor for name, tensor in _with_prefix(tensors).items() if not name.startswith(_NOT_TEXT)}
+    weights = {name: tensor for name, tensor in with_text_model(tensors).items() if not name.startswith(_NOT_TEXT)}
     config = clip_config(
         {name: tuple(tensor.shape) for name, tensor in weights.items()}, kind=kind, num_heads=num_heads
     )
@@ -123,7 +123,7 @@ def t5_config(shapes: Shapes) -> T5Config:
     what = "t5xxl"
     first = "encoder.block.0.layer."
     num_buckets, num_heads = shape_of(shapes, f"{first}0.SelfAttention.relative_attention_bias.weight", what)
-    num_tokens, width = shape_of(shapes, T5_TOKENS if T5_TOKENS in shapes else _T5_TOKENS_TWIN, what)
+    num_tokens, width = shape_of(shapes, T5_TOKENS if T5_TOKENS in shapes else T5_TOKENS_TWIN, what)
     return T5Config(
         vocab_size=num_tokens,
         d_model=width,
@@ -141,28 +141,54 @@ def t5_config(shapes: Shapes) -> T5Config:
     )
 
 
-def load_t5(tensors: Mapping[str, Tensor]) -> T5EncoderModel:
+def empty_t5(shapes: Shapes) -> T5EncoderModel:
+    """A T5 encoder on the meta device, for `load_t5` to fill.
+
+    Args:
+        shapes: {name as in transformers: shape}.
+
+    Raises:
+        CheckpointError: A tensor that tells a size is missing.
+    """
+    from transformers import T5EncoderModel
+
+    with torch.device("meta"):
+        return T5EncoderModel(t5_config({name: shapes[name] for name in shapes if is_of_t5_encoder(name)}))
+
+
+def load_t5(tensors: Mapping[str, Tensor], model: T5EncoderModel | None = None) -> T5EncoderModel:
     """Build a T5 encoder around its tensors.
 
-    In float16 the second matrix of each feed-forward layer is kept in float32, as transformers does: its
-    outputs exceed the range of float16.
+    In float16 the second matrix of each feed-forward layer is kept in float32, see `t5_weight_dtype`.
 
     Args:
         tensors: {name as in transformers: tensor}. Of `shared.weight` and `encoder.embed_tokens.weight` one is enough.
+        model: From `empty_t5`, where its layers are others by now; by default it is made.
 
     Raises:
         CheckpointError: A tensor is missing, unknown or of a wrong shape.
     """
-    from transformers import T5EncoderModel
-
-    weights = {name: _widened(name, tensor) for name, tensor in tensors.items() if not name.startswith(_NOT_ENCODER)}
-    config = t5_config({name: tuple(tensor.shape) for name, tensor in weights.items()})
-    tokens = weights[T5_TOKENS] if T5_TOKENS in weights else weights[_T5_TOKENS_TWIN]
-    with torch.device("meta"):
-        model = T5EncoderModel(config)
-    assign_tensors(model, {**weights, T5_TOKENS: tokens, _T5_TOKENS_TWIN: tokens}, "t5xxl")
+    weights = {name: _widened(name, tensor) for name, tensor in tensors.items() if is_of_t5_encoder(name)}
+    if model is None:
+        model = empty_t5({name: tuple(tensor.shape) for name, tensor in weights.items()})
+    tokens = weights[T5_TOKENS] if T5_TOKENS in weights else weights[T5_TOKENS_TWIN]
+    assign_tensors(model, {**weights, T5_TOKENS: tokens, T5_TOKENS_TWIN: tokens}, "t5xxl")
     model.encoder.embed_tokens.weight = model.shared.weight
     return model.eval()
+
+
+def is_of_t5_encoder(name: str) -> bool:
+    """Whether a tensor belongs to the encoder; files of a whole T5 have a decoder too."""
+    return not name.startswith(_NOT_ENCODER)
+
+
+def t5_weight_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
+    """What a weight of T5 is kept in where all are asked for in `dtype`.
+
+    In float16 the second matrix of each feed-forward layer stays in float32, as transformers has it: its outputs
+    exceed the range of float16.
+    """
+    return torch.float32 if dtype == torch.float16 and name.endswith(".DenseReluDense.wo.weight") else dtype
 
 
 def token_rows(shapes: Shapes, name: str) -> int:
@@ -172,17 +198,16 @@ def token_rows(shapes: Shapes, name: str) -> int:
         CheckpointError: Its token embedding is missing.
     """
     if name != "t5xxl":
-        return shape_of(_with_prefix(shapes), CLIP_TOKENS, name)[0]
-    return shape_of(shapes, T5_TOKENS if T5_TOKENS in shapes else _T5_TOKENS_TWIN, name)[0]
+        return shape_of(with_text_model(shapes), CLIP_TOKENS, name)[0]
+    return shape_of(shapes, T5_TOKENS if T5_TOKENS in shapes else T5_TOKENS_TWIN, name)[0]
 
 
 def _widened(name: str, tensor: Tensor) -> Tensor:
-    is_wide = name.endswith(".DenseReluDense.wo.weight") and tensor.dtype == torch.float16
-    return tensor.float() if is_wide else tensor
+    return tensor.to(t5_weight_dtype(name, tensor.dtype))
 
 
-def _with_prefix(named: Mapping[str, T]) -> dict[str, T]:
-    """Names with "text_model.", which folders saved by newer transformers leave out."""
+def with_text_model(named: Mapping[str, T]) -> dict[str, T]:
+    """Names of a CLIP with "text_model.", which folders saved by newer transformers leave out."""
     if CLIP_TOKENS.removeprefix("text_model.") not in named:
         return dict(named)
     inside = ("embeddings.", "encoder.", "final_layer_norm.")

@@ -38,8 +38,7 @@ def vae_to_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         CheckpointError: A name that is not of an AutoencoderKL.
     """
-    table = _tensor_names(_num_levels(tensors, r"encoder\.down\.(\d+)\."))
-    _refuse_unknown(set(tensors) - set(table))
+    table = vae_names(tensors)
     return {table[name]: tensor.flatten(1) if _PROJECTION.search(name) else tensor for name, tensor in tensors.items()}
 
 
@@ -58,6 +57,18 @@ def vae_from_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         name: tensor[:, :, None, None] if _PROJECTION.search(name) and tensor.ndim == 2 else tensor
         for name, tensor in renamed.items()
     }
+
+
+def vae_names(names: Iterable[str]) -> dict[str, str]:
+    """{published name: diffusers name} of tensors with these published names.
+
+    Raises:
+        CheckpointError: A name that is not of an AutoencoderKL.
+    """
+    known = set(names)
+    table = _tensor_names(_num_levels(known, r"encoder\.down\.(\d+)\."))
+    _refuse_unknown(known - set(table))
+    return {name: table[name] for name in known}
 
 
 def _current_name(name: str) -> str:

@@ -35,14 +35,27 @@ def help_text(
 
 
 def options_page(scripts: Sequence[tuple[type[ScriptOptions], ScriptText]]) -> str:
-    """The page docs/options.md: a table for each group of each script."""
+    """The page docs/options.md: a table for each group of the first script, and of the others what is different."""
     parts = [_INTRODUCTION]
+    first: dict[str, str] = {}
     for options_class, script in scripts:
+        rows = _rows(options_class, script)
+        own = {name: row for name, row in rows.items() if first.get(name) != row}
         parts += [f"## {script['prog']}", script["description"]]
+        if first:
+            left_out = ", ".join(f"`--{name}`" for name in first if name not in rows)
+            parts.append(f"Options are those of {scripts[0][1]['prog']}, but for these. There is no {left_out}.")
         for group in group_classes(options_class).values():
-            rows = [_row(option, script["ignored"]) for option in group_options(group).values()]
-            parts += [f"### {group.title}", "\n".join([_TABLE_HEAD, *rows])]
+            if listed := [own[name] for name in group_options(group) if name in own]:
+                parts += [f"### {group.title}", "\n".join([_TABLE_HEAD, *listed])]
+        first = first or rows
     return "\n\n".join(parts) + "\n"
+
+
+def _rows(options_class: type[ScriptOptions], script: ScriptText) -> dict[str, str]:
+    """{option: its row in a table}."""
+    options = (option for group in group_classes(options_class).values() for option in group_options(group).values())
+    return {option.name: _row(option, script["ignored"]) for option in options}
 
 
 _TABLE_HEAD = "| option | value | default | meaning |\n| --- | --- | --- | --- |"

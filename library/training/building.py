@@ -7,14 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 from library.data.loader import BatchDataset, make_loader
 from library.diffusion.loss import LossSettings
+from library.errors import OptionError
 from library.log import get_logger
+from library.memory.fused_backward import by_block, each_alone
 from library.records import Batch, BatchPlan
 from library.training.sampling.sampling import SamplePictures
 from library.training.stepping.batch_loss import BatchLoss
+from library.training.stepping.fused_step import FusedStep
+from library.training.stepping.optimizer_step import OptimizerStep
 from library.training.stepping.validation import Validation, validation_batches, validation_timesteps
 from library.training.stopping import outlive_signals
 
 if TYPE_CHECKING:
+    from torch.nn import Parameter
+
     from library.training.built_training import BuiltTraining
 
 logger = get_logger(__name__)
@@ -33,6 +39,51 @@ def make_batch_loss(trainer: BuiltTraining) -> BatchLoss:
         trainer.unchanged_model,
         trainer.seed,
     )
+
+
+def make_optimizer_step(trainer: BuiltTraining) -> OptimizerStep:
+    """Steps after the backward pass or inside it."""
+    chosen = trainer.options.optimizer
+    arguments = (
+        trainer.accelerator,
+        trainer.batch_loss,
+        trainer.optimizer,
+        trainer.schedule,
+        trainer.options.training.gradient_accumulation_steps,
+        chosen.max_grad_norm,
+        trainer.learning_rates,
+    )
+    if not chosen.steps_in_backward:
+        return OptimizerStep(*arguments, shards=trainer.shards)
+    if trainer.shards.is_sharded:
+        raise OptionError(f"{chosen.steps_in_backward} cannot be used where the model is sharded. Leave it out.")
+    if chosen.max_grad_norm > 0:
+        logger.warning(
+            "--max_grad_norm %g acts on each %s by itself: with %s the norm of all gradients together is known too "
+            "late. Give 0 to leave gradients as they are.",
+            chosen.max_grad_norm,
+            "weight" if chosen.fused_backward_pass else "block",
+            chosen.steps_in_backward,
+        )
+    return FusedStep(*arguments, parts=_parts_in_backward(trainer))
+
+
+def _parts_in_backward(trainer: BuiltTraining) -> list[list[Parameter]]:
+    """What steps together inside the backward pass.
+
+    Raises:
+        OptionError: Blocks are asked for, and nothing of them trains.
+    """
+    parameters = trainer.trained_parameters()
+    if trainer.options.optimizer.fused_backward_pass:
+        return each_alone(parameters)
+    parts = by_block([trainer.denoiser, *trainer.text.encoders.values()], parameters)
+    if len(parts) == len(parameters):
+        raise OptionError(
+            "--blockwise_fused_optimizers: no weight of a block trains here, as with adapters. "
+            "Use --fused_backward_pass."
+        )
+    return parts
 
 
 def make_batches(trainer: BuiltTraining, step: int) -> Iterator[Batch]:
@@ -82,6 +133,7 @@ def make_validation(trainer: BuiltTraining) -> Validation | None:
         _dataset(trainer, variants=plan.caption_variants(), is_fixed=True).__getitem__,
         validation_timesteps(*trainer.options.loss.timestep_range),
         chosen.validation_seed or 0,
+        trainer.shards,
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from library.training.course import Course
 from library.training.run import Run
 from library.training.sampling.prompts import PromptFile, SamplePrompt
 from library.training.saving.saver import Save, SavePlan, Saver
+from library.training.sharding.unsharded import Unsharded
 from library.training.stopping import StopRequest
 from library.training.watching.watch import Watch
 
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from library.training.sampling.sampling import SamplePictures
     from library.training.saving.run_metadata import RunMetadata
     from library.training.saving.upload import Uploader
+    from library.training.sharding.launch import ShardingSettings
     from library.training.stepping.batch_loss import BatchLoss
     from library.training.stepping.optimizer_step import OptimizerStep
     from library.training.stepping.step_log import StepLog, StepReport
@@ -52,6 +55,8 @@ class BuiltTraining(Run):
         step: Optimizer steps that are done.
         course: What follows from that number.
         stop: Whether the run was asked to stop.
+        sharding: What the launcher asks for; None where every process has the whole model.
+        shards: How the model lies in the processes.
         continuation: Claims the output folder; finds, writes and restores states.
     """
 
@@ -76,6 +81,8 @@ class BuiltTraining(Run):
         self.validation: Validation | None = None
         self.uploader: Uploader | None = None
         self.ema: Ema | None = None
+        self.sharding: ShardingSettings | None = None
+        self.shards = Unsharded()
         self.stop = StopRequest()
         self.continuation = Continuation(self)
         self.step = 0
@@ -145,6 +152,14 @@ class BuiltTraining(Run):
         """Write the trained weights; returns the files."""
         raise NotImplementedError
 
+    def side_parts(self) -> tuple[str, ...]:
+        """Parts of a model that are saved in files of their own beside it."""
+        return ()
+
+    def model_bytes(self) -> int | None:
+        """What one saved model takes; None for the size of what trains."""
+        return None
+
     def session(self) -> dict[str, Any]:
         """What saved files say of this run and of no other, as JSON."""
         return {}
@@ -189,6 +204,8 @@ class BuiltTraining(Run):
 
     def _optimizer_step(self, batches: list[Batch]) -> None:
         asked, failed = self.stop.is_asked, self.loop.has_failed
+        if self.shards.any_failed(failed):
+            batches = []
         try:
             samples, values = self.make_step(batches, is_stop_asked=asked, has_failed=failed)
         except EnvironmentFault as error:
@@ -229,13 +246,28 @@ class BuiltTraining(Run):
         return make_batches(self, step)
 
     @contextmanager
-    def shown_weights(self) -> Iterator[None]:
+    def weights_to_show(self) -> Iterator[None]:
         """A context for samples and validation: no dropout, and the weights that are meant to be used."""
         from library.training.optimization.optimizer_modes import evaluation_weights
 
         self.set_training(False)
-        with evaluation_weights(self.optimizer) if self.ema is None else self.ema.applied():
+        try:
+            with evaluation_weights(self.optimizer) if self.ema is None else self.average_weights():
+                self.shards.forget_gathered()
+                yield
+        finally:
+            self.shards.forget_gathered()
+
+    @contextmanager
+    def average_weights(self) -> Iterator[None]:
+        """A context in which the weights are their average."""
+        assert self.ema is not None
+        with self.ema.applied():
             yield
+
+    def shown_weights(self) -> AbstractContextManager[None]:
+        """`weights_to_show`; where one process leads the others, on all of them."""
+        return self.shards.everywhere("shown")
 
     # After a step
 
@@ -271,35 +303,38 @@ class BuiltTraining(Run):
         """Draw the sample prompts on the main process; the training draws are not touched."""
         if self.sampler is None:
             return
-        if self.accelerator.is_main_process:
-            try:
-                with self.shown_weights():
-                    self.sampler.draw(step=self.step, epoch_end=epoch_end)
-            except RuntimeError as error:  # the sampler tells its own; here is what puts the weights in place
-                if not is_out_of_memory(error):
-                    raise
-                logger.error("no sample pictures at step %d, training goes on: there is not enough memory", self.step)
-            self.watch.pictures(self.sampler.last_drawn, self.step)
-        self.accelerator.wait_for_everyone()
+        self.shards.lead(self.accelerator, partial(self._draw_samples, self.sampler, epoch_end))
+
+    def _draw_samples(self, sampler: SamplePictures, epoch_end: int | None) -> None:
+        try:
+            with self.shown_weights():
+                sampler.draw(step=self.step, epoch_end=epoch_end)
+        except RuntimeError as error:  # the sampler tells its own; here is what puts the weights in place
+            if not is_out_of_memory(error):
+                raise
+            logger.error("no sample pictures at step %d, training goes on: there is not enough memory", self.step)
+        self.watch.pictures(sampler.last_drawn, self.step)
 
     # Saving
 
     def save_model(self, save: Save) -> None:
         """Write a model file in between."""
-        if self.accelerator.is_main_process:
+
+        def write() -> None:
             self.continuation.remember()
             self.saver.try_to_save_model(save, self.step)
-        self.accelerator.wait_for_everyone()
+
+        self.shards.lead(self.accelerator, write)
 
     def save_state(self, save: Save) -> bool:
         """Write a state folder; all processes take part, the main one writes. Whether it could be written, there."""
-        self.watch.gather()
-        is_saved = True
-        if self.accelerator.is_main_process:
+
+        def write() -> bool:
             self.continuation.remember()
-            is_saved = self.saver.try_to_save_state(save)
-        self.accelerator.wait_for_everyone()
-        return is_saved
+            return self.saver.try_to_save_state(save)
+
+        self.watch.gather()
+        return self.shards.lead(self.accelerator, write) is not False
 
     def save_last(self, end: Save) -> None:
         """Write the final file; where that fails, at least a state.
@@ -307,7 +342,8 @@ class BuiltTraining(Run):
         Raises:
             OutputError: It cannot be written.
         """
-        if self.accelerator.is_main_process:
+
+        def write() -> None:
             self.continuation.remember()
             try:
                 self.saver.save_model(end, self.step)
@@ -315,18 +351,19 @@ class BuiltTraining(Run):
                 self.watch.gather_here()
                 self.saver.try_to_save_state(end)  # there may be room for it, or it may lie elsewhere
                 raise
-        self.accelerator.wait_for_everyone()
+
+        self.shards.lead(self.accelerator, write)
 
     def _write_models(self, path: Path, step: int, epoch: int) -> list[Path]:
         """The weights as trained and, where one is kept, their average."""
         from library.training.optimization.optimizer_modes import evaluation_weights
         from library.training.saving.saver import average_path, refuse_non_finite
 
-        refuse_non_finite(self.trained_parameters(), path)
+        refuse_non_finite(self.shards.all_finite(), path)
         with evaluation_weights(self.optimizer):
             written = self.write_model(path, step=step, epoch=epoch)
         if self.ema is not None:
-            with self.ema.applied():
+            with self.shards.everywhere("average"):
                 written += self.write_model(average_path(path), step=step, epoch=epoch)
         return written
 

@@ -205,8 +205,8 @@ class LatentCacheRun(CacheRun):
         """Latents of every picture."""
         import torch
 
+        from library.device import encoder_dtype
         from library.training.encoding.caching import LatentCaching
-        from library.training.encoding.encoders import encoder_dtype
 
         is_full = self.options.precision.no_half_vae
         dtype = torch.float32 if is_full else encoder_dtype(self.weight_dtype, self.device)
@@ -222,9 +222,11 @@ class TextCacheRun(CacheRun):
 
     def make_caching(self) -> TextCaching:
         """States of every caption, and of every variant."""
+        from library.device import encoder_dtype
         from library.training.encoding.caching import TextCaching
-        from library.training.encoding.encoders import encoder_dtype, text_batch_size
+        from library.training.encoding.encoders import text_batch_size
 
+        self.family.check_encoder_devices(self.device)
         names = [name for name in self.family.encoder_names if self.family.has_encoder(self.files, name)]
         dtype = encoder_dtype(self.weight_dtype, self.device)
         return TextCaching(self._setup(dtype, text_batch_size(self.options.cache, self.plan)), names)

@@ -6,13 +6,14 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from library.data.report.cache_size import free_space
 from library.data.report.report_text import bytes_in_words
 from library.errors import DatasetError, OptionError, OutputError
 from library.log import get_logger
 from library.records import Size
+from library.training.processes import num_processes
 from library.training.sampling.prompts import SamplePrompt
 
 if TYPE_CHECKING:
@@ -113,7 +114,13 @@ def check_block_swap(asked: int | None, depth: int, has_accelerator: bool) -> No
 
 
 def check_free_space(
-    folder: Path, saves: SavePlan, trained: Iterable[Tensor], *, first_step: int = 0, num_averages: int = 0
+    folder: Path,
+    saves: SavePlan,
+    trained: Iterable[Tensor],
+    *,
+    first_step: int = 0,
+    num_averages: int = 0,
+    model_bytes: int | None = None,
 ) -> None:
     """Compare the room that the saves of a run will take with what is free, before the first step.
 
@@ -125,6 +132,7 @@ def check_free_space(
         trained: Everything that trains.
         first_step: Steps that are done already.
         num_averages: How many averages of the weights (`--ema_decay`) are saved beside them.
+        model_bytes: Of a model with its side files, where it has more in it than what trains.
 
     Raises:
         OutputError: Not even one save fits.
@@ -133,6 +141,8 @@ def check_free_space(
     if free is None:
         return
     model, state = _save_sizes(trained, saves.options.save_precision, num_averages)
+    if model_bytes is not None:
+        model = model_bytes * (1 + num_averages)
     options = saves.options
     one = model + (state if options.save_state or options.save_state_on_train_end else 0)
     if free < one:
@@ -188,3 +198,30 @@ def _writes(saves: SavePlan, model: int, state: int, first_step: int) -> Iterato
     yield end.model, None, model
     if options.save_state or options.save_state_on_train_end:
         yield end.state, None, state
+
+
+def check_steps_in_backward(options: Any) -> None:
+    """Refuse what cannot be done where the optimizer steps inside the backward pass.
+
+    Raises:
+        OptionError: Gradients would have to be added up, or scaled; or there are several processes.
+    """
+    flag = options.optimizer.steps_in_backward
+    if flag is None:
+        return
+    number = options.training.gradient_accumulation_steps
+    if number > 1:
+        raise OptionError(
+            f"{flag} uses each gradient at once, so --gradient_accumulation_steps {number} has nothing to add up. "
+            "Leave one of them out."
+        )
+    if options.precision.mixed_precision == "fp16":
+        raise OptionError(
+            f"{flag} cannot be used with --mixed_precision fp16, whose loss scaling must see all gradients before a "
+            "step. Use bf16."
+        )
+    if num_processes() > 1:
+        raise OptionError(
+            f"{flag} trains in one process, and {num_processes()} were started, which share all gradients before a "
+            "step. Leave it out, or start one process."
+        )

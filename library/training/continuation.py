@@ -237,15 +237,14 @@ class Continuation:
         Raises:
             OutputError: It cannot be written.
         """
-        from library.training.optimization.optimizer_state import optimizer_state
         from library.training.optimization.schedule_state import schedule_state
 
-        trainer = self.trainer
-        training = {"optimizer": optimizer_state(trainer.optimizer), "schedule": schedule_state(trainer.schedule)}
+        trainer, shards = self.trainer, self.trainer.shards
+        training = {"optimizer": shards.optimizer_state(), "schedule": schedule_state(trainer.schedule)}
         if trainer.accelerator.scaler is not None:
             training["scaler"] = trainer.accelerator.scaler.state_dict()
-        ema = None if trainer.ema is None else trainer.ema.state()
-        write_state(path, RunState(trainer.trained_state(), ema, training, self._describe()))
+        weights = shards.whole(trainer.trained_state())
+        write_state(path, RunState(weights, shards.average_state(), training, self._describe()))
         if not trainer.loop.num_bad:  # else its weights are those that gave numbers that are not finite
             self.last_state = trainer.saver.spared = path
 
@@ -311,12 +310,12 @@ class Continuation:
         from library.training.optimization.optimizer_state import load_optimizer_state
         from library.training.optimization.schedule_state import load_schedule_state
 
-        trainer = self.trainer
-        state = read_state(folder)
+        trainer, shards = self.trainer, self.trainer.shards
+        state = read_state(folder, mmap=shards.is_sharded)
         try:
             _check_shapes(trainer.trained_state(), state.weights, folder)
             trainer.load_trained_state(state.weights)
-            load_optimizer_state(trainer.optimizer, state.training["optimizer"])
+            load_optimizer_state(trainer.optimizer, shards.own_optimizer_state(state.training["optimizer"]))
             num_steps = int(state.progress["current_step"])
             load_schedule_state(trainer.schedule, state.training["schedule"], num_steps=num_steps)
             if trainer.accelerator.scaler is not None and "scaler" in state.training:
@@ -325,7 +324,7 @@ class Continuation:
                 logger.warning("%s has no averaged weights; the average begins with the weights as they are.", folder)
                 trainer.ema.restart()
             elif trainer.ema is not None and state.ema is not None:
-                trainer.ema.load_state(state.ema)
+                trainer.ema.load_state(shards.own_average_state(state.ema))
             self._put_back_progress(state.progress)
         except (KeyError, ValueError, RuntimeError) as error:
             reason = str(error).partition("\n")[0]

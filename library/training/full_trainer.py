@@ -29,6 +29,7 @@ class FullTrainer(Trainer):
 
     parts: list[Part]
     run_metadata: RunMetadata
+    can_shard = True
 
     # Before weights are read
 
@@ -63,6 +64,16 @@ class FullTrainer(Trainer):
     def _encoder_rates(self) -> dict[str, float]:
         default = self.options.optimizer.learning_rate
         return {name: default if rate is None else rate for name, rate in self.options.full.encoder_rates.items()}
+
+    def inspect_files(self) -> None:
+        """Also: what is saved is there, and replaces nothing that is needed."""
+        super().inspect_files()
+        for name in self.bundled_encoders():
+            if not self.family.has_encoder(self.files, name):
+                flag = "--save_t5xxl" if name == "t5xxl" else "--save_clip"
+                raise OptionError(f"{flag}: there is no {name} to save. Give one with --{name}, or leave it out.")
+        places = [self.folder / name for name in self.saves.all_models()]
+        self.family.check_places(self.files, places, layout=self.options.saving.layout)
 
     def check_trainables(self) -> None:
         """Rates fit the depth of the model, the encoders that shall train are there, and all data can be learned."""
@@ -100,7 +111,7 @@ class FullTrainer(Trainer):
             if rate > 0:
                 parts.append(Part(name, rate, self._encoder_parameters(name)))
         self.parts = train_only(parts)
-        if self.options.training.gradient_checkpointing:
+        if self.options.training.recomputes:
             self.checkpoint_encoders()
 
     def _denoiser_parameters(self) -> dict[str, dict[str, Parameter]]:
@@ -145,12 +156,9 @@ class FullTrainer(Trainer):
 
     def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
         """Put the numbers back."""
-        import torch
-
-        with torch.no_grad():
-            for part in self.parts:
-                for name, parameter in part.parameters.items():
-                    parameter.copy_(state[name])
+        for part in self.parts:
+            for name, parameter in part.parameters.items():
+                self.shards.put(parameter, state[name])
 
     # Saving
 
@@ -162,6 +170,13 @@ class FullTrainer(Trainer):
         """Ending of the saved files; folders have none."""
         return {"ckpt": ".ckpt", "diffusers": ""}.get(self.options.saving.layout, ".safetensors")
 
+    def side_parts(self) -> tuple[str, ...]:
+        """Encoders that train and get a file of their own."""
+        if self.options.saving.layout == "diffusers":
+            return ()
+        bundled = self.bundled_encoders()
+        return tuple(name for name in self.trained_encoders() if name not in bundled)
+
     def bundled_encoders(self) -> tuple[str, ...]:
         """Encoders that go into the saved file: --save_clip and --save_t5xxl."""
         sd3 = self.options.sd3
@@ -170,24 +185,30 @@ class FullTrainer(Trainer):
     def write_model(self, path: Path, *, step: int, epoch: int) -> list[Path]:
         """Write the whole model: what was trained, and beside it the parts that belong to the file."""
         return self.family.write_model(
-            path,
-            files=self.files,
-            denoiser=self.denoiser.state_dict(),
-            encoders={name: self.text.encoders[name].state_dict() for name in self.trained_encoders()},
-            layout=self.options.saving.layout,
-            bundled=self.bundled_encoders(),
-            dtype=self.save_dtype(),
-            metadata=self.file_metadata(path, step=step, epoch=epoch),
+            path, **self._model_to_save(), metadata=self.file_metadata(path, step=step, epoch=epoch)
         )
+
+    def model_bytes(self) -> int:
+        """What one saved model takes."""
+        return self.family.model_bytes(**self._model_to_save())
+
+    def _model_to_save(self) -> dict[str, Any]:
+        """What `write_model` and `model_bytes` of the family have to know."""
+        whole = self.shards.whole
+        return {
+            "files": self.files,
+            "denoiser": whole(self.denoiser.state_dict()),
+            "encoders": {name: whole(self.text.encoders[name].state_dict()) for name in self.trained_encoders()},
+            "layout": self.options.saving.layout,
+            "bundled": self.bundled_encoders(),
+            "dtype": self.save_dtype(),
+        }
 
     def file_metadata(self, path: Path, *, step: int, epoch: int) -> dict[str, str]:
         """The header of a saved file."""
-        from library.training.saving.saver import AVERAGE
+        from library.training.saving.saver import is_average
 
-        return self.run_metadata.for_file(
-            {},
-            step=step,
-            epoch=epoch,
-            architecture=self.family.architecture(self.files),
-            is_average=path.stem.endswith(AVERAGE),
+        architecture = self.family.architecture(self.files)
+        return self.run_metadata.for_model(
+            step=step, epoch=epoch, architecture=architecture, is_average=is_average(path)
         )

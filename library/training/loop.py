@@ -73,6 +73,7 @@ class Loop:
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
+                self.trainer.shards.refuse_to_go_on(error)
                 self._save_before()
                 reason = str(error).partition("\n")[0]
                 raise EnvironmentFault(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
@@ -79,11 +79,14 @@ def check_network(module: ModuleType, options: NetworkOptions, arguments: Mappin
         _check_file(module, "--network_weights", options.network_weights, shared, args=fits)
 
 
-def changes_encoders(path: Path) -> bool:
-    """Whether a network file has modules for text encoders."""
+def changed_encoders(path: Path, encoder_names: Sequence[str]) -> tuple[str, ...]:
+    """The text encoders that a network file has modules for. Files number them: "lora_te2_" begins names of the second,
+    "lora_te_" those of an only one."""
     from library.tensorfile import read_header
 
-    return any(name.startswith("lora_te") for name in read_header(path, "--base_weights").tensors)
+    names = read_header(path, "--base_weights").tensors
+    starts = {name: (f"lora_te{number}_", "lora_te_") for number, name in enumerate(encoder_names, start=1)}
+    return tuple(name for name, own in starts.items() if any(key.startswith(own) for key in names))
 
 
 def _warn_of_unknown(module: ModuleType, arguments: Mapping[str, str]) -> None:

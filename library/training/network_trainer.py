@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from library.errors import CheckpointError, OptionError
 from library.log import get_logger
-from library.training.network_module import changes_encoders, check_network, import_network_module
+from library.training.network_module import changed_encoders, check_network, import_network_module
 from library.training.optimization.optimizers import split_key_values
-from library.training.saving.saver import AVERAGE
+from library.training.saving.saver import is_average
 from library.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -77,7 +77,9 @@ class NetworkTrainer(Trainer):
     def _refuse_cached_encoder_changes(self) -> None:
         """Merging into a text encoder would not reach outputs that are already cached."""
         for path in self.options.network.base_weights or []:
-            if self.options.cache.caches_text and changes_encoders(path):
+            changed = changed_encoders(path, self.family.encoder_names)
+            self.family.check_changed_encoders(changed, f"--base_weights {path} changes T5")
+            if self.options.cache.caches_text and changed:
                 raise OptionError(
                     f"--base_weights {path} changes text encoders, which --cache_text_encoder_outputs cannot show. "
                     "Leave --cache_text_encoder_outputs out."
@@ -121,7 +123,7 @@ class NetworkTrainer(Trainer):
         if options.network_weights:
             self._load_network_weights(str(options.network_weights))
         self.network.to(self.device, dtype=self._network_dtype())
-        if self.options.training.gradient_checkpointing:
+        if self.options.training.recomputes:
             self.checkpoint_encoders()
 
     def _load_network_weights(self, path: str) -> None:
@@ -257,7 +259,7 @@ class NetworkTrainer(Trainer):
             state = self.family.network_to_diffusers(state)
         architecture = f"{self.family.architecture(self.files)}/lora"
         metadata = self.run_metadata.for_file(
-            state, step=step, epoch=epoch, architecture=architecture, is_average=path.stem.endswith(AVERAGE)
+            state, step=step, epoch=epoch, architecture=architecture, is_average=is_average(path)
         )
         write_network(path, state, metadata)
         return [path]

@@ -23,11 +23,14 @@ def num_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1") or "1")
 
 
-def check_launch() -> None:
+def check_launch(*, can_shard: bool = False) -> None:
     """Refuse launches that would do something else than they ask for.
 
     `accelerate launch` without a GPU starts a single process whatever `--num_processes` says. It then names a
     meeting place (MASTER_ADDR) but no rank, which no launch of one process does.
+
+    Args:
+        can_shard: The script can shard the model over the processes; `read_settings` looks at what is asked for.
 
     Raises:
         EnvironmentFault: With what to use instead.
@@ -39,14 +42,25 @@ def check_launch() -> None:
             "the launch asks for several processes but started one, as accelerate does without a GPU. "
             "Use `torchrun --nproc_per_node N script.py ...`, or `accelerate launch --num_processes 1`."
         )
-    for variable, what in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")):
-        if environment.get(variable, "").lower() in ("true", "1", "yes"):
-            raise EnvironmentFault(f"{what} is not available yet. Choose plain multi-GPU in `accelerate config`.")
+    if _is_asked("ACCELERATE_USE_FSDP") and not can_shard:
+        raise EnvironmentFault(
+            "FSDP shards a model that trains as a whole, which this script does not do. Choose plain multi-GPU in "
+            "`accelerate config`."
+        )
+    if _is_asked("ACCELERATE_USE_DEEPSPEED"):
+        raise EnvironmentFault(
+            "DeepSpeed is not supported. Shard with FSDP2, which does the same (docs/accelerate/fsdp2.yaml, for "
+            "sd3_train.py), or choose plain multi-GPU in `accelerate config`."
+        )
     if environment.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1") not in ("", "1"):
         raise EnvironmentFault(
             "the launch sets gradient accumulation, which would be counted twice. "
             "Leave it out of `accelerate config` and give --gradient_accumulation_steps to the script."
         )
+
+
+def _is_asked(variable: str) -> bool:
+    return os.environ.get(variable, "").lower() in ("true", "1", "yes")
 
 
 def check_started(accelerator: Accelerator) -> None:

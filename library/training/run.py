@@ -17,6 +17,7 @@ from library.errors import UnreadableError
 from library.log import get_logger
 from library.training.planning import DataPlan, PlanSettings, plan_data
 from library.training.processes import check_launch, check_started, num_processes
+from library.training.sharding.launch import plain_processes
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +39,10 @@ class Run:
         plan: After `plan_run`.
         files: The family's files, after `inspect_files`.
         accelerator: After `start`, like `seed` and `weight_dtype`.
+        can_shard: Several processes can share the weights that train.
     """
+
+    can_shard = False
 
     family: ModelFamily
     plan: DataPlan
@@ -56,7 +60,7 @@ class Run:
 
     def check_options(self) -> None:
         """Everything that can be told from the options alone."""
-        check_launch()
+        check_launch(can_shard=self.can_shard)
         self.family = self.make_family()
 
     def plan_run(self) -> None:
@@ -157,11 +161,12 @@ class Run:
         from library.device import has_accelerator, precision_dtype, precision_note
 
         precision = self.options.precision.mixed_precision
-        self.accelerator = Accelerator(
-            mixed_precision=precision,
-            cpu=not has_accelerator(),
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=self.options.distributed.timeout)],
-        )
+        with plain_processes():
+            self.accelerator = Accelerator(
+                mixed_precision=precision,
+                cpu=not has_accelerator(),
+                kwargs_handlers=[InitProcessGroupKwargs(timeout=self.options.distributed.timeout)],
+            )
         check_started(self.accelerator)
         if note := precision_note(precision, self.accelerator.device):
             logger.warning("%s", note)

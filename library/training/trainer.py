@@ -7,6 +7,7 @@ wrong options and wrong data are reported before torch is loaded.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,12 +20,15 @@ from library.training.checks import (
     check_free_space,
     check_output_dir,
     check_picture_sizes,
+    check_steps_in_backward,
     check_writable,
 )
 from library.training.course import Course
 from library.training.processes import scale_fp16_gradients
 from library.training.sampling.prompts import PromptDefaults, PromptFile
 from library.training.saving.saver import SavePlan, Saver
+from library.training.sharding.launch import read_settings
+from library.training.sharding.limits import check_sharding
 from library.training.watching.watch import Watch
 
 if TYPE_CHECKING:
@@ -68,8 +72,12 @@ class Trainer(BuiltTraining):
         from library.training.watching.trackers import check_trackers
 
         super().check_options()
+        self.sharding = read_settings()
         optimizer, sampling = self.options.optimizer, self.options.sampling
-        find_optimizer(optimizer.optimizer_name)
+        kind = find_optimizer(optimizer.optimizer_name)
+        if self.sharding is not None:
+            check_sharding(self.options, kind, self.sharding)
+        check_steps_in_backward(self.options)
         check_schedule(
             optimizer.lr_scheduler, optimizer.lr_warmup_steps, optimizer.lr_scheduler_args, options=optimizer
         )
@@ -95,12 +103,28 @@ class Trainer(BuiltTraining):
         check_picture_sizes(self.family.longest_side(self.files), buckets, prompts, self.plan.source)
         check_block_swap(self.options.precision.blocks_to_swap, self.family.depth(self.files), has_accelerator())
         self.check_trainables()
-        optimizer = self.options.optimizer
-        check_optimizer(optimizer.optimizer_name, optimizer.optimizer_args, optimizer.learning_rate, keeps_state=True)
+        self.family.check_changed_encoders(self.trained_encoders(), "T5 trains in this run")
+        optimizer, precision = self.options.optimizer, self.options.precision
+        check_optimizer(
+            optimizer.optimizer_name,
+            optimizer.optimizer_args,
+            optimizer.learning_rate,
+            keeps_state=True,
+            rounding=precision.bf16_rounding if precision.full_bf16 else None,
+        )
         self._foresee_memory()
         self.course = Course(self.plan.steps)
-        self.saves = SavePlan(self.options.saving, self.course, self.extension())
+        self.saves = self._save_plan()
         self.continuation.check_files()
+
+    def _save_plan(self) -> SavePlan:
+        return SavePlan(
+            self.options.saving,
+            self.course,
+            self.extension(),
+            side_parts=self.side_parts(),
+            has_average=self.options.ema.ema_decay is not None,
+        )
 
     def _foresee_memory(self) -> None:
         """Say it if reading the text encoders needs more host memory than there is."""
@@ -122,6 +146,11 @@ class Trainer(BuiltTraining):
                 "use --mixed_precision bf16, or leave it out."
             )
         super().start()
+        if self.sharding is not None:
+            from library.training.sharding.sharded import Sharded
+
+            self.shards = Sharded(self.sharding, self.accelerator, self.options.distributed.timeout)
+        self.family.check_encoder_devices(self.device)
         if precision.full_fp16 and self.accelerator.scaler is not None:
             scale_fp16_gradients(self.accelerator.scaler)
         uploader = make_uploader(self.options.hub)
@@ -161,7 +190,7 @@ class Trainer(BuiltTraining):
             self.continuation.look_anew()
             self.encoders = self._make_encoders()
             self.course = Course(self.plan.steps)
-            self.saves = SavePlan(self.options.saving, self.course, self.extension())
+            self.saves = self._save_plan()
         self.set_aside()
         self.continuation.compare()
 
@@ -181,28 +210,43 @@ class Trainer(BuiltTraining):
             prompts=sorted({text for prompt in self.prompts for text in (prompt.prompt, prompt.negative_prompt)}),
             prompt_folder=file.with_name(f"{file.name}_cache") if file else None,
             trained_dtype=self.model_dtype(is_trained=True),
+            shards=self.shards,
         )
 
     def load(self) -> None:
         """Fill the caches, load the encoders that run in every step, then the denoiser."""
         self.encoders.load()
         self.text = self.encoders.text
-        self.denoiser = self.family.load_denoiser(self.files, self.model_dtype(), self.device)
-        if self.options.training.gradient_checkpointing:
-            self.denoiser.gradient_checkpointing = True  # type: ignore[assignment]
+        load = partial(self.family.load_denoiser, self.files)
+        self.denoiser = self.shards.load(load, self.model_dtype(), self.device)
+        if self.options.training.recomputes:
+            self._recompute_activations()
+
+    def _recompute_activations(self) -> None:
+        """Compute the denoiser's activations again in the backward pass; what it keeps may wait in host memory."""
+        from library.memory.activation_checkpoint import HostCheckpoint
+
+        self.denoiser.gradient_checkpointing = True  # type: ignore[assignment]
+        if not self.options.training.cpu_offload_checkpointing:
+            return
+        if self.device.type == "cpu":
+            logger.warning("--cpu_offload_checkpointing has no effect without a GPU: all is in host memory already.")
+            return
+        self.denoiser.run_checkpointed = HostCheckpoint()  # type: ignore[assignment]
 
     def build_optimizer(self) -> None:
         """Optimizer, schedule and average over what trains."""
         from library.training.optimization.optimizers import forced_schedule, make_optimizer
         from library.training.optimization.schedules import make_schedule
 
-        chosen = self.options.optimizer
+        chosen, precision = self.options.optimizer, self.options.precision
         optimizer = make_optimizer(
             chosen.optimizer_name,
-            self.parameter_groups(),
+            self.shards.groups(self.parameter_groups()),
             learning_rate=chosen.learning_rate,
             args=chosen.optimizer_args,
             seed=self.seed,
+            rounding=precision.bf16_rounding if precision.full_bf16 or precision.full_fp16 else None,
         )
         forced = forced_schedule(chosen.optimizer_name, chosen.optimizer_args, chosen.learning_rate)
         self.schedule = make_schedule(
@@ -220,25 +264,17 @@ class Trainer(BuiltTraining):
 
             device = torch.device("cpu") if self.options.ema.ema_device == "cpu" else None
             self.ema = Ema(self.trained_parameters(), self.options.ema.ema_decay, device)
+        self.shards.know(self.optimizer, self.ema, shown=self.weights_to_show, average=self.average_weights)
 
     def build_loop(self) -> None:
         """What makes steps and what watches them; then, with `--resume`, the state is put back."""
-        from library.training.building import make_batch_loss, make_sampler, make_validation
+        from library.training.building import make_batch_loss, make_optimizer_step, make_sampler, make_validation
         from library.training.loop import Loop
-        from library.training.stepping.optimizer_step import OptimizerStep
         from library.training.stepping.step_log import StepLog
 
         self.log = StepLog()
         self.batch_loss = make_batch_loss(self)
-        self.make_step = OptimizerStep(
-            self.accelerator,
-            self.batch_loss,
-            self.optimizer,
-            self.schedule,
-            self.options.training.gradient_accumulation_steps,
-            self.options.optimizer.max_grad_norm,
-            self.learning_rates,
-        )
+        self.make_step = make_optimizer_step(self)
         upload = None if self.uploader is None else self.uploader.submit
         self.saver = Saver(self.folder, self.saves, self._write_models, self.continuation.write, upload)
         self.saver.uploads_states = self.options.hub.save_state_to_huggingface
@@ -247,8 +283,14 @@ class Trainer(BuiltTraining):
         self.loop = Loop(self)
         self.continuation.restore()
         num_averages = int(self.ema is not None)
+        trained = self.shards.outlines(self.trained_parameters())
         check_free_space(
-            self.folder, self.saves, self.trained_parameters(), first_step=self.step, num_averages=num_averages
+            self.folder,
+            self.saves,
+            trained,
+            first_step=self.step,
+            num_averages=num_averages,
+            model_bytes=self.model_bytes(),
         )
         self.sampler = make_sampler(self)
 
@@ -257,7 +299,7 @@ class Trainer(BuiltTraining):
         from library.device import device_words
         from library.training.optimization.optimizers import sets_its_own_rate
 
-        optimizer, checkpoints = self.options.optimizer, self.options.training.gradient_checkpointing
+        optimizer, checkpoints = self.options.optimizer, self.options.training.recomputes
         is_own = sets_its_own_rate(optimizer.optimizer_name, optimizer.optimizer_args)
         rate = "at a rate of its own" if is_own else f"at {optimizer.learning_rate:g}"
         lines = [

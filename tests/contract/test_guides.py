@@ -15,7 +15,7 @@ from library.data.config.schema import parse_dataset_config
 from library.data.plan.batches import StepCount
 from library.errors import UserError
 from library.families.sd3.cache_options import Sd3LatentCachingOptions
-from library.families.sd3.options import Sd3NetworkOptions
+from library.families.sd3.options import Sd3FullOptions, Sd3NetworkOptions
 from library.families.sd3.preview_options import Sd3PreviewOptions
 from library.options.entry import INTERRUPTED
 from library.options.spec import options_of
@@ -33,6 +33,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 GUIDE = (ROOT / "docs" / "sd3_train_network.md").read_text(encoding="utf-8")
 SAVING = (ROOT / "docs" / "saving_and_resuming.md").read_text(encoding="utf-8")
 OPTIONS = options_of(Sd3NetworkOptions)
+FULL = options_of(Sd3FullOptions)
 TOOLS = {*options_of(Sd3LatentCachingOptions), *options_of(Sd3PreviewOptions)} - set(OPTIONS)
 
 OTHER_PROGRAMS = {  # accelerate, torchrun, lines of prompt files, and a typo that the guide shows
@@ -62,7 +63,7 @@ def flags(text: str) -> set[str]:
 def test_every_flag_that_a_page_names_exists(page: Path):
     quickstart = flags((ROOT / "quickstart.py").read_text(encoding="utf-8"))
     converter = {flag for action in make_parser()._actions for flag in action.option_strings}
-    known = {f"--{name}" for name in {*OPTIONS, *TOOLS}} | quickstart | converter | OTHER_PROGRAMS
+    known = {f"--{name}" for name in {*OPTIONS, *FULL, *TOOLS}} | quickstart | converter | OTHER_PROGRAMS
     prose = re.sub(r"<!--.*?-->|`-- `|`--`", "", page.read_text(encoding="utf-8"))
     assert flags(prose) <= known
 

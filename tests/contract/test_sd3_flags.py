@@ -1,4 +1,4 @@
-"""The flags of sd3_train_network.py are those users know; the documentation is up to date; parsing imports no torch."""
+"""The flags of the SD3 scripts are those users know; the documentation is up to date; parsing imports no torch."""
 
 import json
 import shlex
@@ -8,16 +8,27 @@ from pathlib import Path
 
 import pytest
 
-from library.families.sd3.options import IGNORED, NETWORK_SCRIPT, Sd3NetworkOptions
+from library.families.sd3.options import (
+    FULL_SCRIPT,
+    IGNORED,
+    IGNORED_BY_ALL,
+    NETWORK_SCRIPT,
+    Sd3FullOptions,
+    Sd3NetworkOptions,
+)
 from library.options.spec import options_of, parse_options
 from tools.make_options_doc import PAGE, current_page
 
 ROOT = Path(__file__).resolve().parents[2]
-KNOWN = {
-    entry["dest"]: entry
-    for entry in json.loads((ROOT / "tests/golden/data/cli_options_sd3_train_network.json").read_text())
-}
-OURS = options_of(Sd3NetworkOptions)
+
+
+def _known(script):
+    entries = json.loads((ROOT / f"tests/golden/data/cli_options_{script}.json").read_text())
+    return {entry["dest"]: entry for entry in entries}
+
+
+KNOWN = {script: _known(script) for script in ("sd3_train_network", "sd3_train")}
+OURS = {"sd3_train_network": options_of(Sd3NetworkOptions), "sd3_train": options_of(Sd3FullOptions)}
 
 ADDED = {
     *("tokenizer_dir", "debug", "dry_run", "on_bad_file", "cache_dir", "text_encoder_cache_variants"),
@@ -26,30 +37,50 @@ ADDED = {
     *("overwrite", "allow_changed", "max_bad_steps"),
     *("ema_decay", "ema_device"),
 }
-ADDED_CHOICES = {"save_model_as": {"diffusers"}, "resize_interpolation": {"box"}}
+ADDED_TO = {
+    "sd3_train_network": ADDED,
+    "sd3_train": ADDED
+    | {
+        *("prior_loss_weight", "cpu_offload_checkpointing", "no_metadata", "training_comment", "no_half_vae"),
+        *("skip_until_initial_step", "initial_epoch", "initial_step", "fp8_base_unet"),
+        *("validation_seed", "validation_split", "validate_every_n_steps", "validate_every_n_epochs"),
+        *("max_validation_steps", "block_lr"),
+    },
+}
+T5_FORMATS = {"fp32", "fp16", "bf16", "fp8", "fp8_e4m3fn", "int8"}  # elsewhere any text is taken
+ADDED_CHOICES = {
+    ("sd3_train_network", "save_model_as"): {"diffusers"},
+    ("sd3_train_network", "resize_interpolation"): {"box"},
+    ("sd3_train", "resize_interpolation"): {"box"},
+    ("sd3_train_network", "t5xxl_dtype"): T5_FORMATS,
+    ("sd3_train", "t5xxl_dtype"): T5_FORMATS,
+}
 TYPES = {"flag": {None}, "int": {"int"}, "float": {"float"}, "str": {"str"}, "path": {"str", "Path"}}
 TYPES["int_or_float"] = {"int_or_float"}
 
 
-def test_the_names_are_the_same_but_for_our_additions():
-    assert len(KNOWN) == 218
-    assert set(OURS) == set(KNOWN) | ADDED
+@pytest.mark.parametrize(("script", "number"), [("sd3_train_network", 218), ("sd3_train", 201)])
+def test_the_names_are_the_same_but_for_our_additions(script, number):
+    assert len(KNOWN[script]) == number
+    assert set(OURS[script]) == set(KNOWN[script]) | ADDED_TO[script]
 
 
-@pytest.mark.parametrize("name", sorted(KNOWN))
-def test_type_default_choices_and_number_of_values_are_the_same(name):
-    known, ours = KNOWN[name], OURS[name]
+@pytest.mark.parametrize(("script", "name"), [(script, name) for script in KNOWN for name in sorted(KNOWN[script])])
+def test_type_default_choices_and_number_of_values_are_the_same(script, name):
+    known, ours = KNOWN[script][name], OURS[script][name]
     assert list(ours.flags) == known["flags"]
     assert known["type"] in TYPES[ours.kind]
     assert ours.default == known["default"] and isinstance(ours.default, bool) == isinstance(known["default"], bool)
     assert known["nargs"] == (0 if ours.kind == "flag" else "*" if ours.is_list else None)
     known_choices = {choice for choice in known["choices"] or () if choice is not None}
-    assert set(ours.declared.choices) == known_choices | ADDED_CHOICES.get(name, set())
+    assert set(ours.declared.choices) == known_choices | ADDED_CHOICES.get((script, name), set())
 
 
-def test_what_is_ignored_for_sd3_exists_and_is_there_for_no_other_reason():
-    assert set(IGNORED) <= set(OURS)
-    assert not any(OURS[name].declared.later or OURS[name].declared.no_effect for name in IGNORED)
+@pytest.mark.parametrize(("script", "ignored"), [("sd3_train_network", IGNORED), ("sd3_train", IGNORED_BY_ALL)])
+def test_what_is_ignored_for_sd3_exists_and_is_there_for_no_other_reason(script, ignored):
+    ours = OURS[script]
+    assert set(ignored) <= set(ours)
+    assert not any(ours[name].declared.later or ours[name].declared.no_effect for name in ignored)
 
 
 def test_docs_options_md_is_up_to_date():
@@ -69,6 +100,23 @@ COMMANDS = [
     """,
     NETWORK_SCRIPT["example"].partition("sd3_train_network.py ")[2],
 ]
+
+
+FULL_COMMANDS = [
+    """--pretrained_model_name_or_path=sd3_medium.safetensors --optimizer_type="AdamW8bit" --cache_text_encoder_outputs
+    --cache_text_encoder_outputs_to_disk --vae_batch_size=1 --cache_latents --cache_latents_to_disk
+    --caption_extension=".txt" --learning_rate=1e-4 --lr_scheduler="cosine_with_restarts" --output_name="last"
+    --save_model_as=safetensors --save_precision="fp16" --train_batch_size=1 --resolution="1024,1024"
+    --save_every_n_epochs=1 --lr_scheduler_num_cycles=1 --clip_g=g.safetensors --clip_l=l.safetensors
+    --t5xxl=t.safetensors --max_train_epochs=16 --mixed_precision=bf16 --lr_warmup_steps=0 --keep_tokens=1
+    --output_dir=out --train_data_dir=data --full_bf16""",
+    FULL_SCRIPT["example"].partition("sd3_train.py ")[2],
+]
+
+
+@pytest.mark.parametrize("command", FULL_COMMANDS)
+def test_commands_of_the_guide_of_the_full_training_parse_without_a_warning(command):
+    assert parse_options(Sd3FullOptions, shlex.split(command), **FULL_SCRIPT).warnings == ()
 
 
 @pytest.mark.parametrize("command", COMMANDS)

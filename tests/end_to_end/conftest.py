@@ -1,5 +1,5 @@
-"""Trainings on the tiny model: `training` runs sd3_train_network.py in this process, `launch` in one of its own;
-`refused` runs it up to an error that must come before weights are read."""
+"""Trainings on the tiny model: `training` runs sd3_train_network.py and `full_training` sd3_train.py in this process,
+`launch` either in one of its own; `refused` runs the first up to an error that must come before weights are read."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ import toml
 import torch
 from safetensors.torch import load_file
 
-from library.families.sd3.options import NETWORK_SCRIPT, Sd3NetworkOptions
+from library.families.sd3.options import FULL_SCRIPT, NETWORK_SCRIPT, Sd3FullOptions, Sd3NetworkOptions
 from library.log import LOGGER_NAME
-from library.options.spec import parse_options
+from library.options.spec import ScriptOptions, ScriptText, parse_options
 from library.records import Batch
+from library.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 EXAMPLES = ROOT / "examples" / "pictures"
@@ -37,9 +38,10 @@ NAN_FOUND = "has NaN or infinite values"
 
 # Runs the script as its command line asks, and writes what happened to $WITNESS, one file for each process.
 WITNESS = """
-import json, os, sys
-import sd3_train_network as script
+import importlib, json, os, sys
 from library.data import cache
+script = importlib.import_module(os.environ["SCRIPT"])
+name = {"sd3_train": "Sd3FullTrainer", "sd3_train_network": "Sd3NetworkTrainer"}[os.environ["SCRIPT"]]
 
 written = []
 real_write = cache.TensorCache.write
@@ -48,7 +50,7 @@ def write(self, entry_id, tensors):
     written.append(str(self[entry_id].path))
     real_write(self, entry_id, tensors)
 
-class Witness(script.Sd3NetworkTrainer):
+class Witness(getattr(script, name)):
     def run(self):
         code = super().run()
         account = {"losses": self.loss_history, "saved": [str(path) for path in self.saved_files]}
@@ -58,7 +60,7 @@ class Witness(script.Sd3NetworkTrainer):
         return code
 
 cache.TensorCache.write = write
-script.Sd3NetworkTrainer = Witness
+setattr(script, name, Witness)
 sys.exit(script.main())
 """
 
@@ -109,6 +111,10 @@ class Training:
     """
 
     examples = EXAMPLES
+    output = "out"  # begins the names of the output folders
+    options_class: type[ScriptOptions] = Sd3NetworkOptions
+    script: ScriptText = NETWORK_SCRIPT
+    own_flags: tuple[str, ...] = ("--network_module=networks.lora", "--network_dim=4", "--network_alpha=4")
 
     def __init__(self, folder: Path, model: Path) -> None:
         self.folder, self.model = folder, model
@@ -137,13 +143,13 @@ class Training:
         return path
 
     def arguments(self, dataset: Path, *flags: str, model: Path | None = None) -> list[str]:
-        """The command line: a small LoRA, a fixed seed, no metadata; `flags` come last and win."""
+        """The command line: a fixed seed, no metadata, and for adapters a small LoRA; `flags` come last and win."""
         self._num_runs += 1
         return [
             f"--pretrained_model_name_or_path={model or self.model}",
             f"--dataset_config={dataset}",
-            f"--output_dir={self.folder / f'out{self._num_runs}'}",
-            *("--network_module=networks.lora", "--network_dim=4", "--network_alpha=4", "--learning_rate=1e-3"),
+            f"--output_dir={self.folder / f'{self.output}{self._num_runs}'}",
+            *(*self.own_flags, "--learning_rate=1e-3"),
             *("--seed=5", "--no_metadata", "--t5xxl_max_token_length=16", "--max_data_loader_n_workers=0"),
             *flags,
         ]
@@ -154,15 +160,21 @@ class Training:
         """Train in this process; flags that are given twice count once, the last time."""
         return self.run_arguments(_without_repeats(self.arguments(dataset, *flags, model=model)), after=after)
 
+    def trainer_class(self) -> type[Trainer]:
+        """What the script runs."""
+        from sd3_train_network import Sd3NetworkTrainer
+
+        return Sd3NetworkTrainer
+
     def run_arguments(
         self, arguments: Sequence[str], *, after: Mapping[str, Callable[[], object]] = NOTHING
     ) -> FinishedRun:
         """Train with exactly this command line; `after` has what happens in the world after a phase of the run."""
         from accelerate.state import AcceleratorState
 
-        from sd3_train_network import Sd3NetworkTrainer
+        base: Any = self.trainer_class()
 
-        class Watched(Sd3NetworkTrainer):
+        class Watched(base):  # type: ignore[misc]
             """Keeps the batches that the loop gets."""
 
             def __init__(self, options: Any) -> None:
@@ -174,7 +186,7 @@ class Training:
                 super()._optimizer_step(batches)
 
         AcceleratorState._reset_state(reset_partial_state=True)  # a process has one run, outside tests
-        trainer = Watched(parse_options(Sd3NetworkOptions, arguments, **NETWORK_SCRIPT))
+        trainer = Watched(parse_options(self.options_class, arguments, **self.script))
         for phase, act in after.items():
             setattr(trainer, phase, _followed(getattr(trainer, phase), act))
         lines: list[str] = []
@@ -196,6 +208,21 @@ class Training:
         """The fastest training: no text encoder trains, and everything is cached in memory."""
         caches = ("--network_train_unet_only", "--cache_latents", "--cache_text_encoder_outputs")
         return self.run(dataset, *caches, *flags, model=model)
+
+
+class FullTraining(Training):
+    """The same with sd3_train.py."""
+
+    output = "full"
+    options_class = Sd3FullOptions
+    script = FULL_SCRIPT
+    own_flags = ()
+
+    def trainer_class(self) -> type[Trainer]:
+        """What the script runs."""
+        from sd3_train import Sd3FullTrainer
+
+        return Sd3FullTrainer
 
 
 class _Collector(logging.Handler):
@@ -244,21 +271,32 @@ def training(tmp_path: Path, tiny_sd3: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.fixture
-def launch(tmp_path: Path) -> Callable[..., Launched]:
-    """launch(arguments, launcher=()) starts the script in a Python of its own, in the repository, without a GPU.
+def full_training(training: Training) -> FullTraining:
+    """Trainings of the whole tiny SD3-medium, in this process, on the CPU."""
+    return FullTraining(training.folder, training.model)
 
-    Further options go to subprocess.run.
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Callable[..., Launched]:
+    """launch(arguments, launcher=(), script="sd3_train_network") starts a script, without a GPU.
+
+    It runs in a Python of its own, in the repository. Further options go to subprocess.run.
     """
-    script = tmp_path / "witness.py"
-    script.write_text(WITNESS, encoding="utf-8")
+    watched = tmp_path / "witness.py"
+    watched.write_text(WITNESS, encoding="utf-8")
 
     def start(
-        arguments: Sequence[str], launcher: Sequence[str] = (), *, is_watched: bool = True, **options: Any
+        arguments: Sequence[str],
+        launcher: Sequence[str] = (),
+        *,
+        script: str = "sd3_train_network",
+        is_watched: bool = True,
+        **options: Any,
     ) -> Launched:
         witness = tmp_path / "witness."
-        name = str(script) if is_watched else "sd3_train_network.py"
+        name = str(watched) if is_watched else f"{script}.py"
         environment = {**os.environ, "WITNESS": str(witness), "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
-        environment["CUDA_VISIBLE_DEVICES"] = ""
+        environment |= {"CUDA_VISIBLE_DEVICES": "", "SCRIPT": script}
         done = subprocess.run(
             [sys.executable, *launcher, name, *arguments],
             cwd=ROOT,

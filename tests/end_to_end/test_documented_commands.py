@@ -8,6 +8,7 @@ the names that the pages use, and one picture. Comments above a block say more:
     <!-- exit code: 2 -->         what the command ends with, if it is not 0
     <!-- printed -->              the block is among what the command before it prints
     <!-- file: name -->           the block is the content of a file that commands below read
+    <!-- in tests: --a=1 --b=2 --> values that options of the command have here, so that it takes seconds
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent.parent
 GUIDE = ROOT / "docs" / "sd3_train_network.md"
 PAGES = (GUIDE, ROOT / "README.md", *sorted(set((ROOT / "docs").glob("*.md")) - {GUIDE}))
-SCRIPTS = ("sd3_train_network.py", "library", "networks", "tools")
+SCRIPTS = ("sd3_train_network.py", "sd3_train.py", "library", "networks", "tools")
 PROGRAMS = {  # run by this interpreter, whatever is on the PATH
     "accelerate": ("-m", "accelerate.commands.accelerate_cli"),
     "torchrun": ("-m", "torch.distributed.run"),
@@ -80,6 +81,13 @@ class Block:
         """The commands, each in its words."""
         lines = re.sub(r"\\\n\s*", " ", self.text).splitlines()
         return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+    def commands_in_tests(self) -> list[list[str]]:
+        """The commands with the values that they have in tests."""
+        values = {item.partition("=")[0]: item for item in self.notes.get("in tests", "").split()}
+        flags = {word.partition("=")[0] for words in self.commands() for word in words}
+        assert values.keys() <= flags, f"{self.place}: {sorted(values.keys() - flags)} is not in the command"
+        return [[values.get(word.partition("=")[0], word) for word in words] for words in self.commands()]
 
 
 def read_blocks(page: Path) -> Iterator[Block]:
@@ -132,7 +140,7 @@ def test_every_command_is_run_or_has_a_reason_not_to_be():
 
 
 def test_the_comments_are_those_that_this_file_explains():
-    known = {"not run", "makes", "exit code", "printed", "file", "prompts"}
+    known = {"not run", "makes", "exit code", "printed", "file", "prompts", "in tests"}
     unknown = [f"{block.place}: {set(block.notes) - known}" for block in ALL_BLOCKS if set(block.notes) - known]
     assert not unknown
 
@@ -169,7 +177,7 @@ def test_the_blocks_of_a_page_run_one_after_another(page: Path, user_folder: Pat
         if block.language == "python":
             _run_python(block)
         else:
-            printed = "".join(_run_command(words, block) for words in block.commands())
+            printed = "".join(_run_command(words, block) for words in block.commands_in_tests())
         missing = [pattern for pattern in patterns if not list(user_folder.glob(pattern))]
         assert not missing, f"{block.place}: {missing} is not made:\n{printed}"
 
@@ -208,9 +216,10 @@ def user_folder(tmp_path: Path) -> Path:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
         copy(ROOT / name, tmp_path / name)
     make_models(tmp_path)
-    (tmp_path / "pictures").mkdir()
-    for name in ("red_star.png", "red_star.txt"):
-        shutil.copy(ROOT / "examples" / "pictures" / name, tmp_path / "pictures")
+    for folder in (tmp_path / "pictures", tmp_path / "data" / "20_sks dog"):
+        folder.mkdir(parents=True)
+        for name in ("red_star.png", "red_star.txt"):
+            shutil.copy(ROOT / "examples" / "pictures" / name, folder)
     (tmp_path / "my_sd3_dataset_config.toml").write_text(DATASET, encoding="utf-8")
     (tmp_path / "my_prompts.txt").write_text("a red star --w 64 --h 64 --d 1 --s 2 --n blurry\n", encoding="utf-8")
     return tmp_path

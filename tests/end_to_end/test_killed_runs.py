@@ -22,7 +22,8 @@ import pytest
 from library.checkpoint.state_folder import glance, open_folder
 
 ROOT = Path(__file__).resolve().parents[2]
-CACHED = ("--cache_latents_to_disk", "--cache_text_encoder_outputs_to_disk", "--network_train_unet_only")
+ON_DISK = ("--cache_latents_to_disk", "--cache_text_encoder_outputs_to_disk")
+CACHED = (*ON_DISK, "--network_train_unet_only")
 KILLS_AT_STEPS, KILLS_IN_SAVES, KILLS_LATER = 4, 4, 2  # of each chain
 
 
@@ -34,13 +35,13 @@ class Chain:
         flags: Of the command line.
         dataset: Keys of the dataset file.
         steps: How many it has.
-        is_full: The whole denoiser trains.
+        script: Which one runs.
     """
 
     flags: tuple[str, ...]
     dataset: dict[str, object]
     steps: int
-    is_full: bool = False
+    script: str = "sd3_train_network"
 
 
 EVERY_STEP = ("--max_train_steps=8", "--save_every_n_steps=1", "--save_last_n_steps=2")
@@ -64,7 +65,9 @@ CHAINS = {
     "average": Chain(
         (*CACHED, *EVERY_STEP, "--ema_decay=0.9", "--lr_scheduler=constant_with_warmup", "--lr_warmup_steps=4"), {}, 8
     ),
-    "whole denoiser": Chain((*CACHED, "--max_train_steps=7", "--save_every_n_steps=2"), {}, 7, is_full=True),
+    "whole model": Chain(  # each save is a model and two files of the CLIPs
+        (*ON_DISK, "--train_text_encoder", "--max_train_steps=7", "--save_every_n_steps=2"), {}, 7, "sd3_train"
+    ),
 }
 
 
@@ -112,8 +115,11 @@ def draw_kill(kind: str, chain: Chain, done: int, num_operations: int, draw: ran
 
 
 @pytest.mark.parametrize("name", CHAINS)
-def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(training, server, tmp_path, name):
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(
+    training, full_training, server, tmp_path, name
+):
     chain, draw = CHAINS[name], random.Random(name)
+    training = full_training if chain.script == "sd3_train" else training
     dataset = training.dataset(training.pictures(), **chain.dataset)
     argv = [*training.arguments(dataset), *chain.flags, "--output_name=x", "--save_state"]
     argv = [word for word in argv if not word.startswith("--output_dir=")]
@@ -122,7 +128,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(training,
 
     def start(folder: str, kill: object, *flags: str) -> dict[str, int]:
         command = [*argv, f"--output_dir={tmp_path / folder}", *flags]
-        return server.run(argv=command, is_full=chain.is_full, log=str(tmp_path / f"{folder}.log"), kill=kill)
+        return server.run(argv=command, script=chain.script, log=str(tmp_path / f"{folder}.log"), kill=kill)
 
     unbroken = start("unbroken", None)
     assert unbroken["code"] == 0, (tmp_path / "unbroken.log").read_text()

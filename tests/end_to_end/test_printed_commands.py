@@ -1,4 +1,4 @@
-"""The two commands that users bring along run to the end as they are printed, without a GPU too."""
+"""The commands that users bring along run to the end as they are printed, without a GPU too."""
 
 import re
 import shutil
@@ -109,3 +109,54 @@ def half_as_wide(name, tensor):
     kept = 1 if name.endswith("t_embedder.mlp.0.weight") else None
     sides = [side if index == kept or side % 128 else side // 2 for index, side in enumerate(tensor.shape)]
     return tensor[tuple(slice(side) for side in sides)].contiguous()
+
+
+def test_command_of_the_whole_model_trains_on_a_folder_of_folders(full_training, launch):
+    """As printed, but for paths and the resolution, which the small model's table of positions limits."""
+    pytest.importorskip("bitsandbytes")
+    model, folder = full_training.model, full_training.folder
+    separate = folder / "separate"
+    separate.mkdir()
+    parts = write_parts(model, separate)
+    pictures = full_training.pictures(["red_star.png", "blue_triangle.png"], to="20_sks toy")
+    data = folder / "data"
+    data.mkdir()
+    pictures.rename(data / pictures.name)
+    command = [
+        *(f"--pretrained_model_name_or_path={parts['model']}", "--optimizer_type=AdamW8bit"),
+        *("--cache_text_encoder_outputs", "--cache_text_encoder_outputs_to_disk", "--vae_batch_size=1"),
+        *("--cache_latents", "--cache_latents_to_disk", "--caption_extension=.txt", "--learning_rate=1e-4"),
+        *("--lr_scheduler=cosine_with_restarts", "--output_name=last", "--save_model_as=safetensors"),
+        *("--save_precision=fp16", "--train_batch_size=1", "--resolution=64,64", "--save_every_n_epochs=1"),
+        *("--lr_scheduler_num_cycles=1", f"--clip_g={parts['clip_g']}", f"--clip_l={parts['clip_l']}"),
+        *(f"--t5xxl={parts['t5xxl']}", "--max_train_epochs=2", "--mixed_precision=bf16", "--debiased_estimation_loss"),
+        *("--lr_warmup_steps=0", "--keep_tokens=1", f"--output_dir={folder / 'out'}", f"--train_data_dir={data}"),
+        "--full_bf16",
+    ]
+    run = launch(command, ACCELERATE, script="sd3_train", is_watched=False)
+    assert run.code == 0, run.output
+    assert "2 images x 20 repeats = 40 samples" in run.output
+    warnings = [line for line in run.output.splitlines() if line.startswith("WARNING")]
+    assert len(warnings) == 1 and "--debiased_estimation_loss" in warnings[0], warnings
+    saved = sorted(path.name for path in (folder / "out").glob("*.safetensors"))
+    assert saved == ["last-000001.safetensors", "last.safetensors"]
+    last, base = read_header(folder / "out" / "last.safetensors"), read_header(model)
+    prefixes = ("model.diffusion_model.", "first_stage_model.")
+    assert last.tensors.keys() == {name for name in base.tensors if name.startswith(prefixes)}
+    assert {info.dtype for info in last.tensors.values()} == {"F16"}
+    assert last.metadata["modelspec.architecture"] == "stable-diffusion-3-medium"
+
+
+def write_parts(model, folder):
+    """The model as it is published: one file without encoders, and a file for each of them; tokenizers beside it."""
+    for tokenizer in model.parent.glob("tokenizer*"):
+        shutil.copytree(tokenizer, folder / tokenizer.name)
+    tensors = read_tensors(read_header(model))
+    paths = {"model": folder / "sd3_medium.safetensors"}
+    write_tensors(paths["model"], {name: t for name, t in tensors.items() if not name.startswith("text_encoders.")})
+    for name in ("clip_l", "clip_g", "t5xxl"):
+        prefix = f"text_encoders.{name}.transformer."
+        paths[name] = folder / f"{name}.safetensors"
+        own = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
+        write_tensors(paths[name], own)
+    return paths

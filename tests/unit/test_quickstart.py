@@ -72,11 +72,28 @@ def test_every_run_gets_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.
     assert [quickstart._new_run_folder().name for _ in range(2)] == ["run-10", "run-11"]
 
 
-def test_the_example_command_names_files_that_exist(tmp_path: Path):
-    command = quickstart.train_command(tmp_path / "m.safetensors", tmp_path)
-    values = dict(part[2:].split("=", 1) for part in command if part.startswith("--") and "=" in part)
-    assert (ROOT / values["dataset_config"]).is_file() and (ROOT / values["sample_prompts"]).is_file()
-    assert "sd3_train_network.py" in command
+def values_of(command: list[str]) -> dict[str, str]:
+    return dict(part[2:].split("=", 1) for part in command if part.startswith("--") and "=" in part)
+
+
+def test_the_example_commands_name_files_that_exist_or_that_they_make(tmp_path: Path):
+    train = quickstart.train_command(tmp_path)
+    values = values_of(train)
+    assert "sd3_train_network.py" in train and values["pretrained_model_name_or_path"] == quickstart.BASE
+    assert (ROOT / values["dataset_config"]).is_file()
+    lora, sheet = tmp_path / "zorp.safetensors", tmp_path / "sheet.png"
+    assert lora == Path(values["output_dir"]) / f"{values['output_name']}.{values['save_model_as']}"
+    show = quickstart.sheet_command(lora, sheet)
+    assert show[:3] == ["-m", "examples.tiny_sd3.before_after", quickstart.BASE]
+    assert (ROOT / values_of(show)["prompts"]).is_file()
+
+
+def test_without_the_base_model_the_example_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(quickstart, "BASE", "examples/nowhere.safetensors")
+    monkeypatch.setattr(quickstart, "OUTPUT", tmp_path)
+    with pytest.raises(quickstart.QuickstartError, match="nowhere.safetensors is missing"):
+        quickstart.train_example(quickstart.Environment(sys.executable, tmp_path, "this one"))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

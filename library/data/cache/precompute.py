@@ -112,8 +112,7 @@ def fill_cache(
         ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
         listed = ", ".join(f"{count} {reason}" for reason, count in ranked)
         logger.info("%s: making %d of %d (%s)", what, len(wanted), len(cache), listed)
-    distinct, same_content = _without_twins(cache, batches)
-    mine = distinct if cache.in_memory else distinct[rank::num_processes]
+    mine, same_content = own_batches(cache, batches, rank=rank, num_processes=num_processes)
     start = time.perf_counter()
     stages = _Stages(cache, same_content, load, encode, on_fault)
     is_pictures = _decodes(cache, mine)
@@ -124,6 +123,14 @@ def fill_cache(
     num_bytes = sum(path.stat().st_size for entry_id in made if (path := cache[entry_id].path) is not None)
     num_encoded = sum(entry_id in same_content for entry_id in made)
     return FillReport(len(made), len(cache) - len(wanted), dict(counts), num_encoded, num_bytes, seconds)
+
+
+def own_batches(
+    cache: TensorCache, batches: Sequence[Ids], *, rank: int, num_processes: int
+) -> tuple[list[list[str]], dict[str, list[str]]]:
+    """What one process gives to `encode` for these batches, in this order; and {id in it: all ids of its content}."""
+    distinct, same_content = _without_twins(cache, batches)
+    return distinct if cache.in_memory else distinct[rank::num_processes], same_content
 
 
 def num_processors() -> int:

@@ -28,7 +28,10 @@ _FOR_OTHER_CACHE = "for the other cache"
 _USED_GROUPS = (ConfigOptions, CachingOptions, ModelOptions, DatasetOptions, CacheOptions)
 _USED: Mapping[type[OptionGroup], tuple[str, ...]] = {
     LoggingOptions: ("console_log_level", "console_log_file", "console_log_simple", "debug"),
-    Sd3Options: ("clip_l", "clip_g", "t5xxl", "t5xxl_max_token_length", "apply_lg_attn_mask", "apply_t5_attn_mask"),
+    Sd3Options: (
+        *("clip_l", "clip_g", "t5xxl", "t5xxl_max_token_length", "t5xxl_device", "t5xxl_dtype"),
+        *("apply_lg_attn_mask", "apply_t5_attn_mask"),
+    ),
     PrecisionOptions: ("mixed_precision", "no_half_vae"),
     DistributedOptions: ("ddp_timeout",),
     LossOptions: ("masked_loss",),

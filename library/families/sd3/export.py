@@ -1,42 +1,223 @@
-"""Writing whole SD3 / SD3.5 models. (First slice: one safetensors file.)"""
+"""Whole SD3 models as they are published: which tensor is written under which name, and writing them.
+
+One file holds the MMDiT (`model.diffusion_model.`), the VAE in its original names (`first_stage_model.`) and, where
+they are asked for, text encoders (`text_encoders.<name>.transformer.`). An encoder that was trained and is not inside
+gets a file of its own beside it, `<stem>_<name>.safetensors`, as encoders are published: without a prefix. Parts that
+were not trained are read from the model's files, tensor by tensor, while they are written.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
-from library.families.sd3.checkpoint import Sd3Files, read_part
-from library.tensorfile import write_tensors
+from library.checkpoint.names import side_path
+from library.checkpoint.state_folder import MODEL_INDEX
+from library.checkpoint.tensor_stream import (
+    PlannedTensor,
+    pickle_planned,
+    plan_tensor,
+    total_bytes,
+    write_planned,
+    written_dtype,
+)
+from library.checkpoint.weights import read_weights
+from library.errors import CheckpointError, OutputError
+from library.models.text_encoders import T5_TOKENS, T5_TOKENS_TWIN, with_text_model
+from library.models.vae_key_map import vae_from_diffusers
+from library.tensorfile import torch_dtype
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from library.families.sd3.checkpoint import Part, Sd3Files
+    from library.models.tokenizers import TokenizerSet
+
+Plan = dict[str, PlannedTensor]
+
+CLIP_PROJECTION = "text_projection.weight"
+_SIDE_METADATA = {"format": "pt"}  # as published encoders have it; older transformers ask for it
+_CLIP_PARTS = ("text_model.", CLIP_PROJECTION)
+_T5_PARTS = (T5_TOKENS, "encoder.")
+
+
+@dataclass(frozen=True)
+class Sd3Model:
+    """A whole model to write: what was trained, and the files that have the rest.
+
+    Attributes:
+        files: The model that the training began with.
+        denoiser: State of the MMDiT.
+        encoders: {name: state as transformers gives it} of the encoders that were trained.
+        dtype: Of every tensor that is written; None keeps what each has.
+        mmap: See `read_weights`.
+    """
+
+    files: Sd3Files
+    denoiser: Mapping[str, Tensor]
+    encoders: Mapping[str, Mapping[str, Tensor]]
+    dtype: torch.dtype | None = None
+    mmap: bool = True
+
+    def mmdit(self) -> Plan:
+        """The MMDiT under its published names, without prefix."""
+        return {name: plan_tensor(tensor, self.dtype) for name, tensor in self.denoiser.items()}
+
+    def vae(self) -> Plan:
+        """The VAE under its original names, without prefix."""
+        assert self.files.vae is not None  # `inspect` has made sure of it
+        return plan_part(self.files.vae, self.dtype, self.mmap)
+
+    def encoder(self, name: str) -> Plan | None:
+        """A text encoder under the names of its published file; None where there is none."""
+        part = {"clip_l": self.files.clip_l, "clip_g": self.files.clip_g, "t5xxl": self.files.t5xxl}[name]
+        if name in self.encoders:
+            plan = {key: plan_tensor(tensor, self.dtype) for key, tensor in self.encoders[name].items()}
+        elif part is not None:
+            plan = plan_part(part, self.dtype, self.mmap)
+        else:
+            return None
+        return _published_t5(plan) if name == "t5xxl" else _published_clip(plan, has_projection=name == "clip_g")
+
+    def single_file(self, bundled: Sequence[str]) -> Plan:
+        """Everything in one file, with those of the encoders `bundled` that there are."""
+        parts = {"model.diffusion_model.": self.mmdit(), "first_stage_model.": self.vae()}
+        parts |= {f"text_encoders.{name}.transformer.": self.encoder(name) or {} for name in bundled}
+        return {prefix + name: tensor for prefix, plan in parts.items() for name, tensor in plan.items()}
+
+    def side_files(self, bundled: Sequence[str]) -> dict[str, Plan]:
+        """{encoder: what goes into its own file} of those that were trained and are not bundled."""
+        return {name: cast(Plan, self.encoder(name)) for name in self.encoders if name not in bundled}
+
+
+def plan_part(part: Part, dtype: torch.dtype | None, mmap: bool = True) -> Plan:
+    """The tensors of a part under their published names; each is read when it is written."""
+    types = {name: torch_dtype(part.source.tensors[name].dtype) for name in part.names}
+    if part.is_diffusers:
+        return _plan_diffusers_vae(part, types, dtype, mmap)
+    return {
+        published: PlannedTensor(
+            part.source.tensors[name].shape,
+            written := written_dtype(types[name], dtype),
+            partial(_read_one, part, name, written, mmap),
+        )
+        for name, published in part.names.items()
+    }
+
+
+def _read_one(part: Part, name: str, dtype: torch.dtype, mmap: bool) -> Tensor:
+    scales = {name: part.scales[name]} if name in part.scales else {}
+    alone = replace(part, names={name: part.names[name]}, scales=scales)
+    return read_weights(alone, dtype=dtype, mmap=mmap)[part.names[name]]
+
+
+def _plan_diffusers_vae(part: Part, types: Mapping[str, torch.dtype], dtype: torch.dtype | None, mmap: bool) -> Plan:
+    """Its names are translated all at once, so it is read whole: it is smaller than a table of tokens."""
+    import torch
+
+    shapes = part.shapes()
+    outlines = {
+        published: torch.empty(shapes[published], dtype=types[name], device="meta")
+        for name, published in part.names.items()
+    }
+    whole = cache(lambda: vae_from_diffusers(read_weights(part, mmap=mmap)))
+    return {
+        name: PlannedTensor(tuple(outline.shape), written_dtype(outline.dtype, dtype), lambda name=name: whole()[name])  # type: ignore[misc]
+        for name, outline in vae_from_diffusers(outlines).items()
+    }
+
+
+def _published_clip(plan: Plan, *, has_projection: bool) -> Plan:
+    """Files of CLIP-L have no projection: SD3 uses its pooled vector as it is."""
+    named = {name: tensor for name, tensor in with_text_model(plan).items() if name.startswith(_CLIP_PARTS)}
+    return {
+        name: tensor
+        for name, tensor in named.items()
+        if not name.endswith("position_ids") and (has_projection or name != CLIP_PROJECTION)
+    }
+
+
+def _published_t5(plan: Plan) -> Plan:
+    """The table of tokens under both names: readers ask for one or the other."""
+    tokens = plan[T5_TOKENS] if T5_TOKENS in plan else plan[T5_TOKENS_TWIN]
+    rest = {name: tensor for name, tensor in plan.items() if name.startswith(_T5_PARTS)}
+    return {**rest, T5_TOKENS: tokens, T5_TOKENS_TWIN: tokens}
+
 
 def write_model(
     path: Path,
+    model: Sd3Model,
     *,
-    files: Sd3Files,
-    denoiser: Mapping[str, Tensor],
-    encoders: Mapping[str, Mapping[str, Tensor]],
     layout: str,
     bundled: Sequence[str],
-    dtype: torch.dtype | None,
     metadata: Mapping[str, str] | None,
-    tokenizers: Callable[[], Any],
+    tokenizers: Callable[[], TokenizerSet],
 ) -> list[Path]:
-    """See library/families/base.py."""
-    assert files.vae is not None
-    tensors = {f"model.diffusion_model.{name}": tensor for name, tensor in denoiser.items()}
-    tensors |= {f"first_stage_model.{name}": tensor for name, tensor in read_part(files.vae).items()}
-    for name in bundled:
-        part = {"clip_l": files.clip_l, "clip_g": files.clip_g, "t5xxl": files.t5xxl}[name]
-        state = encoders[name] if name in encoders else read_part(part) if part is not None else {}
-        for key, tensor in state.items():
-            if name != "clip_l" or key != "text_projection.weight":
-                key = key if name == "t5xxl" or key.startswith(("text_", "encoder.embed")) else f"text_model.{key}"
-                tensors[f"text_encoders.{name}.transformer.{key}"] = tensor
-    tensors = {name: tensor.detach().to("cpu", dtype or tensor.dtype).clone() for name, tensor in tensors.items()}
-    write_tensors(path, tensors, dict(metadata or {}))
-    return [path]
+    """Write a whole model; see library/families/base.py. What belongs to it comes first, the model itself last.
+
+    Args:
+        path: A file; a folder for the layout "diffusers".
+        layout: "safetensors", "ckpt" or "diffusers".
+        bundled: Encoders that go into the file.
+        metadata: For its header; a pickle has none.
+        tokenizers: Finds those that a folder gets.
+
+    Raises:
+        OutputError: Something cannot be written, or the files of the model cannot be read any more.
+    """
+    with _as_output_error(path):
+        check_places(model.files, [path], layout=layout)
+        if layout == "diffusers":
+            from library.families.sd3.diffusers_folder import write_diffusers
+
+            write_diffusers(path, model, tokenizers)
+            return [path]
+        beside = {side_path(path, name): plan for name, plan in model.side_files(bundled).items()}
+        check_places(model.files, beside, layout=layout)
+        for place, plan in beside.items():
+            write_planned(place, plan, _SIDE_METADATA)
+        if layout == "ckpt":
+            pickle_planned(path, model.single_file(bundled))
+        else:
+            write_planned(path, model.single_file(bundled), metadata)
+    return [path, *beside]
+
+
+def model_bytes(model: Sd3Model, *, layout: str, bundled: Sequence[str]) -> int:
+    """Bytes that `write_model` takes on the disk, but for headers and small files."""
+    if layout == "diffusers":
+        from library.families.sd3.diffusers_folder import component_plans
+
+        return sum(total_bytes(plan) for plan in component_plans(model).values())
+    plans = [model.single_file(bundled), *model.side_files(bundled).values()]
+    return sum(total_bytes(plan) for plan in plans)
+
+
+def check_places(files: Sd3Files, paths: Iterable[Path], *, layout: str) -> None:
+    """Refuse to put a model where its own sources lie, or something that is no model; see library/families/base.py."""
+    parts = [part for part in (files.denoiser, files.vae, files.clip_l, files.clip_g, files.t5xxl) if part is not None]
+    sources = {header.path.resolve() for part in parts for header in part.source.headers}
+    held = sources.union(*(source.parents for source in sources))
+    for path in paths:
+        is_model = (path / MODEL_INDEX).is_file() if layout == "diffusers" else path.is_file()
+        if path.resolve() in held:
+            reason = "is of the model that this training reads"
+        elif path.exists() and not is_model:
+            reason = "is something else than a model in this layout"
+        else:
+            continue
+        raise OutputError(f"{path} {reason}, and is not replaced. Choose another --output_name or --output_dir.")
+
+
+@contextmanager
+def _as_output_error(path: Path) -> Iterator[None]:
+    """A file that was there at the start and is not any more costs this save, not the run."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise OutputError(f"{path}: cannot be written, for a part of the model cannot be read: {error}") from error

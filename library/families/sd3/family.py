@@ -5,16 +5,18 @@ Sources: Esser et al. 2024, arXiv:2403.03206; the published checkpoints and thei
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from library.device import send
 from library.errors import CheckpointError
 from library.families.base import Conditioning
+from library.families.sd3.options import EIGHT_BITS
 from library.log import get_logger
 from library.records import Size
 
@@ -59,6 +61,8 @@ class Sd3Family:
     mmap: bool = True
 
     t5_length: int = 256
+    t5_device: str | None = None
+    t5_dtype: str | None = None  # as the option has it
     apply_lg_attn_mask: bool = False
     apply_t5_attn_mask: bool = False
     dropout_rates: Mapping[str, float]
@@ -82,6 +86,8 @@ class Sd3Family:
             tokenizer_cache_dir=_path(model.tokenizer_cache_dir),
             mmap=not model.disable_mmap_load_safetensors,
             t5_length=sd3.t5xxl_max_token_length,
+            t5_device=sd3.t5xxl_device,
+            t5_dtype=sd3.t5xxl_dtype,
             apply_lg_attn_mask=sd3.apply_lg_attn_mask,
             apply_t5_attn_mask=sd3.apply_t5_attn_mask,
             dropout_rates={
@@ -125,7 +131,10 @@ class Sd3Family:
             raise CheckpointError(f"{self.pretrained} has no {titles} inside. Give the files with {flags}.")
         files.check_complete()
         if files.t5xxl is None:
-            logger.warning("there is no T5 in %s and no --t5xxl: zeros stand for it.", self.pretrained)
+            given = {"--t5xxl_device": self.t5_device, "--t5xxl_dtype": self.t5_dtype}
+            idle = " and ".join(flag for flag, value in given.items() if value is not None)
+            effect = f", so {idle} changes nothing" if idle else ""
+            logger.warning("there is no T5 in %s and no --t5xxl: zeros stand for it%s.", self.pretrained, effect)
         return files
 
     def depth(self, files: Sd3Files) -> int:
@@ -142,11 +151,13 @@ class Sd3Family:
         return self._part(files, name) is not None
 
     def encoder_bytes(self, files: Sd3Files, name: str) -> int:
-        """Bytes of an encoder's weights as they are stored."""
+        """Bytes of an encoder's weights as they are stored, or as it keeps them in 8 bits."""
         part = self._part(files, name)
         if part is None:
             return 0
-        return sum(part.source.tensors[name].end - part.source.tensors[name].start for name in part.names)
+        stored = sum(part.source.tensors[name].end - part.source.tensors[name].start for name in part.names)
+        numbers = sum(prod(shape) for shape in part.shapes().values())
+        return min(stored, numbers) if name == "t5xxl" and self.t5_dtype in EIGHT_BITS else stored
 
     def architecture(self, files: Sd3Files) -> str:
         """Name for modelspec.architecture."""
@@ -165,19 +176,37 @@ class Sd3Family:
         metadata: Mapping[str, str] | None,
     ) -> list[Path]:
         """A whole model in the published layout, or as a diffusers folder; see library/families/base.py."""
-        from library.families.sd3.export import write_model
+        from library.families.sd3.export import Sd3Model, write_model
 
         return write_model(
             path,
-            files=files,
-            denoiser=denoiser,
-            encoders=encoders,
+            Sd3Model(files, denoiser, encoders, dtype, self.mmap),
             layout=layout,
             bundled=bundled,
-            dtype=dtype,
             metadata=metadata,
             tokenizers=partial(self.load_tokenizers, files, self.encoder_names),
         )
+
+    def model_bytes(
+        self,
+        files: Sd3Files,
+        *,
+        denoiser: Mapping[str, Tensor],
+        encoders: Mapping[str, Mapping[str, Tensor]],
+        layout: str,
+        bundled: Sequence[str],
+        dtype: torch.dtype | None,
+    ) -> int:
+        """What `write_model` takes on the disk."""
+        from library.families.sd3.export import Sd3Model, model_bytes
+
+        return model_bytes(Sd3Model(files, denoiser, encoders, dtype), layout=layout, bundled=bundled)
+
+    def check_places(self, files: Sd3Files, paths: Iterable[Path], *, layout: str) -> None:
+        """Refuse paths where a model may not be written."""
+        from library.families.sd3.export import check_places
+
+        check_places(files, paths, layout=layout)
 
     def part_files(self, files: Sd3Files) -> dict[str, Path]:
         """The files that metadata names."""
@@ -241,19 +270,50 @@ class Sd3Family:
         self, files: Sd3Files, dtype: torch.dtype, device: torch.device, names: Sequence[str]
     ) -> dict[str, nn.Module]:
         """The encoders that are asked for and there, frozen, in evaluation mode."""
-        from library.families.sd3.checkpoint import read_part
-        from library.models.text_encoders import load_clip, load_t5
-
         encoders: dict[str, nn.Module] = {}
         for name in names:
-            if name == "t5xxl" and files.t5xxl is None:
+            part = self._part(files, name)
+            if name == "t5xxl" and part is None:
                 continue
-            part = _given(self._part(files, name))
-            with _naming(part.path):
-                tensors = read_part(part, dtype=dtype, mmap=self.mmap)
-                encoder = load_t5(tensors) if name == "t5xxl" else load_clip(tensors, kind=name)
-            encoders[name] = encoder.to(device).requires_grad_(False).eval()
+            with _naming(_given(part).path):
+                load = self._load_t5 if name == "t5xxl" else partial(self._load_clip, name)
+                encoders[name] = load(_given(part), dtype, device).requires_grad_(False).eval()
         return encoders
+
+    def _load_clip(self, name: str, part: Part, dtype: torch.dtype, device: torch.device) -> nn.Module:
+        from library.families.sd3.checkpoint import read_part
+        from library.models.text_encoders import load_clip
+
+        return load_clip(read_part(part, dtype=dtype, mmap=self.mmap), kind=name).to(device)
+
+    def _load_t5(self, part: Part, dtype: torch.dtype, device: torch.device) -> nn.Module:
+        """T5 as `--t5xxl_device` and `--t5xxl_dtype` ask for it."""
+        from library.families.sd3.t5_format import T5Format, load_t5, t5_device
+
+        form, place = T5Format.of(self.t5_dtype, dtype), t5_device(self.t5_device, device)
+        is_as_given = form.dtype == dtype and place == device
+        return load_t5(part, form if is_as_given else form.on(place), place, mmap=self.mmap)
+
+    def check_encoder_devices(self, device: torch.device) -> None:
+        """See whether T5 can run where it is asked to.
+
+        Raises:
+            EnvironmentFault: It cannot.
+        """
+        from library.families.sd3.t5_format import check_place
+
+        check_place(self.t5_device, self.t5_dtype, device)
+
+    def check_changed_encoders(self, names: Sequence[str], why: str) -> None:
+        """A T5 whose weights change is where the denoiser is, in the format that training asks for.
+
+        Raises:
+            OptionError: It is asked for elsewhere, or in a format of its own.
+        """
+        from library.families.sd3.t5_format import refuse_changes
+
+        if "t5xxl" in names:
+            refuse_changes(self.t5_device, self.t5_dtype, why)
 
     def load_tokenizers(self, files: Sd3Files | None, names: Sequence[str]) -> TokenizerSet:
         """The tokenizers of those of these encoders that are there; without files, of all."""
@@ -279,7 +339,7 @@ class Sd3Family:
 
         return part_identity(_given(files.vae))
 
-    def text_identity(self, files: Sd3Files, names: Sequence[str]) -> dict[str, str]:
+    def text_identity(self, files: Sd3Files, names: Sequence[str], dtype: torch.dtype) -> dict[str, str]:
         """What the outputs of these encoders depend on, as fields of a cache header."""
         from library.families.sd3.checkpoint import part_identity
 
@@ -290,17 +350,26 @@ class Sd3Family:
         if "t5xxl" in names:
             identity["t5xxl_max_token_length"] = str(self.t5_length)
             identity["apply_t5_attn_mask"] = str(self.apply_t5_attn_mask)
+            identity |= self._t5_settings(dtype)
         if "clip_l" in names or "clip_g" in names:
             identity["apply_lg_attn_mask"] = str(self.apply_lg_attn_mask)
         return identity
 
-    def text_settings(self) -> dict[str, str]:
+    def text_settings(self, dtype: torch.dtype) -> dict[str, str]:
         """Settings that what the text encoders give depends on."""
         return {
             "t5xxl_max_token_length": str(self.t5_length),
             "apply_t5_attn_mask": str(self.apply_t5_attn_mask),
+            **self._t5_settings(dtype),
             "apply_lg_attn_mask": str(self.apply_lg_attn_mask),
         }
+
+    def _t5_settings(self, dtype: torch.dtype) -> dict[str, str]:
+        """The format of T5, where it is not that of the others."""
+        from library.families.sd3.t5_format import T5Format
+
+        form = T5Format.of(self.t5_dtype, dtype)
+        return {} if form == T5Format(dtype) else {"t5xxl_dtype": form.name}
 
     def npz_reader(self, files: Sd3Files, dtype: torch.dtype, encoders: Sequence[str] = ()) -> Sd3NpzReader:
         """Reads cache files of sd-scripts as a run with these settings would have written them."""

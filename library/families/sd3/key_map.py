@@ -95,14 +95,28 @@ def mmdit_to_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         CheckpointError: A name that is not of an MMDiT.
     """
-    pairs = {pair.published: pair for pair in _tensor_pairs(depth_of(tensors))}
-    _refuse_unknown(set(tensors) - set(pairs))
     converted: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        pair = pairs[name]
-        whole = _swap_halves(tensor) if pair.is_swapped else tensor
-        converted |= zip(pair.diffusers, whole.chunk(len(pair.diffusers)), strict=True)
+    for name, pair in mmdit_tensors(tensors).items():
+        converted |= zip(pair.diffusers, diffusers_parts(pair, tensors[name]), strict=True)
     return converted
+
+
+def mmdit_tensors(names: Iterable[str]) -> dict[str, ModulePair]:
+    """{published name: it and its diffusers names} of the tensors of an MMDiT, in their order.
+
+    Raises:
+        CheckpointError: A name that is not of an MMDiT.
+    """
+    known = list(names)
+    pairs = {pair.published: pair for pair in _tensor_pairs(depth_of(known))}
+    _refuse_unknown(set(known) - set(pairs))
+    return {name: pairs[name] for name in known}
+
+
+def diffusers_parts(pair: ModulePair, tensor: Tensor) -> tuple[Tensor, ...]:
+    """What a published tensor is for diffusers, in the order of `pair.diffusers`. Chunks are views."""
+    whole = _swap_halves(tensor) if pair.is_swapped else tensor
+    return tuple(whole.chunk(len(pair.diffusers)))
 
 
 def mmdit_from_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +32,8 @@ from library.options.groups import (
 )
 from library.options.spec import OptionGroup, ScriptText, opt
 
-_T5_PLACE = "T5 on another device or in another format"
+EIGHT_BITS: Mapping[str, str] = {"fp8": "fp8", "fp8_e4m3fn": "fp8", "int8": "int8"}  # of --t5xxl_dtype
+_DEVICE_NAME = re.compile(r"cpu|mps|(cuda|xpu)(:\d+)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +59,15 @@ class Sd3Options(OptionGroup):
     t5_dropout_rate: float = opt(
         0.0, "Chance of zeros in place of T5's outputs while training.", unit="0-1", minimum=0, maximum=1
     )
-    t5xxl_device: str | None = opt(None, "Device for T5.", later=_T5_PLACE)
-    t5xxl_dtype: str | None = opt(None, "Number format of T5.", later=_T5_PLACE)
+    t5xxl_device: str | None = opt(
+        None, "Where T5 runs: cpu, cuda:1 or another device. Not set means with the denoiser."
+    )
+    t5xxl_dtype: str | None = opt(
+        None,
+        "What T5's weights are kept in; int8 and fp8 take half of what fp16 takes, and int8 keeps more of them. Not "
+        "set means the format of --mixed_precision.",
+        choices=("fp32", "fp16", "bf16", *EIGHT_BITS),
+    )
     save_clip: bool = opt(False, "Save the CLIP encoders with the model.")
     save_t5xxl: bool = opt(False, "Save T5 with the model.")
     weighting_scheme: str = opt(
@@ -89,6 +98,10 @@ class Sd3Options(OptionGroup):
     enable_scaled_pos_embed: bool = opt(
         False, "Compute position tables for the resolutions of the datasets, for SD3.5-medium."
     )
+
+    def check(self) -> Iterator[str]:
+        if self.t5xxl_device is not None and not _DEVICE_NAME.fullmatch(self.t5xxl_device):
+            yield f"--t5xxl_device needs a device such as cpu, cuda or cuda:1, got {self.t5xxl_device!r}."
 
     def without_effect(self) -> Iterator[tuple[str, str]]:
         if self.weighting_scheme != "logit_normal":
@@ -125,6 +138,11 @@ class Sd3NetworkOptions(CommonOptions):
         "network_module",
         ("dataset_config", "train_data_dir", "in_json"),
     )
+
+    def check(self) -> Iterator[str]:
+        network = self.network
+        if self.optimizer.learning_rate == 0 and not (network.unet_lr or any(network.text_encoder_lr or ())):
+            yield "--learning_rate 0 leaves nothing to train. Give it, --unet_lr or --text_encoder_lr a rate above 0."
 
     def dataset_defaults(self) -> dict[str, object]:
         """What applies where the dataset file says nothing, by key of that file."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
+from library.device import send
 from library.errors import CheckpointError
 from library.families.base import Conditioning
 
@@ -51,22 +52,26 @@ def encode(
 
     Args:
         encoders: Any of "clip_l", "clip_g", "t5xxl".
-        tokens: From `tokenize`, on the encoders' device.
+        tokens: From `tokenize`.
         apply_lg_attn_mask: Mask the padding of both CLIPs.
         apply_t5_attn_mask: Mask the padding of T5.
 
     Returns:
-        In the encoders' precision: "clip_l" and "clip_g" [B, 77, width], the last but one layer without the final
-        norm; "clip_l_pooled" and "clip_g_pooled" [B, width], the projected vector of the end token; "t5xxl" [B, T, D].
+        On each encoder's device and in its precision: "clip_l" and "clip_g" [B, 77, width], the last but one layer
+        without the final norm; "clip_l_pooled" and "clip_g_pooled" [B, width], the projected vector of the end token;
+        "t5xxl" [B, T, D].
     """
     states = {}
     for name, encoder in encoders.items():
-        mask = tokens[f"{name}_mask"] if (apply_t5_attn_mask if name == "t5xxl" else apply_lg_attn_mask) else None
+        device = next(encoder.parameters()).device
+        ids = send(tokens[name], device)
+        is_masked = apply_t5_attn_mask if name == "t5xxl" else apply_lg_attn_mask
+        mask = send(tokens[f"{name}_mask"], device) if is_masked else None
         if name == "t5xxl":
-            output = encoder(input_ids=tokens[name], attention_mask=mask)
+            output = encoder(input_ids=ids, attention_mask=mask)
             states[name] = _zero_padding(output.last_hidden_state, mask)
         else:
-            output = encoder(input_ids=tokens[name], attention_mask=mask, output_hidden_states=True)
+            output = encoder(input_ids=ids, attention_mask=mask, output_hidden_states=True)
             states[name] = _zero_padding(output.hidden_states[-2], mask)
             states[f"{name}_pooled"] = output.text_embeds
     return states

@@ -8,6 +8,8 @@ from typing import ClassVar
 
 from library.options.spec import OptionGroup, opt
 
+_STEPPING_IN_BACKWARD = ("adamw", "adamw8bit", "adafactor")
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerOptions(OptionGroup):
@@ -49,7 +51,12 @@ class OptimizerOptions(OptionGroup):
     )
     lr_scheduler_args: tuple[str, ...] | None = opt(None, "Further arguments of the schedule.", metavar="KEY=VALUE")
     fused_backward_pass: bool = opt(
-        False, "Let the optimizer step inside the backward pass.", later="fused backward passes"
+        False,
+        "Let the optimizer step each weight inside the backward pass, which frees its gradient at once. For AdamW, "
+        "AdamW8bit and Adafactor; --max_grad_norm acts on each weight.",
+    )
+    blockwise_fused_optimizers: bool = opt(
+        False, "Like --fused_backward_pass, block by block; --max_grad_norm acts on each block."
     )
 
     @property
@@ -59,12 +66,25 @@ class OptimizerOptions(OptionGroup):
             return "AdamW8bit"
         return "Lion" if self.use_lion_optimizer else self.optimizer_type.strip() or "AdamW"
 
+    @property
+    def steps_in_backward(self) -> str | None:
+        """The flag that lets the optimizer step inside the backward pass; None where it steps afterwards."""
+        names = ("fused_backward_pass", "blockwise_fused_optimizers")
+        return next((f"--{name}" for name in names if getattr(self, name)), None)
+
     def check(self) -> Iterator[str]:
         choices = ["--use_8bit_adam"] * self.use_8bit_adam + ["--use_lion_optimizer"] * self.use_lion_optimizer
         if self.optimizer_type.strip():
             choices.append(f"--optimizer_type {self.optimizer_type}")
         if len(choices) > 1:
             yield f"{' and '.join(choices)} each choose an optimizer. Keep one."
+        if self.fused_backward_pass and self.blockwise_fused_optimizers:
+            yield "--fused_backward_pass and --blockwise_fused_optimizers exclude each other. Keep one of them."
+        if self.steps_in_backward and self.optimizer_name.lower() not in _STEPPING_IN_BACKWARD:
+            yield (
+                f"{self.steps_in_backward} works with AdamW, AdamW8bit and Adafactor, not with {self.optimizer_name}. "
+                "Use one of these, or leave it out."
+            )
         if self.lr_scheduler_type and self.lr_warmup_steps:
             yield f"--lr_scheduler_type {self.lr_scheduler_type} has no warm-up. Leave out --lr_warmup_steps."
         elif self.lr_scheduler == "constant" and self.lr_warmup_steps:

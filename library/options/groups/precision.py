@@ -24,6 +24,12 @@ class PrecisionOptions(OptionGroup):
     )
     full_fp16: bool = opt(False, "Keep the trained weights in fp16 too; needs --mixed_precision fp16.")
     full_bf16: bool = opt(False, "Keep the trained weights in bf16 too; needs --mixed_precision bf16.")
+    bf16_rounding: str = opt(
+        "stochastic",
+        "How --full_bf16 keeps changes smaller than the last bit of a weight: by rounding at random (stochastic), by a "
+        "second number with what was lost (kahan), or not at all (nearest).",
+        choices=("stochastic", "kahan", "nearest"),
+    )
     no_half_vae: bool = opt(False, "Run the VAE in float32.")
     fp8_base: bool = opt(False, "Keep the frozen weights in 8 bits.", later=_FEWER_BITS)
     fp8_base_unet: bool = opt(False, "Keep the frozen denoiser in 8 bits.", later=_FEWER_BITS)
@@ -67,3 +73,5 @@ class PrecisionOptions(OptionGroup):
     def remarks(self) -> Iterator[str]:
         if self.mem_eff_attn:
             yield "--mem_eff_attn means --sdpa."
+        if self.bf16_rounding != "stochastic" and not self.full_bf16:
+            yield f"--bf16_rounding {self.bf16_rounding} has no effect without --full_bf16."

@@ -27,7 +27,7 @@ class TrainingOptions(OptionGroup):
     gradient_accumulation_steps: int = opt(1, "Batches that make one optimizer step.", unit="batches", minimum=1)
     gradient_checkpointing: bool = opt(False, "Compute activations again in the backward pass: less memory, more time.")
     cpu_offload_checkpointing: bool = opt(
-        False, "Keep the activations of --gradient_checkpointing in host memory.", later="activations in host memory"
+        False, "Means --gradient_checkpointing, and what that still keeps waits in host memory."
     )
     seed: int | None = opt(
         None, "Seed of all random numbers. Not set means a new one for each run.", minimum=0, maximum=2**32 - 1
@@ -59,9 +59,18 @@ class TrainingOptions(OptionGroup):
         if self.initial_epoch is not None and self.initial_step is not None:
             yield "--initial_epoch and --initial_step both say where to begin. Keep one of them."
 
+    @property
+    def recomputes(self) -> bool:
+        """Whether activations are computed again in the backward pass."""
+        return self.gradient_checkpointing or self.cpu_offload_checkpointing
+
     def without_effect(self) -> Iterator[tuple[str, str]]:
         if self.max_train_epochs is not None:
             yield "max_train_steps", "--max_train_epochs goes before it"
+
+    def remarks(self) -> Iterator[str]:
+        if self.cpu_offload_checkpointing and not self.gradient_checkpointing:
+            yield "--cpu_offload_checkpointing means --gradient_checkpointing."
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 
@@ -30,8 +30,8 @@ from library.families.base import ModelFamily
 from library.log import get_logger
 from library.records import ImageRecord
 from library.rng import normal_per_sample
+from library.training.encoding.encoder_turns import EncoderTurns
 from library.training.encoding.encoding_setup import EncodingSetup
-from library.training.encoding.text_stage import TextStage
 from library.training.sampling.new_prompts import entries_of_prompts, text_origin
 
 if TYPE_CHECKING:
@@ -231,22 +231,36 @@ class TextCaching:
         return self.texts, {text: of_encoders(own, self.names) for text, own in states.items()}
 
     def _encode_missing(self) -> None:
+        """The encoders take turns, each for the captions and the prompts."""
         setup, text_of = self.setup, self._text_of
-        encoders = setup.family.load_text_encoders(setup.files, setup.dtype, setup.device, self.names)
-        stage = TextStage(setup.family, setup.device, encoders, self._tokenizers)
+        jobs = [
+            _Job(what, cache, missing, _batches_of_texts(cache, missing, setup.batch_size))
+            for what, cache, missing in (
+                ("text", self.cache, self.missing),
+                ("prompts", self.prompt_cache, self.missing_prompts),
+            )
+            if missing
+        ]
+        own = [ids for job in jobs for ids in setup.own_batches(job.cache, job.batches)]
+        turns = EncoderTurns(setup, self.names, self._tokenizers, [[text_of[i] for i in ids] for ids in own])
 
         def load(ids: Sequence[str]) -> list[str]:
             return [text_of[entry_id] for entry_id in ids]
 
         def encode(ids: Sequence[str], captions: Sequence[str]) -> list[dict[str, Tensor]]:
-            states = stage.encode(captions)
-            rows = {name: state.cpu() for name, state in states.items()}
-            return [{name: state[i] for name, state in rows.items()} for i in range(len(ids))]
+            return turns.encode(captions)
 
-        jobs = (("text", self.cache, self.missing), ("prompts", self.prompt_cache, self.missing_prompts))
-        for what, cache, missing in jobs:
-            if missing:
-                setup.fill(cache, missing, _batches_of_texts(cache, missing, setup.batch_size), load, encode, what)
+        for job in jobs:
+            setup.fill(job.cache, job.missing, job.batches, load, encode, job.what)
+
+
+class _Job(NamedTuple):
+    """A cache to fill."""
+
+    what: str
+    cache: TensorCache
+    missing: Mapping[str, str]
+    batches: list[Sequence[str]]
 
 
 def _chunks(items: Sequence[T], size: int) -> list[Sequence[T]]:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from library.data.cache import CachedTexts, TensorCache, cache_folder
-from library.device import release_unused_memory
+from library.device import encoder_dtype, release_unused_memory
 from library.families.base import ModelFamily
 from library.training.encoding.caching import EncodingSetup, LatentCaching, TextCaching
 from library.training.encoding.text_stage import TextStage
 from library.training.planning import DataPlan
 from library.training.sampling.new_prompts import encode_new_prompts
+from library.training.sharding.unsharded import Unsharded
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -37,6 +39,7 @@ class Encoders:
         keeps_full_vae: The VAE runs in float32.
         trained: Names of the text encoders that train; they run in every step.
         trained_dtype: Of the weights of those; None for `dtype`.
+        shards: How they lie in the processes.
         prompts: Texts of the sample prompts, negative ones included.
         prompt_folder: Where their cached states lie, if on disk.
 
@@ -60,10 +63,12 @@ class Encoders:
         prompts: Sequence[str],
         prompt_folder: Path | None,
         trained_dtype: torch.dtype | None = None,
+        shards: Unsharded | None = None,
     ) -> None:
         self.options, self.family, self.files, self.plan = options, family, files, plan
         self.accelerator, self.trained = accelerator, tuple(trained)
         self.prompts = prompts
+        self._shards = shards or Unsharded()
         if prompt_folder is not None and options.cache_dir is not None:
             prompt_folder = cache_folder(prompt_folder, options.cache_dir)
         self.prompt_folder = prompt_folder if options.cache_text_encoder_outputs_to_disk else None
@@ -87,7 +92,9 @@ class Encoders:
         return self.plan.records if caching is None else caching.decoded_records()
 
     def load(self) -> None:
-        """Fill the caches and load what runs in every step. What may be missing is looked for before weights are read.
+        """Fill the caches, with one model at a time, and load what runs in every step.
+
+        What may be missing is looked for before weights are read.
 
         Raises:
             DatasetError: Pictures are damaged.
@@ -104,20 +111,25 @@ class Encoders:
         for caching in (latents, texts):
             if caching is not None:
                 caching.prepare()
-        if latents is None:
-            self.vae()
-        else:
+        prompts: Mapping[str, Mapping[str, Tensor]] = {}
+        if latents is not None:
             self.latents = latents.fill()
             release_unused_memory(device)
-        prompts: Mapping[str, Mapping[str, Tensor]] = {}
         if texts is not None:
             self.texts, prompts = texts.fill()
             release_unused_memory(device)
+        if latents is None:
+            self.vae()
         encoders: dict[str, nn.Module] = {}
         for name in live:
             dtype = self._trained_dtype if name in self.trained else self._text_dtype
-            encoders |= self.family.load_text_encoders(self.files, dtype, device, [name])
-        self.text = TextStage(self.family, device, encoders, tokenizers, prompts, self.trained)
+            shards = self._shards if name in self.trained else Unsharded()
+            encoders[name] = shards.load(partial(self._load_encoder, name), dtype, device, is_exact=True)
+        frozen_dtype = self._text_setup().stored_dtype
+        self.text = TextStage(self.family, device, encoders, tokenizers, prompts, self.trained, frozen_dtype)
+
+    def _load_encoder(self, name: str, dtype: torch.dtype, device: torch.device) -> nn.Module:
+        return self.family.load_text_encoders(self.files, dtype, device, [name])[name]
 
     def unknown_prompts(self, texts: Iterable[str]) -> tuple[str, ...]:
         """Those of these texts that `text` cannot condition on: an encoder is cached, and nothing of them is."""
@@ -176,11 +188,6 @@ class Encoders:
             cache_dir=self.options.cache_dir,
             skip_cache_check=self.options.skips_check,
         )
-
-
-def encoder_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """Precision of frozen encoders: as asked for, but no fp16 on a CPU, which has hardly any arithmetic for it."""
-    return torch.float32 if dtype == torch.float16 and device.type == "cpu" else dtype
 
 
 def text_batch_size(options: CacheOptions, plan: DataPlan) -> int:

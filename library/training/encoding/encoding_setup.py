@@ -11,7 +11,7 @@ import torch
 
 from library.data.cache import CacheEntry, TensorCache, stored_precision
 from library.data.cache.npz import NpzLatents, NpzReader, NpzTexts, unusable
-from library.data.cache.precompute import FillReport, fill_cache
+from library.data.cache.precompute import FillReport, fill_cache, own_batches
 from library.data.cache.tensors import USUAL_ADVICE
 from library.errors import DatasetError
 from library.families.base import ModelFamily
@@ -108,6 +108,11 @@ class EncodingSetup:
     def npz_reader(self, encoders: Sequence[str] = ()) -> NpzReader:
         """Of the family, for archives of sd-scripts; of text states those of these encoders."""
         return self.family.npz_reader(self.files, self.stored_dtype, encoders)
+
+    def own_batches(self, cache: TensorCache, batches: Sequence[Sequence[str]]) -> list[list[str]]:
+        """What of these batches `fill` lets this process encode, in this order."""
+        rank, number = self.accelerator.process_index, self.accelerator.num_processes
+        return own_batches(cache, batches, rank=rank, num_processes=number)[0]
 
     def fill(
         self,

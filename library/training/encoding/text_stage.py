@@ -28,6 +28,8 @@ class TextStage:
         prompts: Cached states of the sample prompts, by their text, without batch axis. They grow when prompts are
             edited while a training runs.
         trained: Names of the encoders that train.
+        frozen_dtype: What states of frozen encoders are handed on in, whatever an encoder computes in; None keeps
+            its own, as far as a cache does.
     """
 
     family: ModelFamily
@@ -36,9 +38,10 @@ class TextStage:
     tokenizers: Any = None
     prompts: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     trained: tuple[str, ...] = ()
+    frozen_dtype: torch.dtype | None = None
 
     def encode(self, captions: Sequence[str]) -> dict[str, Tensor]:
-        """States of the live encoders, {name: [B, ...]}.
+        """States of the live encoders on the device of the denoiser, {name: [B, ...]}.
 
         Encoders that train run under the caller's autocast. Frozen ones run in the precision they are loaded in, as
         where a cache is filled: autocast would narrow what T5 keeps in float32 for its range.
@@ -46,12 +49,15 @@ class TextStage:
         if not self.encoders:
             return {}
         tokens = self.family.tokenize(self.tokenizers, captions)
-        on_device = {name: send(ids, self.device) for name, ids in tokens.items()}
         trained = {name: encoder for name, encoder in self.encoders.items() if name in self.trained}
         frozen = {name: encoder for name, encoder in self.encoders.items() if name not in self.trained}
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            states = {name: stored_precision(s) for name, s in self.family.encode_text(frozen, on_device).items()}
-        return {**states, **self.family.encode_text(trained, on_device)}
+            states = {name: self._kept(state) for name, state in self.family.encode_text(frozen, tokens).items()}
+        return {**states, **self.family.encode_text(trained, tokens)}
+
+    def _kept(self, state: Tensor) -> Tensor:
+        state = stored_precision(state) if self.frozen_dtype is None else state.to(self.frozen_dtype)
+        return send(state, self.device)
 
     def for_batch(self, batch: Batch, seed: int) -> dict[str, Tensor]:
         """Cached and live states of a batch, after encoder dropout."""

@@ -230,8 +230,7 @@ def _element_bytes(precision: str) -> int:
     """Of one number in a cache, where encoders run on this machine with this `--mixed_precision`."""
     import torch
 
-    from library.device import choose_device, precision_dtype
-    from library.training.encoding.encoders import encoder_dtype
+    from library.device import choose_device, encoder_dtype, precision_dtype
 
     dtype = encoder_dtype(precision_dtype(precision), choose_device())
     return stored_precision(torch.empty(0, dtype=dtype)).itemsize

@@ -48,6 +48,16 @@ class OptimizerKind:
         return self.class_name == "Adafactor" and self.package == "transformers"
 
     @property
+    def steps_apart(self) -> bool:
+        """The step of a weight does not depend on the other weights."""
+        return self.package in _STEPPING_APART
+
+    @property
+    def takes_stand_ins(self) -> bool:
+        """Knows its weights by its groups alone, so that others can take the step for them. Some packages do not."""
+        return self.package in {known.package for known in _KINDS}
+
+    @property
     def may_draw(self) -> bool:
         """Those of the packages in the table draw nothing at random; others may."""
         return self.package not in {known.package for known in _KINDS}
@@ -57,6 +67,7 @@ def _kinds(module: str, package: str, *names: str, **more: Any) -> tuple[Optimiz
     return tuple(OptimizerKind(name, module, name, package, **more) for name in names)
 
 
+_STEPPING_APART = frozenset(("torch", "bitsandbytes", "lion-pytorch", "transformers", "schedulefree"))
 _MOMENTUM = (("momentum", 0.9),)
 _NESTEROV: dict[str, Any] = {"forced": (("nesterov", True),), "preset": _MOMENTUM}
 _KINDS = (

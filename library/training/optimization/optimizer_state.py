@@ -23,6 +23,7 @@ _NOT_STATE = {
     *("state", "param_groups", "defaults", "step", "grad_scale", "found_inf"),
     *("_zero_grad_profile_name", "_warned_capturable_if_run_uncaptured", "_cpu_paged_warned"),
     *("args", "mng", "page_mng", "choices", "_step_supports_amp_scaling", "_need_device_dtype_check_for_fused"),
+    "rounding",
 }
 
 

@@ -41,7 +41,14 @@ _SIDE, _SIDE_OF_PAGED = 8, 320  # of the weight that is tried; bitsandbytes trea
 _LEAST_USUAL_SCALE = 0.1  # at this learning rate or below, an optimizer with a step size of its own hardly trains
 
 
-def check_optimizer(name: str, args: Sequence[str] | None, learning_rate: float, *, keeps_state: bool = False) -> None:
+def check_optimizer(
+    name: str,
+    args: Sequence[str] | None,
+    learning_rate: float,
+    *,
+    keeps_state: bool = False,
+    rounding: str | None = None,
+) -> None:
     """Build the optimizer over a small parameter and step it once, before any weights are read.
 
     Args:
@@ -49,12 +56,19 @@ def check_optimizer(name: str, args: Sequence[str] | None, learning_rate: float,
         args: `key=value` items.
         learning_rate: Of the run.
         keeps_state: Its state is going to be saved, so it must be one that can be saved.
+        rounding: As in `make_optimizer`, where weights will be in bf16.
 
     Raises:
-        OptionError: The name is unknown; an argument is unknown or has a wrong value; the state cannot be saved.
+        OptionError: The name is unknown; an argument is unknown or has a wrong value; the state cannot be saved; or
+            steps cannot be rounded so.
         EnvironmentFault: The optimizer's package is missing, or cannot run here.
     """
     kind = find_optimizer(name)
+    if rounding not in (None, "nearest") and not kind.takes_stand_ins:
+        raise OptionError(
+            f"--optimizer_type {kind.name}: optimizers of {kind.package} cannot make the steps of weights in bf16 in "
+            "float32. Use --bf16_rounding nearest, which loses small steps, or another optimizer."
+        )
     arguments = _read_arguments(kind, args)
     _check_rate(kind, arguments, learning_rate)
     made = _try_step(kind, arguments, learning_rate)
@@ -75,6 +89,7 @@ def make_optimizer(
     args: Sequence[str] | None = None,
     use_fused: bool = True,
     seed: int = 0,
+    rounding: str | None = None,
 ) -> Optimizer:
     """The optimizer over parameter groups, ready to train.
 
@@ -86,6 +101,8 @@ def make_optimizer(
         use_fused: Let torch's Adam, AdamW, SGD and Adagrad use their fused form (same result to rounding, and up to
             three times as fast).
         seed: Of the run, the same on every process: it keys what the optimizer draws at random.
+        rounding: Weights in 16 bits take their steps in float32; those in bf16 are put back by "stochastic" rounding,
+            by "kahan" summation, or, as with None, the optimizer does by itself what it does ("nearest").
 
     Raises:
         OptionError: As `check_optimizer`, which should have been called before; or the optimizer refuses the weights.
@@ -101,7 +118,7 @@ def make_optimizer(
     if use_fused and _can_fuse(kind, groups, arguments):
         arguments["fused"] = True
     try:
-        optimizer = _build(kind, groups, arguments, seed)
+        optimizer = _build(kind, groups, arguments, seed, rounding=_rounding_of(kind, groups, rounding))
     except Exception as fault:  # packages have error classes of their own
         raise OptionError(
             f"--optimizer_type {kind.name} cannot train these weights ({one_line(fault)}). Use another optimizer."
@@ -175,11 +192,46 @@ def _try_step(kind: OptimizerKind, arguments: Mapping[str, Any], learning_rate: 
     return optimizer if "lr" in optimizer.defaults else ValueError("it has no learning rate")
 
 
-def _build(kind: OptimizerKind, groups: list[dict[str, Any]], arguments: Mapping[str, Any], seed: int = 0) -> Optimizer:
-    from library.training.optimization.optimizer_modes import set_train_mode
+def _rounding_of(kind: OptimizerKind, groups: Sequence[Mapping[str, Any]], rounding: str | None) -> str | None:
+    """What is asked for, where there are weights that it acts on."""
+    import torch
 
-    optimizer = lean_class(kind)(groups, **arguments)
+    formats = {parameter.dtype for group in groups for parameter in group["params"]}
+    if not kind.takes_stand_ins:
+        return None
+    if torch.float16 in formats or (torch.bfloat16 in formats and rounding != "nearest"):
+        return rounding
+    return None
+
+
+def _build(
+    kind: OptimizerKind,
+    groups: list[dict[str, Any]],
+    arguments: Mapping[str, Any],
+    seed: int = 0,
+    *,
+    rounding: str | None = None,
+) -> Optimizer:
+    from library.training.optimization.optimizer_modes import set_train_mode
+    from library.training.optimization.rounded_steps import set_rounding, with_rounding
+
+    made = lean_class(kind)
+    optimizer = (made if rounding is None else with_rounding(made))(groups, **arguments)
     set_train_mode(optimizer)
+    if rounding is not None:
+        set_rounding(
+            optimizer,
+            keeps_rest=rounding == "kahan",
+            seed=seed,
+            is_apart=kind.steps_apart,
+            shortens_state=kind.package != "bitsandbytes",
+        )
+        if not kind.steps_apart:
+            logger.warning(
+                "--optimizer_type %s looks at all weights together, so in the moment of a step all of them, their "
+                "gradients and its own numbers are in float32.",
+                kind.name,
+            )
     if kind.may_draw:
         optimizer.draws = (seed, 0)  # type: ignore[attr-defined]
     if getattr(optimizer, "is_paged", False):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import unicodedata
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from textwrap import wrap
@@ -83,18 +84,28 @@ class _Layout(NamedTuple):
 
 def draw_sheet(index: SheetIndex, thumbnails: Thumbnails) -> Image:
     """The sheet as a picture. Cells of pictures that are gone stay empty."""
+    return draw_table([column.title for column in index.columns], index.rows, _cells(index, thumbnails))
+
+
+def draw_table(titles: Sequence[str], rows: Sequence[Row], cells: Mapping[tuple[int, int], Image]) -> Image:
+    """Pictures in rows and columns, with what stands beside and above them.
+
+    Args:
+        titles: Of the columns.
+        rows: What stands beside each row.
+        cells: {(row, column): picture}; the others stay empty.
+    """
     from PIL import Image as pillow
     from PIL import ImageDraw
 
-    cells = _cells(index, thumbnails)
-    layout = _layout(cells, num_rows=len(index.rows), num_columns=len(index.columns))
+    layout = _layout(cells, num_rows=len(rows), num_columns=len(titles))
     sheet = pillow.new("RGB", (layout.width, layout.height), _PAPER)
     pen = ImageDraw.Draw(sheet)
-    for number, column in enumerate(index.columns):
-        pen.text((_left(layout, number), 5), column.title, _INK, _font())
-    for number, (row, (top, height)) in enumerate(zip(index.rows, layout.rows, strict=True)):
+    for number, title in enumerate(titles):
+        pen.text((_left(layout, number), 5), title, _INK, _font())
+    for number, (row, (top, height)) in enumerate(zip(rows, layout.rows, strict=True)):
         sheet.paste(_label(row, number + 1, height), (_GAP, top))
-        for place in range(len(index.columns)):
+        for place in range(len(titles)):
             left = _left(layout, place)
             picture = cells.get((number, place))
             if picture is None:
@@ -118,7 +129,7 @@ def _cells(index: SheetIndex, thumbnails: Thumbnails) -> dict[tuple[int, int], I
     return {place: picture for place, picture in found.items() if picture is not None}
 
 
-def _layout(cells: dict[tuple[int, int], Image], *, num_rows: int, num_columns: int) -> _Layout:
+def _layout(cells: Mapping[tuple[int, int], Image], *, num_rows: int, num_columns: int) -> _Layout:
     cell_width = max([_MIN_CELL, *(picture.width for picture in cells.values())])
     rows, top = [], _HEAD_HEIGHT
     for row in range(num_rows):

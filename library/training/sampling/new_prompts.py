@@ -14,7 +14,7 @@ import torch
 
 from library.data.cache import CacheEntry, DamagedEntry, TensorCache, of_encoders, prompt_entries
 from library.data.problems import counted
-from library.device import release_unused_memory
+from library.device import encoder_dtype, release_unused_memory
 from library.errors import OutputError
 from library.log import get_logger
 from library.training.encoding.encoding_setup import EncodingSetup
@@ -30,8 +30,8 @@ logger = get_logger(__name__)
 
 def text_origin(setup: EncodingSetup, names: Sequence[str]) -> tuple[str, str]:
     """What text states depend on, for cache headers: all of it, and of that the settings."""
-    fields = {**setup.family.text_identity(setup.files, names), "dtype": str(setup.dtype)}
-    settings = {**setup.family.text_settings(), "dtype": str(setup.dtype)}
+    fields = {**setup.family.text_identity(setup.files, names, setup.dtype), "dtype": str(setup.dtype)}
+    settings = {**setup.family.text_settings(setup.dtype), "dtype": str(setup.dtype)}
     return _in_one_line(fields), _in_one_line(settings)
 
 
@@ -112,8 +112,7 @@ def _states_of(setup: EncodingSetup, name: str, texts: Sequence[str]) -> list[St
     finally:
         release_unused_memory(setup.device)
     cpu = torch.device("cpu")
-    dtype = torch.float32 if setup.dtype == torch.float16 else setup.dtype  # fp16 is for GPUs
-    return _run_encoder(setup, name, texts, cpu, dtype)
+    return _run_encoder(setup, name, texts, cpu, encoder_dtype(setup.dtype, cpu))
 
 
 def _run_encoder(
@@ -121,11 +120,12 @@ def _run_encoder(
 ) -> list[States]:
     family = setup.family
     tokenizers = family.load_tokenizers(setup.files, [name])
-    stage = TextStage(family, device, family.load_text_encoders(setup.files, dtype, device, [name]), tokenizers)
+    encoders = family.load_text_encoders(setup.files, dtype, device, [name])
+    stage = TextStage(family, device, encoders, tokenizers, frozen_dtype=setup.stored_dtype)
     rows: list[States] = []
     for start in range(0, len(texts), setup.batch_size):
         batch = texts[start : start + setup.batch_size]
-        states = {key: state.to("cpu", setup.stored_dtype) for key, state in stage.encode(batch).items()}
+        states = {key: state.cpu() for key, state in stage.encode(batch).items()}
         rows += [{key: state[i] for key, state in states.items()} for i in range(len(batch))]
     return rows
 

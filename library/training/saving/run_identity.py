@@ -35,7 +35,7 @@ _FREE = frozenset(
         *("max_train_steps", "max_train_epochs", "seed", "max_data_loader_n_workers", "persistent_data_loader_workers"),
         *("initial_epoch", "initial_step", "skip_until_initial_step", "blocks_to_swap", "lowram", "highvram", "sdpa"),
         *("max_bad_steps", "mem_eff_attn", "disable_mmap_load_safetensors", "network_weights", "t5xxl_device"),
-        "ema_device",
+        *("ema_device", "cpu_offload_checkpointing"),
     )
 )
 _FILES = ("pretrained_model_name_or_path",)  # options that name a file and are not declared as paths
@@ -76,7 +76,8 @@ def identity_mark(identity: Mapping[str, Any]) -> str:
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What is different, one short line each: "--network_dim: 16, was 8"."""
-    told = [*_changed(before["options"], now["options"], "--{}: {}, was {}")]
+    compared = {name: value for name, value in before["options"].items() if name not in _FREE}  # older states have some
+    told = [*_changed(compared, now["options"], "--{}: {}, was {}")]
     told += _changed(before["files"], now["files"], "--{}: the content of the file is another one")
     run = {name: value for name, value in now["run"].items() if value is not None}
     told += _changed({name: before["run"].get(name) for name in run}, run, "{}: {}, was {}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from library.checkpoint.dataset_summary import describe_datasets, describe_only_dataset
-from library.checkpoint.header_limit import fit_header, room_for_metadata
+from library.checkpoint.header_limit import HEADER_LIMIT, fit_header, room_for_metadata
 from library.checkpoint.metadata import (
     JSON_KEYS,
     FileHashes,
@@ -23,6 +23,7 @@ from library.checkpoint.metadata import (
     read_thumbnail,
 )
 from library.checkpoint.names import last_name
+from library.checkpoint.tensor_stream import HASH_KEY
 from library.errors import OutputError
 from library.log import get_logger
 from library.records import Size
@@ -104,6 +105,23 @@ class RunMetadata:
         """
         if self._hashes is None:  # --no_metadata
             return {}
+        metadata = self._described(
+            room_for_metadata(tensors), step=step, epoch=epoch, architecture=architecture, is_average=is_average
+        )
+        training = {key: value for key, value in metadata.items() if not key.startswith("modelspec.")}
+        return file_metadata(tensors, training, {key: metadata[key] for key in metadata if key not in training})
+
+    def for_model(self, *, step: int, epoch: int, architecture: str, is_average: bool = False) -> dict[str, str]:
+        """The header of a whole model; empty with --no_metadata. Its hash is computed while it is written."""
+        if self._hashes is None:
+            return {}
+        metadata = self._described(
+            HEADER_LIMIT // 2, step=step, epoch=epoch, architecture=architecture, is_average=is_average
+        )
+        return {**metadata, HASH_KEY: ""}
+
+    def _described(self, room: int, *, step: int, epoch: int, architecture: str, is_average: bool) -> dict[str, str]:
+        """Everything but the hashes of what is written, in at most `room` bytes."""
         hashes = self._known_hashes()
         now = time.time()
         facts: dict[str, Any] = {"training_finished_at": now, "epoch": epoch, "steps": step}
@@ -120,9 +138,7 @@ class RunMetadata:
             saved_at=now,
             implementation_version=IMPLEMENTATION_VERSION,
         )
-        metadata = self._fitted({**self._at_start, **build_metadata({}, facts), **spec}, room_for_metadata(tensors))
-        training = {key: value for key, value in metadata.items() if not key.startswith("modelspec.")}
-        return file_metadata(tensors, training, {key: metadata[key] for key in metadata if key not in training})
+        return self._fitted({**self._at_start, **build_metadata({}, facts), **spec}, room)
 
     def _known_hashes(self) -> Mapping[str, FileHashes]:
         """Of the model files; none where their drive has gone since they were read, which is told once."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from library.checkpoint.names import STATE
 from library.checkpoint.state_folder import StateFolder, glance, open_folder, write_folder
+from library.checkpoint.tensor_stream import plan_tensor, write_planned
 from library.errors import CheckpointError, OptionError
 from library.log import get_logger
 from library.tensorfile import read_header, read_tensors, save_with_torch, write_tensors
@@ -55,7 +56,8 @@ def write_state(path: Path, state: RunState) -> None:
     Raises:
         OutputError: It cannot be written; what was there before still is.
     """
-    writers: dict[str, Callable[[Path], None]] = {WEIGHTS: lambda place: write_tensors(place, state.weights)}
+    weights = {name: plan_tensor(tensor) for name, tensor in state.weights.items()}
+    writers: dict[str, Callable[[Path], None]] = {WEIGHTS: lambda place: write_planned(place, weights)}
     if state.ema is not None:
         averages = state.ema
         writers[EMA] = lambda place: write_tensors(place, averages)
@@ -66,8 +68,12 @@ def write_state(path: Path, state: RunState) -> None:
     write_folder(path, writers, about, _num_bytes(state))
 
 
-def read_state(folder: Path) -> RunState:
+def read_state(folder: Path, *, mmap: bool = False) -> RunState:
     """Read a folder that `open_folder` has checked. Nothing of it is executed.
+
+    Args:
+        folder: The state.
+        mmap: Map its files: of what is not used nothing is read, and processes share what is.
 
     Raises:
         CheckpointError: A file cannot be read, or would have to be executed.
@@ -75,7 +81,7 @@ def read_state(folder: Path) -> RunState:
     import torch
 
     try:
-        training = torch.load(folder / TRAINING, map_location="cpu", weights_only=True)
+        training = torch.load(folder / TRAINING, map_location="cpu", weights_only=True, mmap=mmap)
         progress = read_progress(folder)
     except pickle.UnpicklingError:
         raise CheckpointError(
@@ -84,7 +90,8 @@ def read_state(folder: Path) -> RunState:
     except (OSError, ValueError, RuntimeError, EOFError, KeyError) as error:
         raise CheckpointError(f"--resume: {folder} cannot be read ({error}). Continue from another state.") from error
     has_ema = (folder / EMA).exists()
-    return RunState(_read(folder / WEIGHTS), _read(folder / EMA) if has_ema else None, training, progress)
+    ema = _read(folder / EMA, mmap) if has_ema else None
+    return RunState(_read(folder / WEIGHTS, mmap), ema, training, progress)
 
 
 def read_progress(folder: Path) -> dict[str, Any]:
@@ -155,8 +162,8 @@ def states_of(folder: Path, output_name: str | None) -> list[Path]:
     return [path for *_, path in sorted(found, reverse=True)]
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    return read_tensors(read_header(path, "--resume"), mmap=False)
+def _read(path: Path, mmap: bool) -> dict[str, Tensor]:
+    return read_tensors(read_header(path, "--resume"), mmap=mmap)
 
 
 def _write_json(place: Path, content: Mapping[str, Any]) -> None:

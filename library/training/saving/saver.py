@@ -5,26 +5,34 @@ Model files are written first and states last, so that a state says: everything 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from library.checkpoint.names import STATE, epoch_name, epoch_to_remove, last_name, step_name, step_to_remove
-from library.checkpoint.state_folder import glance, remove_folder
+from library.checkpoint.names import (
+    STATE,
+    epoch_name,
+    epoch_to_remove,
+    last_name,
+    side_path,
+    step_name,
+    step_to_remove,
+)
+from library.checkpoint.state_folder import MODEL_INDEX, glance, remove_folder
 from library.errors import OutputError, UserError
 from library.log import get_logger
 from library.training.course import Course, epochs_between_saves
 from library.training.saving.run_state import states_of
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from library.options.groups import SavingOptions
 
 logger = get_logger(__name__)
 
 AVERAGE = "-ema"  # behind the stem of a file with averaged weights
+_FILE_ENDINGS = (".safetensors", ".ckpt", ".pt")  # other models are folders
 
 
 @dataclass(frozen=True)
@@ -32,9 +40,9 @@ class Save:
     """One name under which something is saved.
 
     Attributes:
-        model: File name.
+        model: Name of a file or, in the layout of diffusers, of a folder.
         state: Folder name.
-        old_model: File name that it replaces, or None.
+        old_model: Name that it replaces, or None.
         old_state: Folder name, likewise.
     """
 
@@ -46,7 +54,7 @@ class Save:
 
 @dataclass(frozen=True)
 class SavedFile:
-    """A model file that was written.
+    """A model that was written, a file or a folder.
 
     Attributes:
         name: In the output folder.
@@ -63,11 +71,22 @@ class SavePlan:
     Args:
         options: What to save and when.
         course: Of the run.
-        extension: Of model files, with its dot.
+        extension: Of model files, with its dot; empty for folders.
+        side_parts: What is saved in files of its own beside each model, for instance "clip_l".
+        has_average: Averaged weights are saved beside each model.
     """
 
-    def __init__(self, options: SavingOptions, course: Course, extension: str) -> None:
+    def __init__(
+        self,
+        options: SavingOptions,
+        course: Course,
+        extension: str,
+        *,
+        side_parts: Sequence[str] = (),
+        has_average: bool = False,
+    ) -> None:
         self.options, self.course, self.extension = options, course, extension
+        self.side_parts, self.has_average = tuple(side_parts), has_average
         epochs = course.steps.epochs
         self.every_n_epochs = epochs_between_saves(options.save_every_n_epochs, options.save_n_epoch_ratio, epochs)
 
@@ -114,9 +133,20 @@ class SavePlan:
         return Save(last_name(name, self.extension), last_name(name, STATE))
 
     def all_models(self) -> Iterator[str]:
-        """Every model file that the run will write, the last one first."""
-        yield self.of_end().model
-        yield from (save.model for step in range(1, self.course.num_steps + 1) for save in self.due(step))
+        """Every model that the run will write with all that belongs to it, the last one first."""
+        yield from self._with_what_belongs(self.of_end().model)
+        for step in range(1, self.course.num_steps + 1):
+            for save in self.due(step):
+                yield from self._with_what_belongs(save.model)
+
+    def _with_what_belongs(self, model: str) -> list[str]:
+        names = self.names_of(model)
+        return names if self.has_average else names[: len(names) // 2]
+
+    def names_of(self, model: str) -> list[str]:
+        """A model and its side files; then the same of its average, which there may be."""
+        both = (Path(model), average_path(Path(model)))
+        return [path.name for own in both for path in (own, *(side_path(own, part) for part in self.side_parts))]
 
 
 class Saver:
@@ -215,10 +245,11 @@ class Saver:
                 self._upload(path)
 
     def _remove_model(self, name: str) -> None:
-        path = self.folder / name
-        for file in (path, average_path(path)):
-            if file.is_file():
-                self._remove(file, file.unlink)
+        for path in (self.folder / own for own in self.plan.names_of(name)):
+            if (path / MODEL_INDEX).is_file():
+                self._remove(path, partial(remove_folder, path))
+            elif path.is_file():
+                self._remove(path, path.unlink)
 
     def _remove_state(self, name: str) -> None:
         path = self.folder / name
@@ -234,17 +265,20 @@ class Saver:
 
 
 def average_path(path: Path) -> Path:
-    """Where the averaged weights of a model file go."""
-    return path.with_name(f"{path.stem}{AVERAGE}{path.suffix}")
+    """Where the averaged weights of a model go."""
+    ending = path.suffix if path.suffix in _FILE_ENDINGS else ""
+    return path.with_name(f"{path.name.removesuffix(ending)}{AVERAGE}{ending}")
 
 
-def refuse_non_finite(tensors: Iterable[Tensor], path: Path) -> None:
+def is_average(path: Path) -> bool:
+    """Whether `average_path` made the path of a model."""
+    return path.name.endswith((AVERAGE, *(f"{AVERAGE}{ending}" for ending in _FILE_ENDINGS)))
+
+
+def refuse_non_finite(is_finite: bool, path: Path) -> None:
     """Raise OutputError where weights are not finite: such a file is of no use, and may replace one that is."""
-    import torch
-
-    for tensor in tensors:
-        if not bool(torch.isfinite(torch.stack(torch.aminmax(tensor.detach().float()))).all()):
-            raise OutputError(
-                f"{path}: the trained weights are not finite, so they are not saved. Lower --learning_rate, and go on "
-                "from an earlier file or state."
-            )
+    if not is_finite:
+        raise OutputError(
+            f"{path}: the trained weights are not finite, so they are not saved. Lower --learning_rate, and go on "
+            "from an earlier file or state."
+        )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Queue
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 RETRY_DELAYS = (10.0, 60.0, 300.0)  # seconds before the second, third and fourth try
-FINISH_SECONDS = 1800.0  # how long the end of a run waits: a LoRA takes minutes on a slow line
+FINISH_SECONDS = 1800.0  # how long the end of a run waits at least: a LoRA takes minutes on a slow line
+_SLOW_LINE = 2_000_000  # bytes a second; a whole model is waited for as long as such a line takes
 _MOST_NAMES = 5  # that a line lists
 
 State = Literal["uploaded", "failed", "removed"]
@@ -124,9 +125,14 @@ class Uploader:
             self._thread = Thread(target=self._work, name="uploads", daemon=True)
             self._thread.start()
 
-    def finish(self, timeout: float = FINISH_SECONDS) -> list[str]:
-        """Wait for what has been submitted, at most `timeout` seconds; returns lines for the summary."""
+    def finish(self, timeout: float | None = None) -> list[str]:
+        """Wait for what has been submitted, at most `timeout` seconds; returns lines for the summary.
+
+        Without a limit, as long as `patience` says.
+        """
         with self._changed:
+            if timeout is None:
+                timeout = patience(self._open)
             if self._open:
                 logger.info("waiting for %d uploads, at most %.0f s", len(self._open), timeout)
             self._changed.wait_for(lambda: not self._open, timeout)
@@ -178,8 +184,7 @@ class Uploader:
         place = self._target.place_of(path.name)
         files = {place: path}
         if path.is_dir():
-            inner = sorted(file for file in path.rglob("*") if file.is_file())
-            files = {f"{place}/{file.relative_to(path).as_posix()}": file for file in inner}
+            files = {f"{place}/{file.relative_to(path).as_posix()}": file for file in _files_in(path)}
         started = time.monotonic()
         api.create_commit(
             self._target.repo_id,
@@ -204,6 +209,23 @@ class Uploader:
             exist_ok=True,
         )
         self._has_repository = True
+
+
+def patience(paths: Iterable[Path]) -> float:
+    """How many seconds the end of a run waits for these uploads: half an hour, or what they take on a slow line."""
+    return max(FINISH_SECONDS, sum(map(_num_bytes, paths)) / _SLOW_LINE)
+
+
+def _files_in(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.is_file())
+
+
+def _num_bytes(path: Path) -> int:
+    """Of a file or of all files in a folder; of what goes meanwhile, none."""
+    try:
+        return sum(file.stat().st_size for file in (_files_in(path) if path.is_dir() else [path]))
+    except OSError:
+        return 0
 
 
 def _tell(outcome: Outcome, target: Target) -> None:

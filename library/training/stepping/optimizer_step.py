@@ -19,7 +19,7 @@ from library.memory_use import is_out_of_memory
 from library.records import Batch, Size
 from library.training.optimization.lean_optimizer import bare_optimizer
 from library.training.optimization.optimizer_modes import skips_on_device
-from library.training.processes import average_over_processes, shared_gradients
+from library.training.sharding.unsharded import Unsharded
 from library.training.stepping.step_log import Sample
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ class OptimizerStep:
         read_rates: Gives the learning rates that the optimizer has used, {"lr/<part>": rate}.
         max_grad_norm: Gradients are scaled down to this norm; 0 means never.
         rates: Of the last step.
+        shards: How the model lies in the processes.
         num_overflows: Steps in a row up to the last one that loss scaling has passed over.
         num_parts: {(bucket, samples): into how many parts such a batch is split, because it did not fit as a whole}.
     """
@@ -58,6 +59,7 @@ class OptimizerStep:
     max_grad_norm: float
     read_rates: Callable[[], dict[str, float]]
     rates: dict[str, float] = field(default_factory=dict)
+    shards: Unsharded = field(default_factory=Unsharded)
     num_overflows: int = 0
     num_parts: dict[tuple[Size, int], int] = field(default_factory=dict)
 
@@ -86,7 +88,7 @@ class OptimizerStep:
         told = (sum(batch.weight for batch in batches), is_stop_asked, has_failed)
         seen = torch.stack([total, *(torch.full_like(total, float(value)) for value in told)])
         parameters = self.parameters
-        average_over_processes(self.accelerator, [*shared_gradients(parameters), seen])
+        self.shards.average(self.accelerator, parameters, [seen])
         loss = seen[0] / seen[1]
         norm = self._clip(parameters)
         is_scaled = self.accelerator.scaler is not None
@@ -118,6 +120,7 @@ class OptimizerStep:
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
+                self.shards.refuse_to_go_on(error)
                 message = str(error).partition("\n")[0]
             self.optimizer.zero_grad(set_to_none=True)
             release_unused_memory(self.accelerator.device)
@@ -143,7 +146,7 @@ class OptimizerStep:
     def _parts(self, batch: Batch) -> list[tuple[Batch, float]]:
         """The batch in as many parts as it needs, each with its share of the samples."""
         length = len(batch.sample_ids)
-        number = min(length, self.num_parts.get((batch.plan.size, length), 1))
+        number = 1 if self.shards.is_sharded else min(length, self.num_parts.get((batch.plan.size, length), 1))
         parts = [range(length)[index * length // number : (index + 1) * length // number] for index in range(number)]
         return [(batch if number == 1 else batch.take(part), len(part) / length) for part in parts]
 
@@ -170,9 +173,10 @@ class OptimizerStep:
     def _clip(self, parameters: Sequence[Parameter]) -> Tensor:
         """The norm of all gradients, which are scaled down where it is too large."""
         self.accelerator.unscale_gradients()  # its own clipping loads much that only sharded gradients need
+        norm = self.shards.total_norm(parameters)
         if self.max_grad_norm > 0:
-            return torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
-        return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
+        return norm
 
     def _step_if(self, is_good: Tensor) -> None:
         """Let the optimizer step, or pass over the step as if it had not been.
@@ -181,7 +185,8 @@ class OptimizerStep:
         scaling does anyway.
         """
         scaler, bare = self.accelerator.scaler, bare_optimizer(self.optimizer)
-        if scaler is None and is_good.device.type == "cuda" and skips_on_device(bare):
+        is_beside = all(parameter.device == is_good.device for parameter in self.parameters)
+        if scaler is None and is_good.device.type == "cuda" and is_beside and skips_on_device(bare):
             bare.grad_scale, bare.found_inf = None, (~is_good).float()  # type: ignore[attr-defined]
             self.optimizer.step()
             bare.found_inf = None  # type: ignore[attr-defined]

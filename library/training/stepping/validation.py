@@ -7,8 +7,8 @@ the losses of all samples are added up in one order.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +18,7 @@ from library.errors import DatasetError
 from library.memory_use import is_out_of_memory
 from library.records import Batch, BatchPlan, PlannedItem, Size
 from library.training.processes import in_all_processes
+from library.training.sharding.unsharded import Unsharded
 from library.training.stepping.batch_loss import BatchLoss
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class Validation:
         make: Makes the batch of a plan.
         timesteps: At which each picture is looked at.
         seed: Keys the noise.
+        shards: How the model lies in the processes. Where it is sharded, all of them compute in every round.
     """
 
     accelerator: Accelerator
@@ -71,6 +73,7 @@ class Validation:
     make: Callable[[BatchPlan], Batch]
     timesteps: Sequence[float]
     seed: int
+    shards: Unsharded = field(default_factory=Unsharded)
 
     @torch.no_grad()
     def __call__(self, batch_loss: BatchLoss) -> float:
@@ -95,19 +98,19 @@ class Validation:
         rows, failures = in_all_processes(self.accelerator, rows), in_all_processes(self.accelerator, failures)
         if failures:
             raise DatasetError(failures[0])
-        losses = [loss for _, own in sorted(rows) for loss in own]
+        losses = [loss for _, own in sorted(dict(rows).items()) for loss in own]
         return math.fsum(losses) / len(losses)
 
     def _rows(self, batch_loss: BatchLoss) -> list[tuple[int, list[float]]]:
         """Of the batches of this process: place and losses."""
         own = []
-        for plan in self.batches[self.accelerator.process_index :: self.accelerator.num_processes]:
-            batch = self.make(plan).to(self.accelerator.device)
+        for plan, batch in self._own_batches():
             try:
                 losses = self._losses(batch_loss, batch)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
+                self.shards.refuse_to_go_on(error)
                 losses = None
             if losses is None:  # outside of `except`, which would keep what the failed attempt has computed
                 release_unused_memory(self.accelerator.device)
@@ -115,6 +118,25 @@ class Validation:
                 losses = torch.cat([self._losses(batch_loss, part) for part in parts])
             own.append((plan.index, losses))
         return [(index, losses.tolist()) for index, losses in own]  # read once all is computed
+
+    def _own_batches(self) -> Iterator[tuple[BatchPlan, Batch]]:
+        """Those of this process. In the last round of a sharded model some repeat a batch of another one; where one
+        process cannot read its batch, none goes on."""
+        rank, number = self.accelerator.process_index, self.accelerator.num_processes
+        plans = list(self.batches[rank::number])
+        if self.shards.is_sharded and len(plans) < -(-len(self.batches) // number):
+            plans.append(self.batches[-1])
+        for plan in plans:
+            fault = batch = None
+            try:
+                batch = self.make(plan).to(self.accelerator.device)
+            except DatasetError as error:
+                fault = error
+            if self.shards.any_failed(fault is not None) and fault is None:
+                return
+            if fault is not None or batch is None:
+                raise fault or AssertionError("there is a batch or a fault")
+            yield plan, batch
 
     def _losses(self, batch_loss: BatchLoss, batch: Batch) -> Tensor:
         """Of every sample at every timestep. Shape [B * T]."""

@@ -27,7 +27,7 @@ def _tokenizer(name):
 
     vocabulary = Vocabulary("clip", None, {}, encode, start_of)
     start, end, pad = {"clip_l": (97, 98, 98), "clip_g": (97, 98, 0), "t5xxl": (None, 1, 0)}[name]
-    return TextTokenizer(name, vocabulary, start, end, pad)
+    return TextTokenizer(name, vocabulary, None if name == "t5xxl" else 77, start, end, pad)
 
 
 def _states(batch=2, dtype=torch.float32):

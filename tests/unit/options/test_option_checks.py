@@ -35,7 +35,8 @@ def parse(*argv: str) -> Sd3NetworkOptions:
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
-        ("--learning_rate=0", "--learning_rate must be above 0, got 0."),
+        ("--learning_rate=-1", "--learning_rate must be at least 0, got -1."),
+        ("--learning_rate=0", "--learning_rate 0 leaves nothing to train."),
         ("--gradient_accumulation_steps=0", "--gradient_accumulation_steps must be at least 1, got 0."),
         ("--train_batch_size=-1", "--train_batch_size must be at least 1, got -1."),
         ("--dataset_repeats=0", "--dataset_repeats must be at least 1"),

@@ -87,6 +87,13 @@ def test_averages_are_saved_too(told):
     assert told(1000 * KB, plan, num_averages=1) == "" != told(1000 * KB - 1, plan, num_averages=1)
 
 
+def test_a_whole_model_has_more_in_it_than_what_trains(told):
+    plan = saves(save_every_n_steps=2, save_state=True)  # of the model 500 kB, as it will be written; of a state 300 kB
+    assert told(4000 * KB, plan, model_bytes=500 * KB) == "" != told(4000 * KB - 1, plan, model_bytes=500 * KB)
+    plan = saves(save_every_n_steps=2)
+    assert told(5000 * KB, plan, model_bytes=500 * KB, num_averages=1) == ""
+
+
 def test_what_is_there_already_takes_no_more_room(tmp_path, told):
     plan = saves(save_every_n_steps=2)
     for step in (2, 4):

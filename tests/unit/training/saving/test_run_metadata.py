@@ -9,6 +9,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from library.checkpoint.header_limit import HEADER_LIMIT
+from library.checkpoint.tensor_stream import HASH_KEY
 from library.data.config.specs import DatasetSpec, SubsetSpec
 from library.families.sd3.family import Sd3Family
 from library.families.sd3.options import NETWORK_SCRIPT, Sd3NetworkOptions
@@ -122,6 +123,16 @@ def test_a_run_without_metadata_has_a_session_too(make):
     silent = make("--no_metadata", session={"session_id": 5, "training_started_at": 1.5})
     assert header(silent) == {}
     assert silent.session == {"session_id": 5, "training_started_at": 1.5}
+
+
+def test_a_whole_model_tells_the_same_but_for_hashes_that_are_known_when_it_is_written(make):
+    metadata = make()
+    of_model = metadata.for_model(step=10, epoch=1, architecture="stable-diffusion-3-medium", is_average=True)
+    of_network = header(metadata, is_average=True)
+    assert of_model.keys() ^ of_network.keys() == {"sshs_model_hash", "sshs_legacy_hash", HASH_KEY}
+    assert of_model["modelspec.architecture"] == "stable-diffusion-3-medium" and of_model["ss_ema_weights"] == "True"
+    assert of_model["modelspec.title"].startswith("Checkpoint@")
+    assert make("--no_metadata").for_model(step=10, epoch=1, architecture="stable-diffusion-3-medium") == {}
 
 
 def test_the_thumbnail_is_read_once_at_the_start(make, tmp_path):

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from library.checkpoint.state_folder import MODEL_INDEX
 from library.data.plan.batches import StepCount
 from library.errors import OutputError
 from library.options.groups import SavingOptions
 from library.training.course import Course
-from library.training.saving.saver import SavePlan, Saver
+from library.training.saving.saver import SavePlan, Saver, average_path, is_average
 
 GOLDEN = json.loads(
     (Path(__file__).resolve().parents[3] / "golden" / "data" / "names_hashes.json").read_text(encoding="utf-8")
@@ -87,6 +88,74 @@ def test_the_average_of_a_file_goes_with_it(tmp_path):
         *("m-step00000002-ema.safetensors", "m-step00000002.safetensors"),
         *("m-step00000003-ema.safetensors", "m-step00000003.safetensors"),
     ]
+
+
+def folder_saver(folder, options):
+    """Saves models as folders, each with its average."""
+
+    def write(path, step, epoch):
+        written = [path, average_path(path)]
+        for own in written:
+            own.mkdir()
+            (own / MODEL_INDEX).write_text(str(step))
+        return written
+
+    plan = SavePlan(options, course(100, 100), "", has_average=True)
+    return Saver(folder, plan, write, lambda path: path.mkdir(exist_ok=True))
+
+
+def test_models_that_are_folders_go_with_their_averages(tmp_path):
+    saver = folder_saver(tmp_path, SavingOptions(output_name="v1.5", save_every_n_steps=1, save_last_n_steps=1))
+    for step in (1, 2, 3):
+        saver.save_model(saver.plan.due(step)[0], step)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("v1.5-step00000002", "v1.5-step00000002-ema", "v1.5-step00000003", "v1.5-step00000003-ema"),
+    ]
+
+
+def test_a_folder_that_is_no_model_is_not_removed(tmp_path):
+    saver = folder_saver(tmp_path, SavingOptions(output_name="m", save_every_n_steps=1, save_last_n_steps=1))
+    (tmp_path / "m-step00000001").mkdir()
+    (tmp_path / "m-step00000001" / "mine.txt").touch()
+    saver.save_model(saver.plan.due(3)[0], 3)
+    assert (tmp_path / "m-step00000001" / "mine.txt").exists()
+
+
+def test_side_files_of_a_model_go_with_it_and_others_stay(tmp_path):
+    def write(path, step, epoch):
+        written = [path.with_name(f"{path.stem}_clip_l.safetensors"), path]
+        for file in written:
+            file.write_text(str(step))
+        return written
+
+    options = SavingOptions(output_name="m", save_every_n_steps=1, save_last_n_steps=1)
+    plan = SavePlan(options, course(100, 100), ".ckpt", side_parts=("clip_l",))
+    saver = Saver(tmp_path, plan, write, lambda path: path.mkdir())
+    (tmp_path / "m-step00000001_t5xxl.safetensors").touch()  # not of this run
+    for step in (1, 2, 3):
+        saver.save_model(saver.plan.due(step)[0], step)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "m-step00000001_t5xxl.safetensors",
+        *("m-step00000002.ckpt", "m-step00000002_clip_l.safetensors"),
+        *("m-step00000003.ckpt", "m-step00000003_clip_l.safetensors"),
+    ]
+
+
+def test_side_files_and_averages_are_named_before_the_first_is_written():
+    options = SavingOptions(output_name="m", save_every_n_epochs=1)
+    plan = SavePlan(options, course(3, 4), ".safetensors", side_parts=("t5xxl",), has_average=True)
+    assert list(plan.all_models()) == [
+        *("m.safetensors", "m_t5xxl.safetensors", "m-ema.safetensors", "m-ema_t5xxl.safetensors"),
+        *("m-000001.safetensors", "m-000001_t5xxl.safetensors"),
+        *("m-000001-ema.safetensors", "m-000001-ema_t5xxl.safetensors"),
+    ]
+
+
+@pytest.mark.parametrize("name", ["m.safetensors", "v1.5", "v1.5.ckpt", "a-ema-b.pt", "last"])
+def test_an_average_is_known_by_its_name(name):
+    average = average_path(Path("out") / name)
+    assert (is_average(average), is_average(Path(name))) == (True, False)
+    assert (average.parent, len(average.name)) == (Path("out"), len(name) + len("-ema"))
 
 
 def test_a_state_that_the_run_may_go_back_to_stays(tmp_path):

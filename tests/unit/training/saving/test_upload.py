@@ -9,7 +9,7 @@ from hub_server import point_client_to, running_hub
 from library.errors import OptionError
 from library.options.groups import HubOptions
 from library.training.saving.hub_faults import fault_words
-from library.training.saving.upload import Target, Uploader, make_uploader
+from library.training.saving.upload import FINISH_SECONDS, Target, Uploader, make_uploader, patience
 
 TOKEN = "hf_secretsecretsecret"
 FAST = (0.01, 0.01, 0.01)
@@ -76,6 +76,16 @@ def test_a_folder_is_one_commit_and_the_repository_is_made_once(hub, saved, tmp_
     ]
     assert hub.files["run/lora-state/inner/a.bin"] == b"\0\1"
     assert len(hub.created) == 1
+
+
+def test_a_large_model_is_waited_for_as_long_as_a_slow_line_takes(saved, tmp_path):
+    folder = tmp_path / "model"
+    (folder / "inner").mkdir(parents=True)
+    for path in (folder / "shard", folder / "inner" / "shard"):
+        with open(path, "wb") as file:
+            file.truncate(5_000_000_000)  # takes no room
+    assert patience([saved, tmp_path / "gone"]) == patience([]) == FINISH_SECONDS
+    assert patience([saved, folder]) == pytest.approx(5000, abs=1)
 
 
 def test_what_fails_twice_is_uploaded_by_the_third_try(hub, saved, caplog):

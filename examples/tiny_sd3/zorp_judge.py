@@ -1,0 +1,110 @@
+"""A rule on pixels that says whether a picture shows a zorp. No network judges here.
+
+Its body is what is turquoise, with what that encloses. The outline of the same area is laid over it; there is a zorp
+where both overlap well and where the outline's eye is white with a dark pupil.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import numpy
+from numpy.typing import NDArray
+from PIL import Image
+
+from examples.tiny_sd3.judge import Found, find_background
+from examples.tiny_sd3.world import PLACES, SIDE, STEP, Scene
+from examples.tiny_sd3.zorp import BODY, EYE, NAME, PUPIL, PUPIL_REACH, WHITE, body_mask, disc_mask
+
+Pixels = NDArray[numpy.float64]
+Mask = NDArray[numpy.bool_]
+
+_COLOUR_OFF = 80.0  # distance of a pixel from the colour that it counts as, at most
+_LEAST_AREA = 150  # pixels of a body with its eye
+_LEAST_OVERLAP = 0.8  # of body and outline: what both cover, of what one of them covers
+_LEAST_EYE = 0.5  # share of the outline's white, and of its pupil, that has the colour
+_LARGE = 18.5  # pixels from the middle to the farthest edge of a large one, at least
+_AWAY = STEP / 2  # pixels from the middle of the picture that count as left, right, top or bottom
+
+
+def find_zorp(image: Image.Image) -> Found | None:
+    """Where the zorp is, or None if there is none. `image`: SIDE pixels a side."""
+    pixels = numpy.asarray(image.convert("RGB"), dtype=float)
+    body = _has_colour(pixels, BODY)
+    mask = body | _enclosed(body)
+    if mask.sum() < _LEAST_AREA:
+        return None
+    overlap, reach, x, y = _fit(mask)
+    if overlap < _LEAST_OVERLAP:
+        return None
+    right, down, edge = EYE
+    eye, pupil = (
+        _is_inside(disc_mask(part * reach, x + right * reach, y + down * reach)) for part in (edge, PUPIL_REACH)
+    )
+    is_eye = _share(_has_colour(pixels, WHITE), eye & ~pupil) >= _LEAST_EYE
+    is_pupil = _share(_has_colour(pixels, PUPIL), pupil) >= _LEAST_EYE
+    return Found(NAME, "", "", reach, x, y) if is_eye and is_pupil else None
+
+
+def is_as_asked(image: Image.Image, wanted: Scene) -> bool:
+    """Whether there is a zorp of the size, at the place and before the background that the caption says."""
+    found, thing = find_zorp(image), wanted.things[0]
+    if found is None or find_background(numpy.asarray(image.convert("RGB"), dtype=float))[0] != wanted.background:
+        return False
+    if thing.size and (found.reach >= _LARGE) != (thing.size == "large"):
+        return False
+    return (_side(found.x), _side(found.y)) == (PLACES[wanted.place] if wanted.place else (0, 0))
+
+
+def _side(place: float) -> int:
+    """-1, 0 or 1: before, about or behind the middle."""
+    off = place - SIDE / 2
+    return 0 if abs(off) < _AWAY else 1 if off > 0 else -1
+
+
+def _has_colour(pixels: Pixels, colour: tuple[int, int, int]) -> Mask:
+    return numpy.linalg.norm(pixels - numpy.array(colour), axis=-1) <= _COLOUR_OFF
+
+
+def _enclosed(mask: Mask) -> Mask:
+    """Pixels that have pixels of the mask on all four sides, be it far away."""
+    before = [numpy.maximum.accumulate(mask, axis) for axis in (0, 1)]
+    behind = [numpy.flip(numpy.maximum.accumulate(numpy.flip(mask, axis), axis), axis) for axis in (0, 1)]
+    return before[0] & before[1] & behind[0] & behind[1]
+
+
+def _fit(mask: Mask) -> tuple[float, float, float, float]:
+    """How much an outline of this area overlaps the mask at best; its reach and middle there."""
+    unit, right, down = _unit()
+    reach = math.sqrt(mask.sum() / unit)
+    rows, columns = numpy.nonzero(mask)
+    x, y = columns.mean() + 0.5 - right * reach, rows.mean() + 0.5 - down * reach
+    best = (_overlap(mask, reach, x, y), reach, x, y)
+    for step in (1.0, 0.5):
+        for change in ((step, 0, 0), (-step, 0, 0), (0, step, 0), (0, -step, 0), (0, 0, step), (0, 0, -step)):
+            moved = [old + by for old, by in zip(best[1:], change, strict=True)]
+            best = max(best, (_overlap(mask, *moved), *moved))
+    return best
+
+
+@functools.cache
+def _unit() -> tuple[float, float, float]:
+    """Area and centre of gravity of the outline of reach 1 around the origin."""
+    reach = SIDE / 2 - 2
+    rows, columns = numpy.nonzero(_is_inside(body_mask(reach, SIDE / 2, SIDE / 2)))
+    middle = (SIDE - 1) / 2
+    return len(rows) / reach**2, float(columns.mean() - middle) / reach, float(rows.mean() - middle) / reach
+
+
+def _overlap(mask: Mask, reach: float, x: float, y: float) -> float:
+    other = _is_inside(body_mask(reach, x, y))
+    return float((mask & other).sum() / max(1, (mask | other).sum()))
+
+
+def _is_inside(mask: Image.Image) -> Mask:
+    return numpy.asarray(mask) > 127
+
+
+def _share(mask: Mask, place: Mask) -> float:
+    return float(mask[place].mean()) if place.any() else 0.0
