@@ -349,7 +349,7 @@ def train_command(output: Path) -> list[str]:
         "--network_train_unet_only",
         "--cache_latents",
         "--cache_text_encoder_outputs",
-        "--t5xxl_max_token_length=77",
+        "--t5xxl_max_token_length=20",
         "--learning_rate=1e-3",
         "--optimizer_type=AdamW",
         "--lr_scheduler=cosine",

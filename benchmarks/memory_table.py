@@ -20,6 +20,7 @@ from library.models.mmdit import MMDiTConfig
 GIB = 2**30
 OVERHEAD = GIB  # assumed: CUDA's context, work space of its libraries, gaps that the allocator cannot use
 CARDS = (12, 16, 24, 32, 40, 48, 80, 141)  # GiB
+TO_SPARE = 0.1  # of what is computed
 NUMBERS_AT_A_TIME = 2**22  # weights in bf16 take their steps in float32 so many at a time, or one that has more
 LEAST_IN_8_BITS, SCALED_TOGETHER = 4096, 256  # numbers; bitsandbytes keeps smaller weights' state in float32
 
@@ -33,10 +34,10 @@ MODELS = {
 
 FUSED, BLOCKWISE = "--fused_backward_pass", "--blockwise_fused_optimizers"
 _PARTS = {FUSED: weights_alone, BLOCKWISE: blocks_alone, "": None}
-_STEP_BYTES = {  # of each number that takes its step: (weights in float32, weights in bf16)
-    "AdamW": (0, 20),  # fused kernel; weight, gradient and two moments in float32, random bits
-    "AdamW8bit": (0, 12),  # kernel of its own; weight, gradient, random bits
-    "Adafactor": (12, 20),  # what it computes in between; likewise, weight and gradient
+_STEP_BYTES = {  # for a moment, of each number that takes its step: (weights in float32, weights in bf16)
+    "AdamW": (0, 23),
+    "AdamW8bit": (0, 15),
+    "Adafactor": (8, 16),
 }
 
 
@@ -147,7 +148,19 @@ def state_bytes(shapes: Iterable[Sequence[int]], optimizer: str, *, is_half: boo
 def step_bytes(model: Model, setting: Setting) -> int:
     """What the optimizer takes for a moment while it steps a weight, or a few small ones."""
     each = _STEP_BYTES[setting.optimizer][setting.is_half]
-    return each * (max(model.largest, NUMBERS_AT_A_TIME) if setting.is_half else model.largest)
+    is_alone = not setting.is_half or setting.stepping == FUSED
+    return each * (model.largest if is_alone else max(model.largest, NUMBERS_AT_A_TIME))
+
+
+def gradient_bytes(model: Model, setting: Setting) -> int:
+    """All gradients; where they are freed inside the backward pass, those of the largest weight or block."""
+    numbers = {FUSED: model.largest, BLOCKWISE: model.block}.get(setting.stepping, -(-model.count // setting.cards))
+    return numbers * setting.dtype.itemsize
+
+
+def weight_bytes(model: Model, setting: Setting) -> int:
+    """On a card, with the table of positions."""
+    return -(-model.count // setting.cards) * setting.dtype.itemsize + model.num_positions * 2
 
 
 @dataclass(frozen=True)
@@ -162,8 +175,8 @@ class Row:
     total: int
 
     def card(self) -> str:
-        """The smallest usual size of card that has room."""
-        return next((f"{size}" for size in CARDS if self.total <= size * GIB), "none")
+        """The smallest usual size of card that has room, and some to spare."""
+        return next((f"{size}" for size in CARDS if self.total * (1 + TO_SPARE) <= size * GIB), "none")
 
     def cells(self) -> list[str]:
         """For the table."""
@@ -179,33 +192,27 @@ def passes_of(config: MMDiTConfig, dtype: torch.dtype, recomputes: bool, steppin
 
 def compute(config: MMDiTConfig, setting: Setting) -> Row:
     """A row of the table."""
-    if setting.cards > 1:
-        return _compute_shard(config, setting)
     model = sizes_of(config)
-    passes = passes_of(config, setting.dtype, setting.recomputes, setting.stepping)
-    weights = model.count * setting.dtype.itemsize + model.num_positions * 2
-    state = state_bytes(model.shapes, setting.optimizer, is_half=setting.is_half)
-    step = step_bytes(model, setting)
-    highest = passes.peak + step if setting.stepping else max(passes.peak, passes.gradients + step)
-    return Row(weights, state, passes.gradients, passes.kept, passes.peak, weights + state + highest + OVERHEAD)
+    weights, gradients = weight_bytes(model, setting), gradient_bytes(model, setting)
+    state = state_bytes(model.shapes, setting.optimizer, is_half=setting.is_half) // setting.cards
+    step = step_bytes(model, setting) // setting.cards
+    if setting.cards > 1:
+        kept, peak = _sharded_passes(config, model, setting, gradients)
+    else:
+        passes = passes_of(config, setting.dtype, setting.recomputes, setting.stepping)
+        kept, peak = passes.kept, passes.peak
+    highest = peak + step if setting.stepping else max(peak, gradients + step)
+    return Row(weights, state, gradients, kept, peak, weights + state + highest + OVERHEAD)
 
 
-def _compute_shard(config: MMDiTConfig, setting: Setting) -> Row:
-    """On each card: a share of everything, two blocks as a whole (one in use, one on its way), what the passes take.
+def _sharded_passes(config: MMDiTConfig, model: Model, setting: Setting, gradients: int) -> tuple[int, int]:
+    """What the passes of a sharded model keep and take: two blocks as a whole (one in use, one on its way) come on top.
 
     A whole block has weights and gradients in bf16, and gradients in float32 while they are summed up over the cards.
     """
-    model = sizes_of(config)
-    passes = passes_of(config, torch.bfloat16, setting.recomputes, FUSED)
-    share = -(-model.count // setting.cards)
-    weights = share * setting.dtype.itemsize + model.num_positions * 2
-    state = state_bytes(model.shapes, setting.optimizer, is_half=setting.is_half) // setting.cards
-    gradients = share * setting.dtype.itemsize
+    passes = passes_of(config, torch.bfloat16, setting.recomputes, FUSED)  # no gradient stays as a whole
     gathered = (2 * model.block + model.rest) * (2 + 2 + 4)
-    highest = gradients + max(gathered + passes.peak, step_bytes(model, setting) // setting.cards)
-    return Row(
-        weights, state, gradients, passes.kept, gathered + passes.peak, weights + state + highest + OVERHEAD
-    )
+    return passes.kept, gradients + gathered + passes.peak
 
 
 def table(models: Iterable[str], settings: Sequence[Setting] = SETTINGS) -> Iterator[str]:

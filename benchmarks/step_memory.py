@@ -30,12 +30,10 @@ class Passes:
     Attributes:
         kept: What the forward pass keeps for the backward pass.
         peak: The most at any time of both passes, gradients included.
-        gradients: All of them at the end; the largest part's where each is freed after its step.
     """
 
     kept: int
     peak: int
-    gradients: int
 
 
 @dataclass(frozen=True)
@@ -81,8 +79,7 @@ def count_passes(config: MMDiTConfig, work: Work, *, is_fake: bool = True) -> Pa
         model = make_model(config, work.dtype)
         model.gradient_checkpointing = work.recomputes
         inputs = _inputs(config, work)
-        parts = work.parts(model) if work.parts else []
-        listener = BackwardParts(parts, lambda _: None) if work.parts else None
+        listener = BackwardParts(work.parts(model), lambda _: None) if work.parts else None
         live = LiveMemory([*model.parameters(), *model.buffers(), *inputs])
         with live:
             with torch.autocast("cpu", torch.bfloat16):
@@ -90,9 +87,7 @@ def count_passes(config: MMDiTConfig, work: Work, *, is_fake: bool = True) -> Pa
             kept = live.now
             with listener.listening() if listener else nullcontext():
                 (prediction.float() - inputs[0].float()).square().mean().backward()
-        each = parts or [list(model.parameters())]
-        sizes = [sum(parameter.numel() * parameter.element_size() for parameter in part) for part in each]
-        return Passes(kept, live.peak, max(sizes))
+        return Passes(kept, live.peak)
 
 
 def make_model(config: MMDiTConfig, dtype: torch.dtype) -> MMDiT:

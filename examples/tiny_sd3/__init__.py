@@ -1,1 +1,1 @@
-"""A tiny Stable Diffusion 3 with random weights: every part of a real one, in a few megabytes."""
+"""A tiny Stable Diffusion 3: with random weights for tests (make.py), and one that has learned to draw (build.py)."""

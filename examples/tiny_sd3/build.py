@@ -3,7 +3,7 @@
     python -m examples.tiny_sd3.build FOLDER [--threads 2] [--seed 0]
 
 It draws the pictures, trains the autoencoder, writes a model of random weights around it, trains that with
-sd3_train.py in three stages of growing caption length, and writes FOLDER/base: the model, its tokenizers, a log and a
+sd3_train.py, and writes FOLDER/base: the model, its tokenizers, a log and a
 table of how well it draws. What is done is not done again: after a break the same command goes on where it was.
 """
 
@@ -23,8 +23,8 @@ if __package__ in (None, ""):  # run as a file: the project is two folders up
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from examples.tiny_sd3.pictures import write_pictures
-from examples.tiny_sd3.start import ARCHITECTURE, SHORT, write_all_tokenizers, write_start
-from examples.tiny_sd3.training_log import stage_lines, vae_lines, write_log
+from examples.tiny_sd3.start import ARCHITECTURE, SHORT, write_short_tokenizers, write_start
+from examples.tiny_sd3.training_log import model_lines, vae_lines, write_log
 from library.tensorfile import read_header, read_tensors, write_tensors
 
 if TYPE_CHECKING:
@@ -37,27 +37,6 @@ _NOTE_VAE = 100
 
 
 @dataclass(frozen=True)
-class Stage:
-    """A run of sd3_train.py.
-
-    Attributes:
-        name: Of its folder.
-        num_steps: Of the optimizer.
-        rate: The highest learning rate.
-        clip_length: Tokens of CLIP.
-        t5_length: Tokens of T5.
-        seed: Added to the seed of all.
-    """
-
-    name: str
-    num_steps: int
-    rate: float
-    clip_length: int
-    t5_length: int
-    seed: int
-
-
-@dataclass(frozen=True)
 class Plan:
     """How much of everything.
 
@@ -66,9 +45,10 @@ class Plan:
         num_vae_pictures: For the autoencoder.
         vae_steps: Of the autoencoder.
         decoder_steps: Of its decoder alone, after that.
-        stages: One after the other, each from the averaged weights of the one before.
-        batch: Pictures in a step of a stage.
-        save_every: Steps of a stage between states.
+        steps: Of sd3_train.py.
+        rate: Its highest learning rate.
+        batch: Pictures in its steps.
+        save_every: Steps between its states.
         num_judged: Pictures in each group of the table of quality; 0 leaves it out.
         seed: Of everything.
         threads: Of the CPU.
@@ -77,12 +57,9 @@ class Plan:
     num_pictures: int = 20000
     num_vae_pictures: int = 12000
     vae_steps: int = 10000
-    decoder_steps: int = 5000
-    stages: tuple[Stage, ...] = (
-        Stage("short", 8500, 1.5e-3, SHORT, SHORT, 1),
-        Stage("long", 600, 4e-4, 77, 77, 2),
-        Stage("longest", 100, 1e-4, 77, 256, 3),
-    )
+    decoder_steps: int = 3000
+    steps: int = 8500
+    rate: float = 1.5e-3
     batch: int = 64
     save_every: int = 500
     num_judged: int = 200
@@ -96,11 +73,9 @@ def build(folder: Path, plan: Plan = Plan()) -> Path:
     draw_pictures(folder / "pictures", plan)
     vae = train_vae(folder / "vae", plan)
     model = start(folder / "start", vae, plan)
-    log = vae_lines(folder / "vae" / "losses.csv")
-    for stage in plan.stages:
-        model = train(folder, model, stage, plan)
-        log += stage_lines(model.parent, stage.name)
-    return finish(folder / "base", model, log, plan)
+    trained = train(folder / "trained", model, folder / "pictures", plan)
+    log = vae_lines(folder / "vae" / "losses.csv") + model_lines(trained.parent, MODEL)
+    return finish(folder / "base", trained, log, plan)
 
 
 def draw_pictures(folder: Path, plan: Plan) -> None:
@@ -166,28 +141,22 @@ def start(folder: Path, vae: Path, plan: Plan) -> Path:
     return model
 
 
-def train(folder: Path, model: Path, stage: Stage, plan: Plan) -> Path:
+def train(folder: Path, model: Path, pictures: Path, plan: Plan) -> Path:
     """Run sd3_train.py, and return the file of the averaged weights."""
-    output = folder / stage.name
-    result = output / f"{MODEL}-ema.safetensors"
+    result = folder / f"{MODEL}-ema.safetensors"
     if not result.exists():
-        tokenizers = folder / "tokenizers" / str(stage.clip_length)
-        write_all_tokenizers(tokenizers, clip_length=stage.clip_length)
-        command = training_command(model, folder / "pictures", tokenizers, output, stage, plan)
+        command = [sys.executable, *training_command(model, pictures, folder, plan)]
         environment = {**os.environ, "OMP_NUM_THREADS": str(plan.threads)}
-        subprocess.run([sys.executable, *command], cwd=PROJECT, env=environment, check=True)
+        subprocess.run(command, cwd=PROJECT, env=environment, check=True)
     return result
 
 
-def training_command(
-    model: Path, pictures: Path, tokenizers: Path, output: Path, stage: Stage, plan: Plan
-) -> list[str]:
-    """The arguments of a stage, sd3_train.py first."""
+def training_command(model: Path, pictures: Path, folder: Path, plan: Plan) -> list[str]:
+    """The MMDiT and all three encoders are trained: sd3_train.py and its arguments."""
     return [
         "sd3_train.py",
         f"--pretrained_model_name_or_path={model.resolve()}",
-        f"--tokenizer_dir={tokenizers.resolve()}",
-        f"--t5xxl_max_token_length={stage.t5_length}",
+        f"--t5xxl_max_token_length={SHORT}",
         f"--train_data_dir={pictures.resolve()}",
         "--caption_extension=.txt",
         "--resolution=64",
@@ -200,7 +169,7 @@ def training_command(
         "--train_t5xxl",
         "--save_clip",
         "--save_t5xxl",
-        f"--learning_rate={stage.rate}",
+        f"--learning_rate={plan.rate}",
         "--optimizer_type=AdamW",
         "--optimizer_args",
         "weight_decay=0.01",
@@ -208,7 +177,7 @@ def training_command(
         "fused=True",
         "--lr_scheduler=cosine",
         "--lr_warmup_steps=2%",
-        f"--max_train_steps={stage.num_steps}",
+        f"--max_train_steps={plan.steps}",
         "--ema_decay=0.999",
         "--mixed_precision=bf16",
         "--weighting_scheme=logit_normal",
@@ -216,9 +185,9 @@ def training_command(
         "--save_state",
         f"--save_every_n_steps={plan.save_every}",
         f"--save_last_n_steps_state={plan.save_every}",
-        f"--output_dir={output.resolve()}",
+        f"--output_dir={folder.resolve()}",
         f"--output_name={MODEL}",
-        f"--seed={plan.seed + stage.seed}",
+        f"--seed={plan.seed + 1}",
         "--max_data_loader_n_workers=0",
         "--resume=auto",
     ]
@@ -228,7 +197,7 @@ def finish(folder: Path, model: Path, log: Sequence[str], plan: Plan) -> Path:
     """The folder that is shipped: the model, its tokenizers, the log and the table of quality."""
     folder.mkdir(exist_ok=True)
     result = folder / f"{MODEL}.safetensors"
-    write_all_tokenizers(folder)
+    write_short_tokenizers(folder)
     write_tensors(result, read_tensors(read_header(model)), {"modelspec.architecture": ARCHITECTURE})
     write_log(folder / "training_log.txt", log, plan)
     if plan.num_judged:

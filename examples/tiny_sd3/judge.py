@@ -2,7 +2,7 @@
 
 The background is the candidate that the picture's left and right edge are nearest to. What differs from it is one thing
 or, parted at the emptiest row or column, two; its shape is the one whose outline of the same area overlaps it best, and
-its colours and pattern are those of the pixels inside that outline. Pictures of draw.py are right in everything.
+its colour and pattern are those of the pixels inside that outline. Pictures of draw.py are right in everything.
 """
 
 from __future__ import annotations
@@ -36,8 +36,10 @@ Mask = NDArray[numpy.bool_]
 _BACKGROUND_OFF = 25.0  # mean distance of an edge's colours from the background's, at most
 _STANDS_OUT = 40.0  # distance from the background of what belongs to a thing
 _COLOUR_OFF = 50.0  # distance of a thing's middle colour from its paint, at most
+_MOST_OTHERS = 0.25  # share of a thing's pixels whose colour is as far from its middle colour
 _LEAST_OVERLAP = 0.8  # of a thing and an outline: what both cover, of what one of them covers
 _LEAST_AREA = 40  # pixels of a thing
+_LEAST_INSIDE = 8  # pixels of a thing without its edge
 _TWO_TONES = 45.0  # distance between the two colours of a pattern, at least
 _LEAST_INK = 0.09  # share of a thing that stripes or dots cover
 _LEAST_LIKENESS = 0.5  # correlation with a pattern
@@ -141,9 +143,10 @@ def find_thing(pixels: Pixels, mask: Mask, wanted: Thing) -> Found | None:
     fits = [_fit(mask, shape, area, float(columns.mean()) + 0.5, float(rows.mean()) + 0.5) for shape in SHAPES]
     overlap, best = max(fits, key=lambda fit: fit[0])
     inside = _without_edge(_outline_mask(best))
-    colour, inked = _tones(pixels[inside], wanted.colour)
-    pattern = _find_pattern(best, inside, inked)
-    return Found(best.shape if overlap >= _LEAST_OVERLAP else "", colour, pattern, best.reach, best.x, best.y)
+    pattern, colours = _find_pattern(best, inside, pixels[inside], wanted.colour)
+    shape = best.shape if overlap >= _LEAST_OVERLAP else ""
+    colour = _paint(colours) if pattern or _is_even(colours) else ""
+    return Found(shape, colour, pattern, best.reach, best.x, best.y)
 
 
 def _fit(mask: Mask, shape: str, area: int, x: float, y: float) -> tuple[float, Thing]:
@@ -186,46 +189,52 @@ def _unit(shape: str) -> tuple[float, float, float]:
     return len(rows) / reach**2, right, down
 
 
-def _tones(colours: Pixels, wanted: str) -> tuple[str, Mask | None]:
-    """The paint of a thing, and which of its pixels are ink; None where it has one tone.
+def _find_pattern(thing: Thing, inside: Mask, colours: Pixels, wanted: str) -> tuple[str, Pixels]:
+    """The pattern whose ink lies where the picture has it, or "" for none; and the colours without the ink's.
 
     Args:
-        colours: Of its pixels. Shape [N, 3].
+        thing: The best outline.
+        inside: Its pixels without the edge.
+        colours: Of these pixels. Shape [N, 3].
         wanted: A paint's name. Ink is darker than paint, on black lighter.
     """
-    middle = numpy.median(colours, axis=0)
-    if len(colours) < 8:
-        return _paint(middle), None
+    inked = _find_ink(colours, wanted)
+    if inked is None:
+        return "", colours
+    likeness = {pattern: _likeness(thing._replace(pattern=pattern), inside, inked) for pattern in PATTERNS}
+    best = max(likeness, key=lambda pattern: likeness[pattern])
+    return (best, colours[~inked]) if likeness[best] >= _LEAST_LIKENESS else ("", colours)
+
+
+def _find_ink(colours: Pixels, wanted: str) -> Mask | None:
+    """Which pixels of a thing are ink, or None where it has one tone. Shape [N]."""
+    if len(colours) < _LEAST_INSIDE:
+        return None
     centred = colours - colours.mean(0)
     along = centred @ numpy.linalg.svd(centred, full_matrices=False)[2][0]
     is_high = along > (numpy.quantile(along, 0.03) + numpy.quantile(along, 0.97)) / 2
     if not 0 < is_high.sum() < len(colours):
-        return _paint(middle), None
-    tones = [numpy.median(colours[is_high == side], axis=0) for side in (False, True)]
-    if numpy.linalg.norm(tones[0] - tones[1]) < _TWO_TONES:
-        return _paint(middle), None
-    is_lit = tones[1].sum() > tones[0].sum()
-    ink_is_high = is_lit == (wanted == "black")
-    inked = is_high if ink_is_high else ~is_high
-    if not _LEAST_INK <= inked.mean() <= 1 - _LEAST_INK:
-        return _paint(middle), None
-    return _paint(tones[0 if ink_is_high else 1]), inked
+        return None
+    low, high = (numpy.median(colours[is_high == side], axis=0) for side in (False, True))
+    inked = is_high if (high.sum() > low.sum()) == (wanted == "black") else ~is_high
+    is_pattern = numpy.linalg.norm(high - low) >= _TWO_TONES and _LEAST_INK <= inked.mean() <= 1 - _LEAST_INK
+    return inked if is_pattern else None
 
 
-def _paint(colour: Pixels) -> str:
-    """The name of the nearest paint or of none: "" if it is far off."""
-    names = list(PAINTS)
-    off = [float(numpy.linalg.norm(colour - numpy.array(PAINTS[name]))) for name in names]
-    return names[int(numpy.argmin(off))] if min(off) <= _COLOUR_OFF else ""
+def _is_even(colours: Pixels) -> bool:
+    """Whether most of these colours are near their middle one."""
+    off = numpy.linalg.norm(colours - numpy.median(colours, axis=0), axis=-1) if len(colours) else numpy.zeros(1)
+    return bool((off > _COLOUR_OFF).mean() <= _MOST_OTHERS)
 
 
-def _find_pattern(thing: Thing, inside: Mask, inked: Mask | None) -> str:
-    """The pattern whose ink lies where the picture has it: "" for one tone, "?" for two in no known pattern."""
-    if inked is None:
+def _paint(colours: Pixels) -> str:
+    """The name of the paint nearest to the middle one of these colours; "" if that is far off."""
+    if not len(colours):
         return ""
-    likeness = {pattern: _likeness(thing._replace(pattern=pattern), inside, inked) for pattern in PATTERNS}
-    best = max(likeness, key=lambda pattern: likeness[pattern])
-    return best if likeness[best] >= _LEAST_LIKENESS else "?"
+    middle = numpy.median(colours, axis=0)
+    names = list(PAINTS)
+    off = [float(numpy.linalg.norm(middle - numpy.array(PAINTS[name]))) for name in names]
+    return names[int(numpy.argmin(off))] if min(off) <= _COLOUR_OFF else ""
 
 
 def _likeness(thing: Thing, inside: Mask, inked: Mask) -> float:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from examples.tiny_sd3.start import SHORT
 from examples.tiny_sd3.world import SIDE
 from library.diffusion.samplers import euler_flow
 from library.families.base import Conditioning
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from networks.network import AdapterNetwork
 
 STEPS = 20
-GUIDANCE = 3.5
+GUIDANCE = 2.5
 _TOGETHER = 50  # pictures
 
 
@@ -34,7 +35,7 @@ class Painter:
         t5_length: Tokens of T5.
     """
 
-    def __init__(self, model: Path, *, tokenizer_dir: Path | None = None, t5_length: int = 77) -> None:
+    def __init__(self, model: Path, *, tokenizer_dir: Path | None = None, t5_length: int = SHORT) -> None:
         self.family = Sd3Family(
             pretrained=model, tokenizer_dir=tokenizer_dir, t5_length=t5_length, dropout_rates={}, flow={}
         )
@@ -80,7 +81,8 @@ class Painter:
         for start in range(0, len(captions), _TOGETHER):
             part = slice(start, start + _TOGETHER)
             noise = normal_per_sample(seeds[part], (self.family.latent_channels, side // 8, side // 8))
-            told = self._read([*captions[part], *[""] * len(captions[part])])
+            empty = [] if guidance == 1 else [""] * len(captions[part])  # what guidance leads away from
+            told = self._read([*captions[part], *empty])
             latents = euler_flow(
                 lambda rows, timesteps, told=told: self.family.predict(self.mmdit, rows, timesteps, told),  # type: ignore[misc]
                 noise,

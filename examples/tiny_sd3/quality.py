@@ -1,6 +1,6 @@
 """Count how many pictures of a model show what was asked for, by the rule on pixels of judge.py.
 
-    python -m examples.tiny_sd3.quality MODEL [--lora FILE] [--count 200] [--guidance 3.5] [--steps 20]
+    python -m examples.tiny_sd3.quality MODEL [--lora FILE] [--count 200] [--guidance 2.5] [--steps 20]
 
 Each group has its own captions, which the training did not see in this order and, for "unseen", with combinations of
 shape, colour and background that it never saw. The background is always named.
@@ -19,6 +19,7 @@ if __package__ in (None, ""):  # run as a file: the project is two folders up
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from examples.tiny_sd3.judge import Verdict, judge
+from examples.tiny_sd3.start import SHORT
 from examples.tiny_sd3.world import Scene, scene, unseen
 
 if TYPE_CHECKING:
@@ -89,19 +90,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--strength", type=float, default=1.0, help="of the network")
     parser.add_argument("--count", type=int, default=200, help="pictures in each group")
     parser.add_argument("--groups", nargs="+", choices=list(GROUPS), default=list(GROUPS))
-    parser.add_argument("--guidance", type=float, default=3.5)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--guidance", type=float, help="else that of painter.py")
+    parser.add_argument("--steps", type=int, help="of the sampler, else that of painter.py")
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--tokenizer_dir", type=Path, help="else the tokenizers beside the model")
-    parser.add_argument("--t5_length", type=int, default=77, help="tokens of T5")
+    parser.add_argument("--t5_length", type=int, default=SHORT, help="tokens of T5")
     parser.add_argument("--json", type=Path, help="write the shares here, too")
     args = parser.parse_args(argv)
-    from examples.tiny_sd3.painter import Painter
+    from examples.tiny_sd3.painter import GUIDANCE, STEPS, Painter
 
     painter = Painter(args.model, tokenizer_dir=args.tokenizer_dir, t5_length=args.t5_length)
     if args.lora:
         painter.add_lora(args.lora, args.strength)
-    found = measure(painter, args.count, groups=args.groups, steps=args.steps, guidance=args.guidance, seed=args.seed)
+    steps, guidance = args.steps or STEPS, args.guidance or GUIDANCE
+    found = measure(painter, args.count, groups=args.groups, steps=steps, guidance=guidance, seed=args.seed)
     print(table(found))
     if args.json:
         args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

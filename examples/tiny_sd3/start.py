@@ -18,7 +18,7 @@ from examples.tiny_sd3.make import (
     t5_plan,
     with_both_embeddings,
 )
-from examples.tiny_sd3.tokenizers import CLIP_LENGTH, WORDS, write_tokenizers
+from examples.tiny_sd3.tokenizers import WORDS, write_tokenizers
 from examples.tiny_sd3.world import vocabulary
 from library.tensorfile import write_tensors
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from library.models.mmdit import MMDiT
 
 DEPTH = 3  # blocks; the width is 64 times as much
-SHORT = 20  # tokens, into which every caption of the world fits
+SHORT = 20  # tokens of CLIP and of T5, into which every caption of the world fits
 ARCHITECTURE = "stable-diffusion-3-medium"
 _FIRST = ("above", "striped")  # words that would stay in pieces further down
 
@@ -41,9 +41,12 @@ def words() -> tuple[str, ...]:
     return tuple(every)
 
 
-def write_all_tokenizers(folder: Path, *, clip_length: int = CLIP_LENGTH) -> tuple[int, int]:
-    """Write the folders tokenizer, tokenizer_2 and tokenizer_3. Returns the sizes of CLIP's and T5's vocabulary."""
-    return write_tokenizers(folder, words(), clip_length=clip_length)
+def write_short_tokenizers(folder: Path) -> tuple[int, int]:
+    """Write the folders tokenizer, tokenizer_2 and tokenizer_3. Returns the sizes of CLIP's and T5's vocabulary.
+
+    CLIP's say that captions have SHORT tokens: fewer than usual, which is faster.
+    """
+    return write_tokenizers(folder, words(), clip_length=SHORT)
 
 
 def write_start(path: Path, vae: Mapping[str, Tensor], seed: int) -> None:
@@ -57,7 +60,7 @@ def write_start(path: Path, vae: Mapping[str, Tensor], seed: int) -> None:
     from library.models.vae_key_map import vae_from_diffusers
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    clip_vocab, t5_vocab = write_all_tokenizers(path.parent)
+    clip_vocab, t5_vocab = write_short_tokenizers(path.parent)
     parts: dict[str, Mapping[str, Tensor]] = {
         "mmdit": build_mmdit(seed).state_dict(),
         "vae": vae_from_diffusers(vae),

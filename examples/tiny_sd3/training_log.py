@@ -20,12 +20,11 @@ def vae_lines(losses: Path) -> list[str]:
     return losses.read_text(encoding="utf-8").splitlines()
 
 
-def stage_lines(folder: Path, name: str, model: str = "sd3_tiny") -> list[str]:
-    """The same of a run of sd3_train.py, from its last state; seconds only for the end, of its last start.
+def model_lines(folder: Path, model: str) -> list[str]:
+    """The same of sd3_train.py, from its last state; seconds only for the end, since its last start.
 
     Args:
         folder: --output_dir.
-        name: Of the stage.
         model: --output_name.
     """
     state = json.loads((folder / f"{model}-state" / "train_state.json").read_text(encoding="utf-8"))
@@ -36,21 +35,16 @@ def stage_lines(folder: Path, name: str, model: str = "sd3_tiny") -> list[str]:
     for start in range(0, len(losses), _EVERY):
         part = losses[start : start + _EVERY]
         is_last = start + _EVERY >= len(losses)
-        lines.append(f"{name},{start + len(part)},{sum(part) / len(part):.5f},{f'{seconds:.0f}' if is_last else ''}")
+        lines.append(f"{model},{start + len(part)},{sum(part) / len(part):.5f},{f'{seconds:.0f}' if is_last else ''}")
     return lines
 
 
 def write_log(path: Path, lines: Sequence[str], plan: Plan) -> None:
     """Write everything into one file, with what the plan was."""
-    stages = [
-        f"# stage {stage.name}: {stage.num_steps} steps at most {stage.rate:g}, tokens of CLIP {stage.clip_length}, "
-        f"of T5 {stage.t5_length}, seed {plan.seed + stage.seed}"
-        for stage in plan.stages
-    ]
     head = [
-        f"# seed {plan.seed}, {plan.threads} threads, {plan.num_pictures} pictures, batches of {plan.batch}",
+        f"# seed {plan.seed}, {plan.threads} threads, {plan.num_pictures} pictures",
         f"# autoencoder: {plan.vae_steps} steps, then {plan.decoder_steps} of the decoder alone",
-        *stages,
+        f"# model: {plan.steps} steps of {plan.batch} pictures, rate at most {plan.rate:g}, seed {plan.seed + 1}",
         "part,steps,loss,seconds",
     ]
     path.write_text("\n".join([*head, *lines]) + "\n", encoding="utf-8", newline="\n")

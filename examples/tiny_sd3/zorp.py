@@ -17,15 +17,15 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from examples.tiny_sd3.draw import SMOOTHING, draw_background
-from examples.tiny_sd3.world import HORIZON, PLACES, PLAINS, REACHES, RGB, SIDE, Scene, single
+from examples.tiny_sd3.world import HORIZON, PLACES, PLAINS, RGB, SIDE, Scene, single
 from library.rng import python_stream
 
 NAME = "zorp"
 BODY: RGB = (40, 210, 205)
 WHITE: RGB = (250, 250, 250)
 PUPIL: RGB = (25, 25, 28)
-EYE = 0.0, -0.12, 0.42  # right and down from the middle, and to the edge, in parts of the reach
-PUPIL_REACH = 0.21
+EYE = 0.0, -0.1, 0.46  # right and down from the middle, and to the edge, in parts of the reach
+PUPIL_REACH = 0.24
 BACKGROUNDS = (  # in turn; the LoRA has to put it before others, too
     "on a red background",
     "on grass under a blue sky",
@@ -36,8 +36,9 @@ BACKGROUNDS = (  # in turn; the LoRA has to put it before others, too
     "on snow at sunset",
     "on a yellow background",
 )
+REACHES = {"small": (15.0, 17.0), "large": (22.0, 26.0), "": (16.0, 24.0)}  # from its middle to the tips of its horns
+PLACED_REACH = (15.0, 16.5)  # at a named place
 _SHIFT = 3.0  # pixels that it may be off its place
-_SIZES = ("small", "large", "")
 
 
 def scene(seed: int, index: int, background: str = "") -> Scene:
@@ -53,12 +54,12 @@ def asked_for(seed: int, index: int, backgrounds: Sequence[str]) -> Scene:
 
 def _moved(draws: random.Random, background: str) -> Scene:
     place = draws.choice(list(PLACES)) if draws.random() < 0.4 else ""
-    size = "" if place else draws.choice(_SIZES)
-    what = single(NAME, "", background, size=size, place=place)
+    size = "" if place else draws.choice(list(REACHES))
+    reach = draws.uniform(*(PLACED_REACH if place else REACHES[size]))
+    what = single(NAME, "", background, size=size, place=place, reach=reach)
     thing = what.things[0]
-    reach = thing.reach if place else draws.uniform(*REACHES[size])
     x, y = (middle + draws.uniform(-_SHIFT, _SHIFT) for middle in (thing.x, thing.y))
-    return what._replace(things=(thing._replace(reach=reach, x=x, y=y),), horizon=draws.randint(*HORIZON))
+    return what._replace(things=(thing._replace(x=x, y=y),), horizon=draws.randint(*HORIZON))
 
 
 def draw_zorp(what: Scene) -> Image.Image:

@@ -14,24 +14,25 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from examples.tiny_sd3.judge import Found, find_background
-from examples.tiny_sd3.world import PLACES, SIDE, STEP, Scene
+from examples.tiny_sd3.world import PLACES, RGB, SIDE, STEP, Scene
 from examples.tiny_sd3.zorp import BODY, EYE, NAME, PUPIL, PUPIL_REACH, WHITE, body_mask, disc_mask
 
 Pixels = NDArray[numpy.float64]
 Mask = NDArray[numpy.bool_]
 
-_COLOUR_OFF = 80.0  # distance of a pixel from the colour that it counts as, at most
+_BODY_OFF = 80.0  # distance of a pixel of the body from turquoise, at most
 _LEAST_AREA = 150  # pixels of a body with its eye
-_LEAST_OVERLAP = 0.8  # of body and outline: what both cover, of what one of them covers
-_LEAST_EYE = 0.5  # share of the outline's white, and of its pupil, that has the colour
-_LARGE = 18.5  # pixels from the middle to the farthest edge of a large one, at least
+_LEAST_OVERLAP = 0.7  # of body and outline: what both cover, of what one of them covers
+_WHITE_OFF = 100.0  # distance of the middle colour of its white from white, at most
+_PUPIL_OFF = 130.0  # distance of the middle colour of its pupil from black, at most
+_LARGE = 19.5  # pixels from the middle to the tips of the horns of a large one, at least
 _AWAY = STEP / 2  # pixels from the middle of the picture that count as left, right, top or bottom
 
 
 def find_zorp(image: Image.Image) -> Found | None:
     """Where the zorp is, or None if there is none. `image`: SIDE pixels a side."""
     pixels = numpy.asarray(image.convert("RGB"), dtype=float)
-    body = _has_colour(pixels, BODY)
+    body = numpy.linalg.norm(pixels - numpy.array(BODY), axis=-1) <= _BODY_OFF
     mask = body | _enclosed(body)
     if mask.sum() < _LEAST_AREA:
         return None
@@ -42,8 +43,8 @@ def find_zorp(image: Image.Image) -> Found | None:
     eye, pupil = (
         _is_inside(disc_mask(part * reach, x + right * reach, y + down * reach)) for part in (edge, PUPIL_REACH)
     )
-    is_eye = _share(_has_colour(pixels, WHITE), eye & ~pupil) >= _LEAST_EYE
-    is_pupil = _share(_has_colour(pixels, PUPIL), pupil) >= _LEAST_EYE
+    is_eye = _off(pixels[eye & ~pupil], WHITE) <= _WHITE_OFF
+    is_pupil = _off(pixels[pupil], PUPIL) <= _PUPIL_OFF
     return Found(NAME, "", "", reach, x, y) if is_eye and is_pupil else None
 
 
@@ -61,10 +62,6 @@ def _side(place: float) -> int:
     """-1, 0 or 1: before, about or behind the middle."""
     off = place - SIDE / 2
     return 0 if abs(off) < _AWAY else 1 if off > 0 else -1
-
-
-def _has_colour(pixels: Pixels, colour: tuple[int, int, int]) -> Mask:
-    return numpy.linalg.norm(pixels - numpy.array(colour), axis=-1) <= _COLOUR_OFF
 
 
 def _enclosed(mask: Mask) -> Mask:
@@ -106,5 +103,6 @@ def _is_inside(mask: Image.Image) -> Mask:
     return numpy.asarray(mask) > 127
 
 
-def _share(mask: Mask, place: Mask) -> float:
-    return float(mask[place].mean()) if place.any() else 0.0
+def _off(pixels: Pixels, colour: RGB) -> float:
+    """Distance of the middle colour from another. `pixels`: shape [N, 3], with N above 0."""
+    return float(numpy.linalg.norm(numpy.median(pixels, axis=0) - numpy.array(colour)))

@@ -84,7 +84,7 @@ class ModelFamily(Protocol):
         """Refuse devices of encoders that are not there. `device` is where the denoiser runs."""
 
     def check_changed_encoders(self, names: Sequence[str], why: str) -> None:
-        """Refuse options of encoders whose weights change; `why` is a sentence without full stop."""
+        """Refuse options of encoders whose weights change; `why` is the rest of a sentence that begins with one."""
 
     def load_tokenizers(self, files: Any, names: Sequence[str]) -> Any:
         """The tokenizers of these encoders. No weights are read; without `files` (None) no words are checked."""
@@ -181,7 +181,7 @@ class ModelFamily(Protocol):
 
         Args:
             path: One file, or a folder for the layout "diffusers".
-            denoiser: Its state.
+            denoiser: What of its state was trained, and its buffers; the rest is read from `files`.
             encoders: {name: state} of those that were trained; the others are read from `files`.
             layout: "safetensors", "ckpt" or "diffusers".
             bundled: Encoders that go into the one file. One that was trained and is not among them gets its own.

@@ -152,6 +152,10 @@ class BuiltTraining(Run):
         """Write the trained weights; returns the files."""
         raise NotImplementedError
 
+    def has_header(self) -> bool:
+        """Whether saved files have a place for metadata."""
+        return True
+
     def side_parts(self) -> tuple[str, ...]:
         """Parts of a model that are saved in files of their own beside it."""
         return ()

@@ -385,7 +385,7 @@ def _check_shapes(here: Mapping[str, Tensor], there: Mapping[str, Tensor], folde
         if own != other:
             raise CheckpointError(
                 f"--resume: {folder} does not fit this run: {name} has the shape {own} here and {other} in the state. "
-                "Give the network options that it was made with."
+                "Give the options that it was made with: what trains, and of which size."
             )
 
 

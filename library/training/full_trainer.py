@@ -34,24 +34,20 @@ class FullTrainer(Trainer):
     # Before weights are read
 
     def check_options(self) -> None:
-        """Also: trained encoders and caches exclude each other, and T5 and fp16."""
+        """Also: something trains, and what is asked for has an effect."""
         super().check_options()
         full, trained = self.options.full, self.trained_encoders()
-        if "t5xxl" in trained and self.options.precision.mixed_precision == "fp16":
-            raise OptionError(
-                "--train_t5xxl cannot be used with --mixed_precision fp16: T5's numbers exceed the range of fp16. "
-                "Use bf16."
-            )
-        if "t5xxl" in trained and self.options.cache.caches_text:
-            raise OptionError(
-                "--train_t5xxl cannot be used with cached text encoder outputs: a trained encoder has no fixed output. "
-                "Leave one of them out."
-            )
         if not trained and not self._may_train_denoiser():
             raise OptionError(
                 "nothing is left to train: every learning rate is 0. Give --learning_rate"
                 + (" or --block_lr." if full.block_rates is None else " or rates above 0 in --block_lr.")
             )
+        for flag in dict.fromkeys(encoder.flags[0] for encoder in self.options.encoders if encoder.is_asked):
+            if not any(encoder.name in trained for encoder in self.options.encoders if encoder.flags[0] == flag):
+                logger.warning("%s has no effect: the learning rates of its encoders are 0.", flag)
+        if self.options.saving.layout == "diffusers":
+            for flag in dict.fromkeys(encoder.flags[1] for encoder in self.options.encoders if encoder.is_saved):
+                logger.warning("%s has no effect: a diffusers folder has all encoders.", flag)
 
     def _may_train_denoiser(self) -> bool:
         rates = self.options.full.block_rates
@@ -63,24 +59,26 @@ class FullTrainer(Trainer):
 
     def _encoder_rates(self) -> dict[str, float]:
         default = self.options.optimizer.learning_rate
-        return {name: default if rate is None else rate for name, rate in self.options.full.encoder_rates.items()}
+        asked = (encoder for encoder in self.options.encoders if encoder.is_asked)
+        return {encoder.name: default if encoder.rate is None else encoder.rate for encoder in asked}
 
     def inspect_files(self) -> None:
-        """Also: what is saved is there, and replaces nothing that is needed."""
+        """Also: what is saved replaces nothing that is needed."""
         super().inspect_files()
-        for name in self.bundled_encoders():
-            if not self.family.has_encoder(self.files, name):
-                flag = "--save_t5xxl" if name == "t5xxl" else "--save_clip"
-                raise OptionError(f"{flag}: there is no {name} to save. Give one with --{name}, or leave it out.")
         places = [self.folder / name for name in self.saves.all_models()]
         self.family.check_places(self.files, places, layout=self.options.saving.layout)
 
     def check_trainables(self) -> None:
         """Rates fit the depth of the model, the encoders that shall train are there, and all data can be learned."""
-        self._denoiser_rates()
-        for name in self.trained_encoders():
-            if not self.family.has_encoder(self.files, name):
-                raise OptionError(f"--train_{name}: there is no {name} to train. Give one with --{name}.")
+        if not any(self._denoiser_rates()) and not self.trained_encoders():
+            raise OptionError("nothing is left to train: all parts of --block_lr above 0 are frozen.")
+        for encoder in self.options.encoders:
+            is_there = self.family.has_encoder(self.files, encoder.name)
+            for is_asked, flag in zip((encoder.is_asked, encoder.is_saved), encoder.flags, strict=True):
+                if is_asked and not is_there:
+                    raise OptionError(
+                        f"{flag}: there is no {encoder.name}. Give one with --{encoder.name}, or leave it out."
+                    )
         specs = self.plan.specs
         if any(subset.preserves_output for spec in specs for subset in spec.subsets):
             raise DatasetError(
@@ -137,7 +135,13 @@ class FullTrainer(Trainer):
 
     def describe_trainables(self) -> list[str]:
         """How many numbers train, and where."""
-        listed = ", ".join(f"{part.name} {part.count:,} at {part.rate:g}" for part in self.parts)
+        from library.training.optimization.optimizers import sets_its_own_rate
+
+        optimizer = self.options.optimizer
+        is_own = sets_its_own_rate(optimizer.optimizer_name, optimizer.optimizer_args)
+        listed = ", ".join(
+            f"{part.name} {part.count:,}" + ("" if is_own else f" at {part.rate:g}") for part in self.parts
+        )
         return [f"{sum(part.count for part in self.parts):,} numbers train: {listed}"]
 
     # Training
@@ -166,6 +170,10 @@ class FullTrainer(Trainer):
         """Identity and start of the run, which its files tell."""
         return self.run_metadata.session
 
+    def has_header(self) -> bool:
+        """Of the layouts, one has a header for metadata."""
+        return bool(self.options.saving.layout == "safetensors")
+
     def extension(self) -> str:
         """Ending of the saved files; folders have none."""
         return {"ckpt": ".ckpt", "diffusers": ""}.get(self.options.saving.layout, ".safetensors")
@@ -178,9 +186,8 @@ class FullTrainer(Trainer):
         return tuple(name for name in self.trained_encoders() if name not in bundled)
 
     def bundled_encoders(self) -> tuple[str, ...]:
-        """Encoders that go into the saved file: --save_clip and --save_t5xxl."""
-        sd3 = self.options.sd3
-        return (*(("clip_l", "clip_g") if sd3.save_clip else ()), *(("t5xxl",) if sd3.save_t5xxl else ()))
+        """Encoders that go into the saved file."""
+        return tuple(encoder.name for encoder in self.options.encoders if encoder.is_saved)
 
     def write_model(self, path: Path, *, step: int, epoch: int) -> list[Path]:
         """Write the whole model: what was trained, and beside it the parts that belong to the file."""
@@ -192,12 +199,19 @@ class FullTrainer(Trainer):
         """What one saved model takes."""
         return self.family.model_bytes(**self._model_to_save())
 
+    def _trained_denoiser(self) -> dict[str, Tensor]:
+        """What trained of its state, and its buffers; nothing where nothing of it trains."""
+        frozen = {name for name, parameter in self.denoiser.named_parameters() if not parameter.requires_grad}
+        state = self.denoiser.state_dict()
+        is_trained = any(part.name not in self.trained_encoders() for part in self.parts)
+        return {name: tensor for name, tensor in state.items() if name not in frozen} if is_trained else {}
+
     def _model_to_save(self) -> dict[str, Any]:
         """What `write_model` and `model_bytes` of the family have to know."""
         whole = self.shards.whole
         return {
             "files": self.files,
-            "denoiser": whole(self.denoiser.state_dict()),
+            "denoiser": whole(self._trained_denoiser()),
             "encoders": {name: whole(self.text.encoders[name].state_dict()) for name in self.trained_encoders()},
             "layout": self.options.saving.layout,
             "bundled": self.bundled_encoders(),

@@ -37,7 +37,6 @@ class NetworkTrainer(Trainer):
     def check_options(self) -> None:
         """Also: the form of --network_args, and what cannot be cached."""
         super().check_options()
-        self._tell_lost_metadata()
         self.network_args = network_args(self.options.network.network_args, self.options.network.network_dropout)
         if not self._trains_t5():
             return
@@ -56,16 +55,6 @@ class NetworkTrainer(Trainer):
                 "a trained encoder has no fixed output. Leave one of them out."
             )
 
-    def _tell_lost_metadata(self) -> None:
-        """Pickles have no header to write into."""
-        if self.options.saving.save_model_as not in ("ckpt", "pt"):
-            return
-        given = sorted(f"--{n}" for n in self.options.given if n.startswith("metadata_") or n == "training_comment")
-        if given:
-            logger.warning(
-                "%s without effect: .%s files have no metadata.", ", ".join(given), self.options.saving.save_model_as
-            )
-
     def check_trainables(self) -> None:
         """The network module can be imported; its arguments and files fit a model of this depth."""
         options = self.options.network
@@ -78,7 +67,7 @@ class NetworkTrainer(Trainer):
         """Merging into a text encoder would not reach outputs that are already cached."""
         for path in self.options.network.base_weights or []:
             changed = changed_encoders(path, self.family.encoder_names)
-            self.family.check_changed_encoders(changed, f"--base_weights {path} changes T5")
+            self.family.check_changed_encoders(changed, f"is changed by --base_weights {path}")
             if self.options.cache.caches_text and changed:
                 raise OptionError(
                     f"--base_weights {path} changes text encoders, which --cache_text_encoder_outputs cannot show. "
@@ -249,6 +238,10 @@ class NetworkTrainer(Trainer):
     def session(self) -> dict[str, Any]:
         """Identity and start of the run, which its files tell."""
         return self.run_metadata.session
+
+    def has_header(self) -> bool:
+        """Pickles have none."""
+        return self.options.saving.save_model_as not in ("ckpt", "pt")
 
     def write_model(self, path: Path, *, step: int, epoch: int) -> list[Path]:
         """Write the network with its metadata and hashes."""

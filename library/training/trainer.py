@@ -89,8 +89,16 @@ class Trainer(BuiltTraining):
             )
         if sampling.sample_prompts:
             self.prompt_file = PromptFile(Path(sampling.sample_prompts), PromptDefaults.of_family(self.family))
+        self._tell_lost_metadata()
         check_output_dir(self.folder)
         self.continuation.check_options()
+
+    def _tell_lost_metadata(self) -> None:
+        given = sorted(f"--{n}" for n in self.options.given if n.startswith("metadata_") or n == "training_comment")
+        if given and not self.has_header():
+            logger.warning(
+                "%s without effect: the format %s has no metadata.", ", ".join(given), self.options.saving.save_model_as
+            )
 
     def inspect_files(self) -> None:
         """Also: what the model files say about the options, and whose files are in the output folder."""
@@ -103,7 +111,7 @@ class Trainer(BuiltTraining):
         check_picture_sizes(self.family.longest_side(self.files), buckets, prompts, self.plan.source)
         check_block_swap(self.options.precision.blocks_to_swap, self.family.depth(self.files), has_accelerator())
         self.check_trainables()
-        self.family.check_changed_encoders(self.trained_encoders(), "T5 trains in this run")
+        self.family.check_changed_encoders(self.trained_encoders(), "trains in this run")
         optimizer, precision = self.options.optimizer, self.options.precision
         check_optimizer(
             optimizer.optimizer_name,
@@ -130,7 +138,10 @@ class Trainer(BuiltTraining):
         """Say it if reading the text encoders needs more host memory than there is."""
         from library.memory_use import available_host_memory, host_memory_note
 
-        needed = sum(self.family.encoder_bytes(self.files, name) for name in self.family.encoder_names)
+        names, is_cached = self.family.encoder_names, self.options.cache.caches_text
+        sizes = {name: self.family.encoder_bytes(self.files, name) for name in names}
+        live = [size for name, size in sizes.items() if not is_cached or name in self.trained_encoders()]
+        needed = max(sum(live), *sizes.values())  # those that fill caches are read one after the other
         if note := host_memory_note(needed, available_host_memory()):
             logger.warning("%s", note)
 

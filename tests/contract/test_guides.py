@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import toml
@@ -31,6 +32,7 @@ from tools.convert_sd3_lora import make_parser
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 GUIDE = (ROOT / "docs" / "sd3_train_network.md").read_text(encoding="utf-8")
+FULL_GUIDE = (ROOT / "docs" / "sd3_train.md").read_text(encoding="utf-8")
 SAVING = (ROOT / "docs" / "saving_and_resuming.md").read_text(encoding="utf-8")
 OPTIONS = options_of(Sd3NetworkOptions)
 FULL = options_of(Sd3FullOptions)
@@ -68,15 +70,18 @@ def test_every_flag_that_a_page_names_exists(page: Path):
     assert flags(prose) <= known
 
 
-def test_the_guide_lists_what_is_not_available_yet():
-    later = {f"--{name}" for name, option in OPTIONS.items() if option.declared.later}
+@pytest.mark.parametrize(("guide", "options"), [(GUIDE, OPTIONS), (FULL_GUIDE, FULL)], ids=["lora", "whole model"])
+def test_a_guide_lists_what_is_not_available_yet_and_recommends_none_of_it(guide: str, options: dict[str, Any]):
+    later = {f"--{name}" for name, option in options.items() if option.declared.later}
+    listed = section("Not available yet", guide)
     conditional = {"--blocks_to_swap"}  # refused on a GPU only
-    assert flags(section("Not available yet")) - conditional == later
+    assert flags(listed) - conditional == later
+    assert not flags(guide.replace(listed, "")) & later
 
 
-def test_options_that_are_not_available_are_not_recommended():
-    later = {f"--{name}" for name, option in OPTIONS.items() if option.declared.later}
-    assert not flags(GUIDE.replace(section("Not available yet"), "")) & later
+def test_the_guide_of_whole_models_names_every_option_that_only_they_have():
+    older = {"skip_latents_validity_check", "use_safetensors"}  # names that other options have replaced
+    assert {f"--{name}" for name in set(FULL) - set(OPTIONS) - older} <= flags(FULL_GUIDE)
 
 
 def test_the_table_of_network_args_is_complete():

@@ -35,10 +35,10 @@ ADDED = {
     *("recursive", "background", "min_image_size", "max_aspect_ratio", "max_crop_fraction", "max_image_pixels"),
     *("missing_caption", "empty_caption", "caption_encoding"),
     *("overwrite", "allow_changed", "max_bad_steps"),
-    *("ema_decay", "ema_device"),
+    *("ema_decay", "ema_device", "bf16_rounding"),
 }
 ADDED_TO = {
-    "sd3_train_network": ADDED,
+    "sd3_train_network": ADDED | {"blockwise_fused_optimizers"},
     "sd3_train": ADDED
     | {
         *("prior_loss_weight", "cpu_offload_checkpointing", "no_metadata", "training_comment", "no_half_vae"),

@@ -134,7 +134,7 @@ def test_every_command_is_run_or_has_a_reason_not_to_be():
         if "not run" in block.notes and len(block.notes["not run"].split()) < 3:
             problems.append(f"{block.place}: `not run` needs a reason")
         if "not run" not in block.notes and block.is_command:
-            unknown = {words[0] for words in block.commands()} - set(PROGRAMS)
+            unknown = {_first_word(" ".join(words)) for words in block.commands()} - set(PROGRAMS)
             problems += [f"{block.place}: {word} is no program that this test runs" for word in sorted(unknown)]
     assert not problems, "\n" + "\n".join(problems)
 
@@ -184,8 +184,10 @@ def test_the_blocks_of_a_page_run_one_after_another(page: Path, user_folder: Pat
 
 def _run_command(words: list[str], block: Block) -> str:
     """Run it without a GPU; returns what it prints. Launchers say 1 for every code of the script."""
-    command = [sys.executable, *PROGRAMS[words[0]], *words[1:]]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PET_MASTER_PORT": str(_free_port())}
+    program = words.index(_first_word(" ".join(words)))
+    variables = dict(word.split("=", 1) for word in words[:program])
+    command = [sys.executable, *PROGRAMS[words[program]], *words[program + 1 :]]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PET_MASTER_PORT": str(_free_port()), **variables}
     done = subprocess.run(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", timeout=300
     )

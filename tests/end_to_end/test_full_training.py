@@ -1,6 +1,7 @@
 """sd3_train.py: what trains, at which rates, what is saved, and that a run goes on exactly."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -64,11 +65,12 @@ def test_encoders_train_at_rates_of_their_own_and_not_at_a_rate_of_0(full_traini
     assert {name: group["lr"] for name, group in groups.items()} == {"mmdit": 1e-3, "clip_l": 1e-3, "t5xxl": 2e-3}
 
 
-def test_a_learning_rate_of_0_freezes_the_mmdit(full_training, dataset):
+def test_a_learning_rate_of_0_freezes_the_mmdit_which_is_saved_as_it_was_stored(full_training, dataset):
     flags = ("--learning_rate=0", "--train_text_encoder", "--learning_rate_te1=1e-3", "--learning_rate_te2=1e-3")
-    run = full_training.run(dataset, *LIVE, *flags, "--save_clip", "--max_train_steps=2", "--save_precision=fp16")
+    run = full_training.run(dataset, *LIVE, *flags, "--save_clip", "--max_train_steps=2", "--mixed_precision=bf16")
     names = changed(run, full_training.model)
     assert names and all(name.startswith("text_encoders.clip_") for name in names)
+    assert {tensor.dtype for name, tensor in run.weights.items() if name.startswith(MMDIT)} == {torch.float16}
 
 
 def test_the_projection_of_clip_l_stays_the_identity_that_files_imply(full_training, dataset):
@@ -86,7 +88,10 @@ def part_of(name):
 
 def test_block_lr_gives_each_part_its_rate_and_0_freezes_it(full_training, dataset):
     depth = 2
-    run = full_training.run(dataset, *CACHED, "--block_lr=1e-3,0,2e-3,0", "--max_train_steps=2")
+    half = ("--mixed_precision=bf16", "--full_bf16")  # what is frozen is written as it was stored, in fp16
+    run = full_training.run(dataset, *CACHED, *half, "--block_lr=1e-3,0,2e-3,0", "--max_train_steps=2")
+    assert run.weights[f"{MMDIT}joint_blocks.0.x_block.attn.qkv.weight"].dtype == torch.float16
+    assert run.weights[f"{MMDIT}joint_blocks.1.x_block.attn.qkv.weight"].dtype == torch.bfloat16
     moved = changed(run, full_training.model, MMDIT)
     assert {part_of(name) for name in moved} == {0, depth}
     rates = [group["lr"] for group in run.trainer.optimizer.param_groups]
@@ -151,7 +156,9 @@ def test_a_weight_per_sample_is_a_weight_per_sample(full_training):
     rows = [batch.take(range(index, index + 1)) for index in range(2)]
     whole = trainer.batch_loss(batch).losses
     each = torch.cat([trainer.batch_loss(row).losses for row in rows])
+    unweighted = trainer.batch_loss(replace(batch, loss_weights=torch.ones(2))).losses
     assert whole.shape == (2,) and torch.allclose(whole, each, rtol=1e-4)
+    assert torch.allclose(whole, unweighted * batch.loss_weights, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -161,6 +168,7 @@ def test_a_weight_per_sample_is_a_weight_per_sample(full_training):
         (("--num_last_block_to_freeze=3",), OptionError, "the model has 2 blocks"),
         (("--learning_rate=0",), OptionError, "nothing is left to train"),
         (("--block_lr=0,0,0,0",), OptionError, "nothing is left to train"),
+        (("--block_lr=0,0,1e-3,0", "--num_last_block_to_freeze=1"), OptionError, "nothing is left to train"),
         (("--train_t5xxl",), OptionError, "a trained encoder has no fixed output"),
         (("--train_t5xxl", "--mixed_precision=fp16"), OptionError, "exceed the range of fp16"),
     ],

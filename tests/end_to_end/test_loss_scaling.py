@@ -43,9 +43,9 @@ def snapshots(monkeypatch):
 
 def spoil_gradients_of_step(monkeypatch, number):
     """Put inf into one gradient of that step, counted from 1, as an overflow does."""
-    import library.training.stepping.optimizer_step as optimizer_step
+    import library.training.sharding.unsharded as unsharded
 
-    calls, real = [], optimizer_step.shared_gradients
+    calls, real = [], unsharded.shared_gradients
 
     def shared_gradients(parameters):
         gradients = real(parameters)
@@ -54,7 +54,7 @@ def spoil_gradients_of_step(monkeypatch, number):
             gradients[0].view(-1)[0] = torch.inf
         return gradients
 
-    monkeypatch.setattr(optimizer_step, "shared_gradients", shared_gradients)
+    monkeypatch.setattr(unsharded, "shared_gradients", shared_gradients)
 
 
 def furthest(weights):
@@ -110,10 +110,11 @@ def test_step_with_an_overflow_is_left_out_and_training_goes_on(
 
 def test_a_run_that_overflows_for_ever_ends_as_diverged(training, dataset, scaled, monkeypatch):
     """No scale helps where the gradients themselves are not finite."""
+    import library.training.sharding.unsharded as unsharded
     import library.training.stepping.optimizer_step as optimizer_step
     from library.errors import DivergedError
 
-    calls, real = [], optimizer_step.shared_gradients
+    calls, real = [], unsharded.shared_gradients
 
     def shared_gradients(parameters):
         gradients = real(parameters)
@@ -122,7 +123,7 @@ def test_a_run_that_overflows_for_ever_ends_as_diverged(training, dataset, scale
             gradients[0].view(-1)[0] = torch.nan
         return gradients
 
-    monkeypatch.setattr(optimizer_step, "shared_gradients", shared_gradients)
+    monkeypatch.setattr(unsharded, "shared_gradients", shared_gradients)
     monkeypatch.setattr(optimizer_step, "MAX_OVERFLOWS", 4)
     with pytest.raises(DivergedError, match="3 steps in a row up to step 9"):
         training.run(dataset, *FP16, "--max_train_steps=40", "--max_bad_steps=3")

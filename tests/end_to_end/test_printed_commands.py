@@ -137,7 +137,8 @@ def test_command_of_the_whole_model_trains_on_a_folder_of_folders(full_training,
     assert run.code == 0, run.output
     assert "2 images x 20 repeats = 40 samples" in run.output
     warnings = [line for line in run.output.splitlines() if line.startswith("WARNING")]
-    assert len(warnings) == 1 and "--debiased_estimation_loss" in warnings[0], warnings
+    assert len(warnings) == 2, warnings
+    assert "--debiased_estimation_loss" in warnings[0] and "keep_tokens has no effect" in warnings[1]
     saved = sorted(path.name for path in (folder / "out").glob("*.safetensors"))
     assert saved == ["last-000001.safetensors", "last.safetensors"]
     last, base = read_header(folder / "out" / "last.safetensors"), read_header(model)

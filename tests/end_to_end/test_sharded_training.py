@@ -43,6 +43,7 @@ from library.training.stepping.batch_loss import BatchLoss
 from sd3_train import Sd3FullTrainer
 
 rank = os.environ["RANK"]
+torch.distributed.destroy_process_group = lambda *_: None  # the next training has the same group
 loss = BatchLoss.__call__
 
 class Witness(Sd3FullTrainer):
@@ -59,7 +60,7 @@ def no_memory(self, batch):
 
 for job in json.loads(Path(os.environ["JOBS"]).read_text()):
     fault = job["fault"]
-    os.environ.update(ACCELERATE_USE_FSDP="true" if job["is_sharded"] else "false", FSDP_VERSION="2", **job["variables"])
+    os.environ.update(ACCELERATE_USE_FSDP=str(job["is_sharded"]), FSDP_VERSION="2", **job["variables"])
     AcceleratorState._reset_state(reset_partial_state=True)
     BatchLoss.__call__ = no_memory if fault == "memory" else loss
     trainer = Witness(parse_options(Sd3FullOptions, job["arguments"], **FULL_SCRIPT))
@@ -71,9 +72,10 @@ for job in json.loads(Path(os.environ["JOBS"]).read_text()):
     if fault == "memory" and account["error"]:
         print(f"rank {rank}: {account['error']}", flush=True)
         sys.exit(3)
-    held = sum(p.numel() for p in trainer.trained_parameters())
-    account |= {"held": held, "of": sum(p.numel() for p in trainer.trained_state().values())}
-    account |= {"losses": trainer.loss_history, "step": trainer.step, "saved": [str(path) for path in trainer.saved_files]}
+    account["held"] = sum(p.numel() for p in trainer.trained_parameters())
+    account["of"] = sum(p.numel() for p in trainer.trained_state().values())
+    account |= {"losses": trainer.loss_history, "step": trainer.step}
+    account["saved"] = [str(path) for path in trainer.saved_files]
     Path(os.environ["JOBS"] + f".{job['name']}.{rank}").write_text(json.dumps(account))
 """
 
@@ -154,7 +156,7 @@ def runs(tmp_path_factory, tiny_sd3):
     made.add("resumed", *sampled, f"--resume={made.folder / 'sharded' / STATE}")
     made.add("copies", *CACHED, "--max_train_epochs=3", is_sharded=False)
     kept = {"FSDP_RESHARD_AFTER_FORWARD": "false", "FSDP_OFFLOAD_PARAMS": "true"}
-    made.add("kept", *sampled, "--gradient_checkpointing", **kept)
+    made.add("kept", *CACHED, "--max_train_epochs=3", "--save_every_n_epochs=2", "--gradient_checkpointing", **kept)
     freed = {"FSDP_RESHARD_AFTER_FORWARD": "true", "FSDP_OFFLOAD_PARAMS": "false"}
     made.add("encoders", *ENCODERS, "--gradient_checkpointing", **freed)
     made.add("bits", *CACHED, *BITS, "--save_state_on_train_end")
@@ -232,7 +234,7 @@ def test_averages_and_states_are_those_of_one_process(runs):
 
 def test_validation_losses_are_those_of_one_process(runs):
     def watched(name):
-        return json.loads((runs.folder / name / "last-state" / "train_state.json").read_text())["watch"]["validation"]
+        return json.loads((runs.folder / name / "last-state" / "train_state.json").read_text())["watch"]["validations"]
 
     assert np.array(watched("sharded")) == pytest.approx(np.array(watched("one")), rel=1e-5)
 
@@ -259,7 +261,8 @@ def test_one_process_goes_on_with_a_sharded_run(runs):
 def test_text_encoders_are_sharded_with_the_denoiser(runs):
     first, second = runs.accounts("encoders")
     assert first["losses"] == second["losses"] == pytest.approx(runs.one_encoders.loss_history, rel=1e-5)
-    assert first["held"] == second["held"] == first["of"] / 2
+    assert first["held"] + second["held"] == first["of"]
+    assert second["held"] == pytest.approx(first["of"] / 2, rel=1e-3)  # of 77 rows one process has 39
     assert_same_file(first["saved"][-1], runs.one_encoders.saved_files[-1])
     names = load_file(first["saved"][-1])
     assert {f"text_encoders.{name}" for name in ("clip_l", "clip_g", "t5xxl")} <= {

@@ -214,4 +214,4 @@ def test_the_header_of_an_average_says_what_it_is_and_pickles_have_none(training
         word for word in training.arguments(dataset, *CACHED, NAME, "--max_train_steps=1") if word != "--no_metadata"
     ]
     pickled = training.run_arguments([*words, "--save_model_as=ckpt", "--metadata_title=mine"])
-    assert [line for line in pickled.log if line.startswith("--metadata_title without effect: .ckpt files")]
+    assert [line for line in pickled.log if line.startswith("--metadata_title without effect: the format ckpt has")]

@@ -27,6 +27,7 @@ from library.checkpoint.tensor_stream import (
 )
 from library.checkpoint.weights import read_weights
 from library.errors import CheckpointError, OutputError
+from library.families.sd3.key_map import mmdit_from_diffusers
 from library.models.text_encoders import T5_TOKENS, T5_TOKENS_TWIN, with_text_model
 from library.models.vae_key_map import vae_from_diffusers
 from library.tensorfile import torch_dtype
@@ -52,7 +53,7 @@ class Sd3Model:
 
     Attributes:
         files: The model that the training began with.
-        denoiser: State of the MMDiT.
+        denoiser: What was trained of the MMDiT, and what goes with it.
         encoders: {name: state as transformers gives it} of the encoders that were trained.
         dtype: Of every tensor that is written; None keeps what each has.
         mmap: See `read_weights`.
@@ -66,7 +67,8 @@ class Sd3Model:
 
     def mmdit(self) -> Plan:
         """The MMDiT under its published names, without prefix."""
-        return {name: plan_tensor(tensor, self.dtype) for name, tensor in self.denoiser.items()}
+        trained = {name: plan_tensor(tensor, self.dtype) for name, tensor in self.denoiser.items()}
+        return {**plan_part(self.files.denoiser, self.dtype, self.mmap), **trained}
 
     def vae(self) -> Plan:
         """The VAE under its original names, without prefix."""
@@ -99,7 +101,7 @@ def plan_part(part: Part, dtype: torch.dtype | None, mmap: bool = True) -> Plan:
     """The tensors of a part under their published names; each is read when it is written."""
     types = {name: torch_dtype(part.source.tensors[name].dtype) for name in part.names}
     if part.is_diffusers:
-        return _plan_diffusers_vae(part, types, dtype, mmap)
+        return _plan_diffusers(part, types, dtype, mmap)
     return {
         published: PlannedTensor(
             part.source.tensors[name].shape,
@@ -116,19 +118,20 @@ def _read_one(part: Part, name: str, dtype: torch.dtype, mmap: bool) -> Tensor:
     return read_weights(alone, dtype=dtype, mmap=mmap)[part.names[name]]
 
 
-def _plan_diffusers_vae(part: Part, types: Mapping[str, torch.dtype], dtype: torch.dtype | None, mmap: bool) -> Plan:
-    """Its names are translated all at once, so it is read whole: it is smaller than a table of tokens."""
+def _plan_diffusers(part: Part, types: Mapping[str, torch.dtype], dtype: torch.dtype | None, mmap: bool) -> Plan:
+    """Of a VAE or an MMDiT. Names are translated all at once, so it is read whole, as soon as one tensor is written."""
     import torch
 
+    to_published = vae_from_diffusers if part.kind == "vae" else mmdit_from_diffusers
     shapes = part.shapes()
     outlines = {
         published: torch.empty(shapes[published], dtype=types[name], device="meta")
         for name, published in part.names.items()
     }
-    whole = cache(lambda: vae_from_diffusers(read_weights(part, mmap=mmap)))
+    whole = cache(lambda: to_published(read_weights(part, mmap=mmap)))
     return {
         name: PlannedTensor(tuple(outline.shape), written_dtype(outline.dtype, dtype), lambda name=name: whole()[name])  # type: ignore[misc]
-        for name, outline in vae_from_diffusers(outlines).items()
+        for name, outline in to_published(outlines).items()
     }
 
 

@@ -14,6 +14,7 @@ from library.options.groups import (
     DatasetOptions,
     DistributedOptions,
     EmaOptions,
+    EncoderChoice,
     FullOptions,
     HubOptions,
     LossOptions,
@@ -175,6 +176,31 @@ class Sd3FullOptions(CommonOptions):
         "output_dir",
         ("dataset_config", "train_data_dir", "in_json"),
     )
+
+    @property
+    def encoders(self) -> tuple[EncoderChoice, ...]:
+        """What is said of each text encoder."""
+        full, sd3 = self.full, self.sd3
+        clip = "--train_text_encoder", "--save_clip"
+        return (
+            EncoderChoice("clip_l", full.train_text_encoder, full.learning_rate_te1, sd3.save_clip, clip),
+            EncoderChoice("clip_g", full.train_text_encoder, full.learning_rate_te2, sd3.save_clip, clip),
+            EncoderChoice(
+                "t5xxl", full.train_t5xxl, full.learning_rate_te3, sd3.save_t5xxl, ("--train_t5xxl", "--save_t5xxl")
+            ),
+        )
+
+    def check(self) -> Iterator[str]:
+        if self.full.train_t5xxl and self.precision.mixed_precision == "fp16":
+            yield (
+                "--train_t5xxl cannot be used with --mixed_precision fp16: T5's numbers exceed the range of fp16. "
+                "Use bf16."
+            )
+        if self.full.train_t5xxl and self.cache.caches_text:
+            yield (
+                "--train_t5xxl cannot be used with cached text encoder outputs: a trained encoder has no fixed output. "
+                "Leave one of them out."
+            )
 
     def dataset_defaults(self) -> dict[str, object]:
         """What applies where the dataset file says nothing, by key of that file."""

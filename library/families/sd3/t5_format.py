@@ -83,7 +83,7 @@ def refuse_changes(asked: str | None, form: str | None, why: str) -> None:
     Args:
         asked: `--t5xxl_device`.
         form: `--t5xxl_dtype`.
-        why: The weights change, in a sentence without full stop.
+        why: Its weights change, as the rest of a sentence that begins with "T5".
 
     Raises:
         OptionError: One is given.
@@ -92,9 +92,9 @@ def refuse_changes(asked: str | None, form: str | None, why: str) -> None:
         what = (
             "8 bits have no room for small changes" if form in EIGHT_BITS else "the option is for one that is read only"
         )
-        raise OptionError(f"{_DTYPE} {form}: {why}, and {what}. Leave one of them out.")
+        raise OptionError(f"{_DTYPE} {form}: T5 {why}, and {what}. Leave one of them out.")
     if asked is not None:
-        raise OptionError(f"{_DEVICE} {asked}: {why}, so it has to be where the denoiser is. Leave one of them out.")
+        raise OptionError(f"{_DEVICE} {asked}: T5 {why}, so it has to be where the denoiser is. Leave one of them out.")
 
 
 def load_t5(part: Part, form: T5Format, device: torch.device, *, mmap: bool) -> nn.Module:

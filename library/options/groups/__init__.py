@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from library.options.groups.cache import CacheOptions, ModelCacheOptions
 from library.options.groups.data import DatasetOptions, dataset_defaults
 from library.options.groups.ema import EmaOptions
-from library.options.groups.full import FullOptions
+from library.options.groups.full import EncoderChoice, FullOptions
 from library.options.groups.hub import HubOptions
 from library.options.groups.logging import LoggingOptions
 from library.options.groups.loss import LossOptions
@@ -26,6 +26,7 @@ __all__ = [
     "DatasetOptions",
     "DistributedOptions",
     "EmaOptions",
+    "EncoderChoice",
     "FullOptions",
     "HubOptions",
     "LoggingOptions",

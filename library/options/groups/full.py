@@ -9,6 +9,25 @@ from typing import ClassVar
 from library.options.spec import OptionGroup, opt
 
 
+@dataclass(frozen=True)
+class EncoderChoice:
+    """What the options say of one text encoder.
+
+    Attributes:
+        name: As the family calls it.
+        is_asked: It shall train, unless its rate is 0.
+        rate: None for --learning_rate.
+        is_saved: It goes into the saved file, trained or not.
+        flags: The options that ask for the one and the other.
+    """
+
+    name: str
+    is_asked: bool
+    rate: float | None
+    is_saved: bool
+    flags: tuple[str, str]
+
+
 @dataclass(frozen=True, kw_only=True)
 class FullOptions(OptionGroup):
     """What of the model trains, and how fast."""
@@ -43,12 +62,6 @@ class FullOptions(OptionGroup):
     def block_rates(self) -> tuple[float, ...] | None:
         """The numbers of --block_lr."""
         return None if self.block_lr is None else tuple(float(item) for item in self.block_lr.split(","))
-
-    @property
-    def encoder_rates(self) -> dict[str, float | None]:
-        """{encoder: its learning rate, None where it is not given} of the encoders that are asked to train."""
-        clips = {"clip_l": self.learning_rate_te1, "clip_g": self.learning_rate_te2} if self.train_text_encoder else {}
-        return {**clips, **({"t5xxl": self.learning_rate_te3} if self.train_t5xxl else {})}
 
     def check(self) -> Iterator[str]:
         try:

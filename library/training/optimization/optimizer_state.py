@@ -123,7 +123,7 @@ def _check_fits(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
     if saved != here:
         raise CheckpointError(
             f"the saved optimizer state is of {_size_words(saved)}, this run trains {_size_words(here)}, or weights of "
-            "other shapes. Give the same network and learning rate options as before."
+            "other shapes. Give the options it was made with: what trains, and at which learning rates."
         )
 
 

@@ -35,7 +35,7 @@ _FREE = frozenset(
         *("max_train_steps", "max_train_epochs", "seed", "max_data_loader_n_workers", "persistent_data_loader_workers"),
         *("initial_epoch", "initial_step", "skip_until_initial_step", "blocks_to_swap", "lowram", "highvram", "sdpa"),
         *("max_bad_steps", "mem_eff_attn", "disable_mmap_load_safetensors", "network_weights", "t5xxl_device"),
-        *("ema_device", "cpu_offload_checkpointing"),
+        *("ema_device", "gradient_checkpointing", "cpu_offload_checkpointing"),
     )
 )
 _FILES = ("pretrained_model_name_or_path",)  # options that name a file and are not declared as paths

@@ -159,7 +159,7 @@ class OptimizerStep:
         if now >= whole:
             raise EnvironmentFault(
                 f"out of memory with a single picture at {plan.size} ({message}). Use --gradient_checkpointing, a "
-                "lower resolution, a smaller --network_dim or --mixed_precision bf16."
+                "lower resolution or --mixed_precision bf16, and train less of the model or with a lower rank."
             )
         self.num_parts[key] = min(whole, now * 2)
         logger.warning(

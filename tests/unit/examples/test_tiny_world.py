@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy
 
 from examples.tiny_sd3.draw import draw, draw_anything
@@ -63,7 +65,7 @@ def test_every_word_is_one_token_of_clip():
     ranks = {pair: rank for rank, pair in enumerate(merges)}
     for word in words():
         pieces = [*word[:-1], f"{word[-1]}</w>"]
-        while known := [(ranks[pair], at) for at, pair in enumerate(zip(pieces, pieces[1:])) if pair in ranks]:
+        while known := [(ranks[pair], at) for at, pair in enumerate(itertools.pairwise(pieces)) if pair in ranks]:
             at = min(known)[1]
             pieces[at : at + 2] = ["".join(pieces[at : at + 2])]
         assert len(pieces) == 1 and pieces[0] in vocab, word
