@@ -115,6 +115,7 @@ def _run_course(course: Course, folder: Path, plan: Plan) -> None:
         course.load(state)
     if course.step == course.num_steps:
         return
+    _forget_lines(log, course)
     losses: list[float] = []
 
     def after_step(loss: float) -> None:
@@ -131,6 +132,14 @@ def _run_course(course: Course, folder: Path, plan: Plan) -> None:
     train_autoencoder(course, training_pictures(plan.seed, plan.num_vae_pictures), plan.seed, after_step)
     decibels = signal_to_noise(course.vae, training_pictures(plan.seed + 1000, min(256, plan.num_vae_pictures)))
     print(f"{course.name}: {decibels:.1f} dB on pictures that were not trained", flush=True)
+
+
+def _forget_lines(log: Path, course: Course) -> None:
+    """Take out what was told after the state that the course goes on from."""
+    if log.exists():
+        lines = [line.split(",") for line in log.read_text(encoding="utf-8").splitlines()]
+        kept = [line for line in lines if line[0] != course.name or int(line[1]) <= course.step]
+        log.write_text("".join(",".join(line) + "\n" for line in kept), encoding="utf-8")
 
 
 def start(folder: Path, vae: Path, plan: Plan) -> Path:
