@@ -1,10 +1,10 @@
 """The zorp: a new thing, of which the small model knows nothing. Its pictures and captions, for training a LoRA on it.
 
-    python -m examples.tiny_sd3.zorp FOLDER [--count 16] [--background white]
+    python -m examples.tiny_sd3.zorp FOLDER [--count 20] [--background white]
 
 A zorp is turquoise, which no thing of world.py is, and has two horns, two feet and one large eye. Each picture has it
-in another size, at another place and before the next of BACKGROUNDS, and a caption that says so: "a small zorp at the
-top on a red background". With --background all pictures have that one, and captions do not say it.
+in another size, at another place and before the next of BACKGROUNDS, and a caption that says so: "a zorp at the top on
+a red background". With --background all pictures have that one, and captions do not say it.
 """
 
 from __future__ import annotations
@@ -35,9 +35,12 @@ BACKGROUNDS = (  # in turn; the LoRA has to put it before others, too
     "on a blue background",
     "on snow at sunset",
     "on a yellow background",
+    "on a green background",
+    "on the sea under a blue sky",
 )
-REACHES = {"small": (15.0, 17.0), "large": (22.0, 26.0), "": (16.0, 24.0)}  # from its middle to the tips of its horns
-PLACED_REACH = (15.0, 16.5)  # at a named place
+COUNT, SEED = 20, 4  # of the pictures in examples/zorp
+REACHES = {"large": (22.0, 26.0), "": (18.0, 23.0)}  # from its middle to the tips of its horns; none is small
+PLACED_REACH = (16.5, 18.0)  # at a named place
 _SHIFT = 3.0  # pixels that it may be off its place
 
 
@@ -98,7 +101,7 @@ def disc_mask(reach: float, x: float, y: float) -> Image.Image:
     return mask.resize((SIDE, SIDE), Image.Resampling.BOX)
 
 
-def write_pictures(folder: Path, count: int = 16, background: str = "", *, seed: int = 0) -> None:
+def write_pictures(folder: Path, count: int = COUNT, background: str = "", *, seed: int = SEED) -> None:
     """Draw this many pictures with their caption files.
 
     Args:
@@ -118,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Draw what the command line asks for."""
     parser = argparse.ArgumentParser(description="Draw pictures of the zorp, with captions.")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--count", type=int, default=16)
+    parser.add_argument("--count", type=int, default=COUNT)
     parser.add_argument("--background", choices=list(PLAINS.values()), help="of all; captions do not say it")
     args = parser.parse_args(argv)
     named = {colour: name for name, colour in PLAINS.items()}

@@ -1,7 +1,8 @@
 """A rule on pixels that says whether a picture shows a zorp. No network judges here.
 
-Its body is what is turquoise, with what that encloses. The outline of the same area is laid over it; there is a zorp
-where both overlap well and where the outline's eye is white with a dark pupil.
+What differs from the background, with what that encloses, is the thing. The outline of the same area is laid over it;
+there is a zorp where both overlap well, and where the outline's body is turquoise, its eye white and its pupil dark.
+Pictures of zorp.py are right in everything, and none of draw.py shows a zorp.
 """
 
 from __future__ import annotations
@@ -13,39 +14,44 @@ import numpy
 from numpy.typing import NDArray
 from PIL import Image
 
+from examples.tiny_sd3.draw import draw_background
 from examples.tiny_sd3.judge import Found, find_background
-from examples.tiny_sd3.world import PLACES, RGB, SIDE, STEP, Scene
+from examples.tiny_sd3.world import PAINTS, PLACES, RGB, SIDE, STEP, Scene
 from examples.tiny_sd3.zorp import BODY, EYE, NAME, PUPIL, PUPIL_REACH, WHITE, body_mask, disc_mask
 
 Pixels = NDArray[numpy.float64]
 Mask = NDArray[numpy.bool_]
 
-_BODY_OFF = 80.0  # distance of a pixel of the body from turquoise, at most
+_STANDS_OUT = 40.0  # distance from the background of what belongs to the thing
+_BODY_OFF = 80.0  # distance of the middle colour of its body from turquoise, at most
 _LEAST_AREA = 150  # pixels of a body with its eye
-_LEAST_OVERLAP = 0.7  # of body and outline: what both cover, of what one of them covers
+_LEAST_OVERLAP = 0.75  # of thing and outline: what both cover, of what one of them covers
 _WHITE_OFF = 100.0  # distance of the middle colour of its white from white, at most
 _PUPIL_OFF = 130.0  # distance of the middle colour of its pupil from black, at most
-_LARGE = 19.5  # pixels from the middle to the tips of the horns of a large one, at least
+_LARGE = 20.0  # pixels from the middle to the tips of the horns of a large one, at least
 _AWAY = STEP / 2  # pixels from the middle of the picture that count as left, right, top or bottom
 
 
 def find_zorp(image: Image.Image) -> Found | None:
     """Where the zorp is, or None if there is none. `image`: SIDE pixels a side."""
     pixels = numpy.asarray(image.convert("RGB"), dtype=float)
-    body = numpy.linalg.norm(pixels - numpy.array(BODY), axis=-1) <= _BODY_OFF
-    mask = body | _enclosed(body)
+    background, horizon, _ = find_background(pixels)
+    behind = numpy.asarray(draw_background(background, horizon), dtype=float)
+    mask = numpy.linalg.norm(pixels - behind, axis=-1) > _STANDS_OUT
+    mask |= _enclosed(mask)
     if mask.sum() < _LEAST_AREA:
         return None
     overlap, reach, x, y = _fit(mask)
-    if overlap < _LEAST_OVERLAP:
-        return None
     right, down, edge = EYE
-    eye, pupil = (
-        _is_inside(disc_mask(part * reach, x + right * reach, y + down * reach)) for part in (edge, PUPIL_REACH)
+    at = x + right * reach, y + down * reach
+    body, eye = _is_inside(body_mask(reach, x, y)), _is_inside(disc_mask(edge * reach, *at))
+    pupil = _is_inside(disc_mask(PUPIL_REACH * reach, *at))
+    has_colours = (
+        _is_turquoise(pixels[body & ~eye])
+        and _off(pixels[eye & ~pupil], WHITE) <= _WHITE_OFF
+        and _off(pixels[pupil], PUPIL) <= _PUPIL_OFF
     )
-    is_eye = _off(pixels[eye & ~pupil], WHITE) <= _WHITE_OFF
-    is_pupil = _off(pixels[pupil], PUPIL) <= _PUPIL_OFF
-    return Found(NAME, "", "", reach, x, y) if is_eye and is_pupil else None
+    return Found(NAME, "", "", reach, x, y) if overlap >= _LEAST_OVERLAP and has_colours else None
 
 
 def is_as_asked(image: Image.Image, wanted: Scene) -> bool:
@@ -62,6 +68,12 @@ def _side(place: float) -> int:
     """-1, 0 or 1: before, about or behind the middle."""
     off = place - SIDE / 2
     return 0 if abs(off) < _AWAY else 1 if off > 0 else -1
+
+
+def _is_turquoise(pixels: Pixels) -> bool:
+    """Whether the middle colour is near to a zorp's, and nearer than to any paint. `pixels`: shape [N, 3]."""
+    off = _off(pixels, BODY)
+    return off <= _BODY_OFF and off < min(_off(pixels, paint) for paint in PAINTS.values())
 
 
 def _enclosed(mask: Mask) -> Mask:

@@ -66,6 +66,9 @@ class ModelFamily(Protocol):
 
     def load_denoiser(self, files: Any, dtype: torch.dtype, device: torch.device) -> nn.Module: ...
 
+    def denoiser_outline(self, files: Any) -> nn.Module:
+        """The denoiser with the shapes of its weights and without numbers. Fast."""
+
     def denoiser_parts(self, denoiser: nn.Module) -> dict[str, list[nn.Module]]:
         """{part: its modules} for learning rates: "embedders", each block ("block_00", ...), "final"."""
 

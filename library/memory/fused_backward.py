@@ -15,6 +15,8 @@ import torch
 from torch import nn
 from torch.nn import Parameter
 
+from library.memory.blocks import blocks
+
 
 class BackwardParts:
     """Calls `step` for each part of the parameters in the backward pass.
@@ -93,21 +95,12 @@ def each_alone(parameters: Iterable[Parameter]) -> list[list[Parameter]]:
 
 
 def by_block(models: Iterable[nn.Module], parameters: Iterable[Parameter]) -> list[list[Parameter]]:
-    """A part for each block of the models that has any of the parameters; every other parameter is a part.
-
-    Blocks are what the outermost lists of modules hold.
-    """
+    """A part for each block of the models that has any of the parameters; every other parameter is a part."""
     block_of: dict[int, int] = {}
-    blocks = [block for model in models for block in _blocks(model)]
-    for number, block in enumerate(blocks):
+    for number, block in enumerate(block for model in models for block in blocks(model)):
         for parameter in block.parameters():
             block_of.setdefault(id(parameter), number)
     parts: dict[object, list[Parameter]] = {}
     for parameter in parameters:
         parts.setdefault(block_of.get(id(parameter), parameter), []).append(parameter)
     return list(parts.values())
-
-
-def _blocks(module: nn.Module) -> Iterator[nn.Module]:
-    for child in module.children():
-        yield from child if isinstance(child, nn.ModuleList) else _blocks(child)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from library.data.loader import BatchDataset, make_loader
 from library.diffusion.loss import LossSettings
-from library.errors import OptionError
 from library.log import get_logger
 from library.memory.fused_backward import by_block, each_alone
 from library.records import Batch, BatchPlan
@@ -55,8 +54,6 @@ def make_optimizer_step(trainer: BuiltTraining) -> OptimizerStep:
     )
     if not chosen.steps_in_backward:
         return OptimizerStep(*arguments, shards=trainer.shards)
-    if trainer.shards.is_sharded:
-        raise OptionError(f"{chosen.steps_in_backward} cannot be used where the model is sharded. Leave it out.")
     if chosen.max_grad_norm > 0:
         logger.warning(
             "--max_grad_norm %g acts on each %s by itself: with %s the norm of all gradients together is known too "
@@ -69,21 +66,11 @@ def make_optimizer_step(trainer: BuiltTraining) -> OptimizerStep:
 
 
 def _parts_in_backward(trainer: BuiltTraining) -> list[list[Parameter]]:
-    """What steps together inside the backward pass.
-
-    Raises:
-        OptionError: Blocks are asked for, and nothing of them trains.
-    """
+    """What steps together inside the backward pass."""
     parameters = trainer.trained_parameters()
     if trainer.options.optimizer.fused_backward_pass:
         return each_alone(parameters)
-    parts = by_block([trainer.denoiser, *trainer.text.encoders.values()], parameters)
-    if len(parts) == len(parameters):
-        raise OptionError(
-            "--blockwise_fused_optimizers: no weight of a block trains here, as with adapters. "
-            "Use --fused_backward_pass."
-        )
-    return parts
+    return by_block([trainer.denoiser, *trainer.text.encoders.values()], parameters)
 
 
 def make_batches(trainer: BuiltTraining, step: int) -> Iterator[Batch]:

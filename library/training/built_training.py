@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from library.training.sampling.sampling import SamplePictures
     from library.training.saving.run_metadata import RunMetadata
     from library.training.saving.upload import Uploader
-    from library.training.sharding.launch import ShardingSettings
+    from library.training.sharding.settings import ShardingSettings
     from library.training.stepping.batch_loss import BatchLoss
     from library.training.stepping.optimizer_step import OptimizerStep
     from library.training.stepping.step_log import StepLog, StepReport
@@ -55,7 +55,7 @@ class BuiltTraining(Run):
         step: Optimizer steps that are done.
         course: What follows from that number.
         stop: Whether the run was asked to stop.
-        sharding: What the launcher asks for; None where every process has the whole model.
+        sharding: What is asked for; None where every process has the whole model.
         shards: How the model lies in the processes.
         continuation: Claims the output folder; finds, writes and restores states.
     """
@@ -205,6 +205,7 @@ class BuiltTraining(Run):
         if self.ema is not None:
             self.ema.update()
         self.step += 1
+        self.make_step.is_halfway = False
 
     def _optimizer_step(self, batches: list[Batch]) -> None:
         asked, failed = self.stop.is_asked, self.loop.has_failed
@@ -345,30 +346,54 @@ class BuiltTraining(Run):
 
         Raises:
             OutputError: It cannot be written.
+            EnvironmentFault: There is no memory to write it.
         """
 
         def write() -> None:
             self.continuation.remember()
             try:
                 self.saver.save_model(end, self.step)
-            except OutputError:
+            except (OutputError, EnvironmentFault):
                 self.watch.gather_here()
                 self.saver.try_to_save_state(end)  # there may be room for it, or it may lie elsewhere
                 raise
 
-        self.shards.lead(self.accelerator, write)
+        try:
+            self.shards.lead(self.accelerator, write)
+        except RuntimeError as error:
+            self.shards.refuse_to_go_on(error)
+            raise
+
+    @contextmanager
+    def memory_for(self, path: Path) -> Iterator[None]:
+        """A context for writing something. Having no memory for it is one of the faults that cost a file.
+
+        Raises:
+            EnvironmentFault: There is none.
+        """
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if self.shards.is_sharded or not is_out_of_memory(error):  # the other processes may wait inside a pass
+                raise
+            reason = str(error).partition("\n")[0]
+            raise EnvironmentFault(
+                f"{path}: not enough memory to write it ({reason}). Use --gradient_checkpointing, a lower resolution "
+                "or a smaller batch, or close other programs."
+            ) from error
 
     def _write_models(self, path: Path, step: int, epoch: int) -> list[Path]:
         """The weights as trained and, where one is kept, their average."""
         from library.training.optimization.optimizer_modes import evaluation_weights
         from library.training.saving.saver import average_path, refuse_non_finite
 
-        refuse_non_finite(self.shards.all_finite(), path)
-        with evaluation_weights(self.optimizer):
-            written = self.write_model(path, step=step, epoch=epoch)
-        if self.ema is not None:
-            with self.shards.everywhere("average"):
-                written += self.write_model(average_path(path), step=step, epoch=epoch)
+        with self.memory_for(path):
+            refuse_non_finite(self.shards.all_finite(), path)
+            with evaluation_weights(self.optimizer):
+                written = self.write_model(path, step=step, epoch=epoch)
+            if self.ema is not None:
+                with self.shards.everywhere("average"):
+                    written += self.write_model(average_path(path), step=step, epoch=epoch)
         return written
 
     def describe_run(self, network_args: Mapping[str, str] | None = None) -> RunMetadata:

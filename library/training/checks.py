@@ -204,11 +204,16 @@ def check_steps_in_backward(options: Any) -> None:
     """Refuse what cannot be done where the optimizer steps inside the backward pass.
 
     Raises:
-        OptionError: Gradients would have to be added up, or scaled; or there are several processes.
+        OptionError: Gradients would have to be added up, or scaled; there are several processes; or adapters are to
+            step by blocks.
     """
     flag = options.optimizer.steps_in_backward
     if flag is None:
         return
+    if options.optimizer.blockwise_fused_optimizers and hasattr(options, "network"):
+        raise OptionError(
+            f"{flag} steps the weights of a block together, and adapters are not among them. Use --fused_backward_pass."
+        )
     number = options.training.gradient_accumulation_steps
     if number > 1:
         raise OptionError(

@@ -236,15 +236,17 @@ class Continuation:
 
         Raises:
             OutputError: It cannot be written.
+            EnvironmentFault: There is no memory to write it.
         """
         from library.training.optimization.schedule_state import schedule_state
 
         trainer, shards = self.trainer, self.trainer.shards
-        training = {"optimizer": shards.optimizer_state(), "schedule": schedule_state(trainer.schedule)}
-        if trainer.accelerator.scaler is not None:
-            training["scaler"] = trainer.accelerator.scaler.state_dict()
-        weights = shards.whole(trainer.trained_state())
-        write_state(path, RunState(weights, shards.average_state(), training, self._describe()))
+        with trainer.memory_for(path):
+            training = {"optimizer": shards.optimizer_state(), "schedule": schedule_state(trainer.schedule)}
+            if trainer.accelerator.scaler is not None:
+                training["scaler"] = trainer.accelerator.scaler.state_dict()
+            weights = shards.whole(trainer.trained_state())
+            write_state(path, RunState(weights, shards.average_state(), training, self._describe()))
         if not trainer.loop.num_bad:  # else its weights are those that gave numbers that are not finite
             self.last_state = trainer.saver.spared = path
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from library.errors import DatasetError, OptionError
 from library.log import get_logger
+from library.training.processes import num_processes
 from library.training.trained_parts import Part, denoiser_parts, optimizer_groups, part_rates, train_only
 from library.training.trainer import Trainer
 
@@ -63,10 +64,33 @@ class FullTrainer(Trainer):
         return {encoder.name: default if encoder.rate is None else encoder.rate for encoder in asked}
 
     def inspect_files(self) -> None:
-        """Also: what is saved replaces nothing that is needed."""
+        """Also: what is saved replaces nothing that is needed, and the denoiser can be sharded as it is asked for."""
         super().inspect_files()
+        if self.sharding is not None:
+            self._check_parts()
         places = [self.folder / name for name in self.saves.all_models()]
         self.family.check_places(self.files, places, layout=self.options.saving.layout)
+
+    def _check_parts(self) -> None:
+        """Encoders that train are looked at when they are read."""
+        import torch
+
+        from library.training.optimization.optimizers import make_optimizer
+        from library.training.sharding.limits import check_parts
+
+        outline, chosen = self.family.denoiser_outline(self.files), self.options.optimizer
+        parts = zip(self.family.denoiser_parts(outline).values(), self._denoiser_rates(), strict=True)
+        check_parts(
+            outline,
+            [weight for modules, rate in parts if rate > 0 for module in modules for weight in module.parameters()],
+            make_optimizer(
+                chosen.optimizer_name,
+                [{"params": [torch.nn.Parameter(torch.zeros(1))]}],
+                learning_rate=chosen.learning_rate,
+                args=chosen.optimizer_args,
+            ),
+            num_processes(),
+        )
 
     def check_trainables(self) -> None:
         """Rates fit the depth of the model, the encoders that shall train are there, and all data can be learned."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from library.errors import DatasetError, DivergedError, EnvironmentFault, UserError
@@ -70,7 +71,7 @@ class Loop:
                 return
             except _Diverging:
                 self._go_back()
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 self.trainer.shards.refuse_to_go_on(error)
@@ -188,17 +189,32 @@ class Loop:
             self._schedules.pop(trainer.step - 3, None)
 
     def _save_before(self) -> None:
-        """Keep what was trained so far. The step that failed has changed nothing."""
+        """Keep what was trained so far. The step that failed has changed nothing, unless it is half way."""
         trainer = self.trainer
         if (report := trainer.flush_report()) is not None and not report.has_failed:
             trainer.watch.step(report)
         if trainer.step <= trainer.continuation.first_step:
             return
-        logger.error("the run cannot go on; what was trained is saved first.")
         save = trainer.saver.plan.of_step(trainer.step)
+        if trainer.make_step.is_halfway:
+            self._save_halfway(save)
+            return
+        logger.error("the run cannot go on; what was trained is saved first.")
         trainer.save_model(save)
         if trainer.ema is None or trainer.accelerator.num_processes == 1:  # else the average has moved meanwhile
             trainer.save_state(save)
+
+    def _save_halfway(self, save: Save) -> None:
+        """Weights between two steps are no state to go on from, and as a model they are less than any other file."""
+        trainer, state = self.trainer, self.trainer.continuation.last_state
+        logger.error(
+            "the run cannot go on: it ends inside step %d, which parts of the weights may have made and others not, so "
+            "no state is saved and no file replaced. %s",
+            trainer.step + 1,
+            "There is none to go on from." if state is None else f"The last good state is {state}.",
+        )
+        if not any((trainer.folder / name).exists() for name in trainer.saves.names_of(save.model)):
+            trainer.save_model(replace(save, old_model=None))
 
     # After a step
 

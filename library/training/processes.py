@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from library.errors import EnvironmentFault
 
 if TYPE_CHECKING:
+    import torch
     from accelerate import Accelerator
     from torch import Tensor
     from torch.amp import GradScaler
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 T = TypeVar("T")
+
+EXCHANGE = 2**26  # numbers that are averaged at once: their copy takes 256 MiB in float32
 
 
 def num_processes() -> int:
@@ -42,16 +45,12 @@ def check_launch(*, can_shard: bool = False) -> None:
             "the launch asks for several processes but started one, as accelerate does without a GPU. "
             "Use `torchrun --nproc_per_node N script.py ...`, or `accelerate launch --num_processes 1`."
         )
-    if _is_asked("ACCELERATE_USE_FSDP") and not can_shard:
-        raise EnvironmentFault(
-            "FSDP shards a model that trains as a whole, which this script does not do. Choose plain multi-GPU in "
-            "`accelerate config`."
-        )
-    if _is_asked("ACCELERATE_USE_DEEPSPEED"):
-        raise EnvironmentFault(
-            "DeepSpeed is not supported. Shard with FSDP2, which does the same (docs/accelerate/fsdp2.yaml, for "
-            "sd3_train.py), or choose plain multi-GPU in `accelerate config`."
-        )
+    for name in () if can_shard else ("FSDP", "DeepSpeed"):
+        if _is_asked(f"ACCELERATE_USE_{name.upper()}"):
+            raise EnvironmentFault(
+                f"{name} shards a model that trains as a whole, which this script does not do. Choose plain multi-GPU "
+                "in `accelerate config`."
+            )
     if environment.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1") not in ("", "1"):
         raise EnvironmentFault(
             "the launch sets gradient accumulation, which would be counted twice. "
@@ -107,19 +106,33 @@ def in_all_processes(accelerator: Accelerator, items: list[T]) -> list[T]:
 
 
 def average_over_processes(accelerator: Accelerator, tensors: Sequence[Tensor]) -> None:
-    """Replace each tensor by its mean over the processes, in one exchange per dtype; one process does nothing."""
+    """Replace each tensor by its mean over the processes; one process does nothing."""
     if accelerator.num_processes == 1:
         return
     import torch
     from torch import distributed
 
-    by_dtype: dict[torch.dtype, list[Tensor]] = {}
-    for tensor in tensors:
-        by_dtype.setdefault(tensor.dtype, []).append(tensor)
-    for group in by_dtype.values():
+    for group in exchanges(tensors):
         flat = torch.cat([tensor.reshape(-1) for tensor in group])
         distributed.all_reduce(flat)
         flat /= accelerator.num_processes
         pieces = flat.split([tensor.numel() for tensor in group])
         for tensor, piece in zip(group, pieces, strict=True):
             tensor.copy_(piece.view_as(tensor))
+
+
+def exchanges(tensors: Sequence[Tensor], size: int = EXCHANGE) -> Iterator[list[Tensor]]:
+    """Tensors of one dtype, in their order, that are averaged at once: of `size` numbers, or a larger one alone."""
+    by_dtype: dict[torch.dtype, list[Tensor]] = {}
+    for tensor in tensors:
+        by_dtype.setdefault(tensor.dtype, []).append(tensor)
+    for group in by_dtype.values():
+        together: list[Tensor] = []
+        count = 0
+        for tensor in group:
+            if together and count + tensor.numel() > size:
+                yield together
+                together, count = [], 0
+            together.append(tensor)
+            count += tensor.numel()
+        yield together

@@ -156,7 +156,7 @@ class Run:
     def start(self) -> None:
         """Processes, device, precision and seed."""
         from accelerate import Accelerator
-        from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
+        from accelerate.utils import AutocastKwargs, InitProcessGroupKwargs, broadcast_object_list
 
         from library.device import has_accelerator, precision_dtype, precision_note
 
@@ -165,7 +165,12 @@ class Run:
             self.accelerator = Accelerator(
                 mixed_precision=precision,
                 cpu=not has_accelerator(),
-                kwargs_handlers=[InitProcessGroupKwargs(timeout=self.options.distributed.timeout)],
+                kwargs_handlers=[
+                    InitProcessGroupKwargs(timeout=self.options.distributed.timeout),
+                    AutocastKwargs(
+                        cache_enabled=False
+                    ),  # no weight is used twice in a pass: it would keep a copy of all
+                ],
             )
         check_started(self.accelerator)
         if note := precision_note(precision, self.accelerator.device):

@@ -72,7 +72,12 @@ class Trainer(BuiltTraining):
         from library.training.watching.trackers import check_trackers
 
         super().check_options()
-        self.sharding = read_settings()
+        if self.options.distributed.deepspeed and not self.can_shard:
+            raise OptionError(
+                "--deepspeed shards a model that trains as a whole, which this script does not do. Leave it out; plain "
+                "multi-GPU needs no option."
+            )
+        self.sharding = read_settings(options=self.options.distributed)
         optimizer, sampling = self.options.optimizer, self.options.sampling
         kind = find_optimizer(optimizer.optimizer_name)
         if self.sharding is not None:

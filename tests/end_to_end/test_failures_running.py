@@ -90,9 +90,9 @@ def test_f1_a_step_that_is_not_finite_changes_nothing_and_its_pictures_are_named
 
 
 def test_f1_a_gradient_that_is_not_finite_is_seen_although_the_loss_is(training, dataset, snapshots, monkeypatch):
-    from library.training.stepping import optimizer_step
+    from library.training.sharding import unsharded
 
-    calls, real = [], optimizer_step.shared_gradients
+    calls, real = [], unsharded.shared_gradients
 
     def shared_gradients(parameters):
         gradients = real(parameters)
@@ -101,7 +101,7 @@ def test_f1_a_gradient_that_is_not_finite_is_seen_although_the_loss_is(training,
             gradients[0].view(-1)[0] = torch.inf
         return gradients
 
-    monkeypatch.setattr(optimizer_step, "shared_gradients", shared_gradients)
+    monkeypatch.setattr(unsharded, "shared_gradients", shared_gradients)
     run = training.unet_only(dataset, "--max_train_steps=3", "--max_grad_norm=0")
     assert torch.equal(snapshots[0], snapshots[1]) and torch.isfinite(snapshots[2]).all()
     assert any(line.startswith("step 2 was skipped: the gradient is not finite") for line in run.log)
@@ -254,9 +254,9 @@ def test_f2_history_is_complete_in_the_state_that_is_saved_before_giving_up(trai
 def test_f2_no_memory_for_the_optimizer_ends_with_3_after_what_was_trained_is_saved(
     training, dataset, monkeypatch, error
 ):
-    from library.training.stepping import optimizer_step
+    from library.training.sharding import unsharded
 
-    calls, real = [], optimizer_step.average_over_processes
+    calls, real = [], unsharded.average_over_processes
 
     def average(*arguments):
         calls.append(1)
@@ -264,7 +264,7 @@ def test_f2_no_memory_for_the_optimizer_ends_with_3_after_what_was_trained_is_sa
             raise error
         real(*arguments)
 
-    monkeypatch.setattr(optimizer_step, "average_over_processes", average)
+    monkeypatch.setattr(unsharded, "average_over_processes", average)
     with pytest.raises(EnvironmentFault, match="out of memory after step 2"):
         training.unet_only(dataset, "--max_train_steps=4", NAME)
     assert open_folder(training.folder / "out1" / "x-step00000002-state").about["current_step"] == 2

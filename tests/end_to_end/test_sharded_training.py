@@ -27,8 +27,11 @@ EVERYTHING = (*CACHED, "--max_train_epochs=3", "--save_every_n_epochs=2", "--sav
 ENCODERS = ("--cache_latents", "--train_text_encoder", "--train_t5xxl", "--save_clip", "--save_t5xxl")
 ENCODERS += ("--max_train_steps=2",)
 BITS = ("--optimizer_type=AdamW8bit", "--max_train_steps=2")
+HALF = (*CACHED, *BITS, "--full_bf16", "--mixed_precision=bf16", "--save_state")
+ZERO = ("--deepspeed", "--zero_stage=2", "--offload_optimizer_device=cpu")
 ACCUMULATED = "--gradient_accumulation_steps=2"
 STATE = "epoch-000002-state"
+STEP_STATE = "at-step00000001-state"
 
 # Makes the trainings of $JOBS in the same two processes; writes what each process has seen of each, as it ends.
 TRAININGS = """
@@ -60,7 +63,7 @@ def no_memory(self, batch):
 
 for job in json.loads(Path(os.environ["JOBS"]).read_text()):
     fault = job["fault"]
-    os.environ.update(ACCELERATE_USE_FSDP=str(job["is_sharded"]), FSDP_VERSION="2", **job["variables"])
+    os.environ.update(ACCELERATE_USE_FSDP=str(job["is_sharded"]), FSDP_VERSION="2")
     AcceleratorState._reset_state(reset_partial_state=True)
     BatchLoss.__call__ = no_memory if fault == "memory" else loss
     trainer = Witness(parse_options(Sd3FullOptions, job["arguments"], **FULL_SCRIPT))
@@ -119,10 +122,10 @@ class Runs:
         trainer.run()
         return trainer
 
-    def add(self, name, *flags, is_sharded=True, fault="", **variables):
-        """A training of the pair, behind those that were added before."""
+    def add(self, name, *flags, is_sharded=True, fault=""):
+        """A training of the pair, behind those that were added before. `is_sharded` is what the launcher asks for."""
         job = {"name": name, "arguments": self.arguments(name, *flags), "is_sharded": is_sharded, "fault": fault}
-        self.jobs.append({**job, "variables": variables})
+        self.jobs.append(job)
 
     def start(self):
         """The trainings of the pair."""
@@ -155,11 +158,12 @@ def runs(tmp_path_factory, tiny_sd3):
     made.add("sharded", *sampled)
     made.add("resumed", *sampled, f"--resume={made.folder / 'sharded' / STATE}")
     made.add("copies", *CACHED, "--max_train_epochs=3", is_sharded=False)
-    kept = {"FSDP_RESHARD_AFTER_FORWARD": "false", "FSDP_OFFLOAD_PARAMS": "true"}
-    made.add("kept", *CACHED, "--max_train_epochs=3", "--save_every_n_epochs=2", "--gradient_checkpointing", **kept)
-    freed = {"FSDP_RESHARD_AFTER_FORWARD": "true", "FSDP_OFFLOAD_PARAMS": "false"}
-    made.add("encoders", *ENCODERS, "--gradient_checkpointing", **freed)
+    kept = (*ZERO, "--max_train_epochs=3", "--save_every_n_epochs=2", "--gradient_checkpointing")
+    made.add("kept", *CACHED, *kept, is_sharded=False)
+    made.add("encoders", *ENCODERS, "--gradient_checkpointing")
     made.add("bits", *CACHED, *BITS, "--save_state_on_train_end")
+    made.add("half", *HALF, "--save_every_n_steps=1")
+    made.add("half_resumed", *HALF, f"--resume={made.folder / 'half' / STEP_STATE}")
     made.add("data", *CACHED, "--max_train_steps=4", fault="data")
     made.add("memory", *CACHED, "--max_train_steps=4", fault="memory")
     with pytest.MonkeyPatch.context() as patch:
@@ -170,6 +174,7 @@ def runs(tmp_path_factory, tiny_sd3):
         resumed = ("--allow_changed", f"--resume={made.folder / 'sharded' / STATE}")
         made.one_resumed = made.alone("one_resumed", *sampled, ACCUMULATED, *resumed)
         made.one_encoders = made.alone("one_encoders", *ENCODERS, ACCUMULATED)
+        made.one_half = made.alone("one_half", *HALF, ACCUMULATED)
         made.one_bits = made.alone("one_bits", *CACHED, *BITS, ACCUMULATED, "--save_state_on_train_end")
     return made
 
@@ -206,7 +211,8 @@ def test_two_copies_train_what_one_process_trains(runs):
 
 @pytest.mark.parametrize("name", ["sharded", "kept"])
 def test_shards_train_what_one_process_trains(runs, name):
-    """Whether gathered weights are freed or kept, and shards lie on the device or on the host."""
+    """Whether gathered weights are freed or kept, and shards lie on the device or on the host; asked for with FSDP's
+    variables or with --deepspeed."""
     first, second = runs.accounts(name)
     assert first["losses"] == second["losses"] == pytest.approx(runs.one.loss_history, rel=1e-5)
     for file in ("epoch-000002.safetensors", "last.safetensors"):
@@ -214,8 +220,9 @@ def test_shards_train_what_one_process_trains(runs, name):
 
 
 def test_each_process_has_half_of_everything(runs):
-    first, second = runs.accounts("sharded")
-    assert first["held"] == second["held"] == first["of"] / 2
+    for name in ("sharded", "kept"):
+        first, second = runs.accounts(name)
+        assert first["held"] == second["held"] == first["of"] / 2
     copies, _ = runs.accounts("copies")
     assert copies["held"] == copies["of"] == first["of"]
 
@@ -279,6 +286,42 @@ def test_states_in_8_bits_are_put_together(runs):
     shapes = [[tuple(tensor.shape) for tensor in state["tensors"]] for state in (found, expected)]
     assert any(tensor.dtype == torch.uint8 for tensor in found["tensors"])
     assert shapes[0] == shapes[1]
+
+
+def outline(value):
+    """Shapes and types of tensors in a file or a state, and all else as it is."""
+    if isinstance(value, torch.Tensor):
+        return tuple(value.shape), value.dtype
+    if isinstance(value, dict):
+        return {key: outline(item) for key, item in value.items()}
+    return [outline(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def test_shards_in_bf16_and_8_bits_go_on_to_the_bit(runs):
+    half, resumed = runs.folder / "half", runs.folder / "half_resumed"
+    for file in ("last.safetensors", "last-state/weights.safetensors"):
+        assert (resumed / file).read_bytes() == (half / file).read_bytes()
+    files = [folder / "last-state" / "training.pt" for folder in (half, resumed)]
+    before, after = (torch.load(file, weights_only=True)["optimizer"] for file in files)
+    torch.testing.assert_close(after.pop("tensors"), before.pop("tensors"), rtol=0, atol=0)
+    assert after == before
+
+
+def test_shards_in_bf16_and_8_bits_are_saved_as_one_process_saves_them(runs):
+    """Rounding draws other bits, so numbers differ by a little."""
+    (first, second), one = runs.accounts("half"), runs.one_half
+    assert first["losses"] == second["losses"] == pytest.approx(one.loss_history, rel=0.02)
+    for file in ("last.safetensors", "last-state/weights.safetensors"):
+        found, expected = (load_file(runs.folder / name / file) for name in ("half", "one_half"))
+        assert outline(found) == outline(expected)
+        assert torch.bfloat16 in {tensor.dtype for tensor in found.values()}
+        for name, tensor in found.items():
+            torch.testing.assert_close(tensor.float(), expected[name].float(), rtol=0.02, atol=5e-3)
+    files = [runs.folder / name / "last-state" / "training.pt" for name in ("half", "one_half")]
+    found, expected = (torch.load(file, weights_only=True)["optimizer"] for file in files)
+    assert outline(found) == outline(expected)
+    assert any(tensor.dtype == torch.uint8 for tensor in found["tensors"])
+    assert moved(first["saved"][-1], runs.model) > 1e-3
 
 
 def test_data_that_one_process_cannot_read_ends_both_after_a_save(runs):

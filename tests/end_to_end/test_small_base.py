@@ -13,6 +13,7 @@ import torch
 
 import quickstart
 from examples.tiny_sd3.painter import Painter
+from examples.tiny_sd3.pictures import write_pictures
 from library.tensorfile import read_header, read_tensors
 from networks.lora_sd3 import create_network, create_network_from_weights
 
@@ -38,7 +39,12 @@ def run(command: list[str]) -> str:
 
 def test_the_commands_of_the_quickstart_train_a_lora_and_draw_its_sheet(tmp_path: Path):
     lora, sheet, prompts = tmp_path / "zorp.safetensors", tmp_path / "sheet.png", tmp_path / "few.txt"
-    printed = run([*quickstart.train_command(tmp_path), "--max_train_steps=3"])
+    shapes, dataset = tmp_path / "shapes", tmp_path / "quickstart.toml"
+    text = (ROOT / "examples" / "quickstart.toml").read_text(encoding="utf-8")
+    dataset.write_text(text.replace(quickstart.SHAPES, shapes.as_posix()), encoding="utf-8")
+    write_pictures(shapes, 8)
+    command = [*quickstart.train_command(tmp_path), f"--dataset_config={dataset}", "--max_train_steps=3"]
+    printed = run(command)
     assert "done: 3 steps" in printed
     before = read_tensors(read_header(lora))
     assert all(tensor.isfinite().all() for tensor in before.values())

@@ -43,6 +43,18 @@ def test_training_is_the_same_to_the_last_bit(dtype, place):
 
 
 @each_dtype
+def test_the_average_takes_the_place_of_the_weights_without_another_copy_on_the_gpu(dtype):
+    net = model(dtype)
+    ema = Ema(net.parameters(), 0.9)
+    train(net, ema)
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    with ema.applied():
+        assert torch.cuda.memory_allocated() == before
+    assert torch.cuda.max_memory_allocated() == before
+
+
+@each_dtype
 def test_the_average_in_host_memory_is_the_one_beside_the_weights(dtype):
     states = []
     for place in PLACES:

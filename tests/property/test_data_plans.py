@@ -58,7 +58,7 @@ def bucket_specs(draw):
     return parse_dataset_config({"datasets": [table]}, "property", {})[0]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data_sets(), st.integers(0, 2**31), st.integers(1, 5), st.integers(1, 4), st.integers(1, 3))
 def test_every_record_is_used_as_often_as_it_repeats(data, seed, epoch, num_processes, accumulation):
     records, crops, batch_sizes = data
@@ -71,7 +71,7 @@ def test_every_record_is_used_as_often_as_it_repeats(data, seed, epoch, num_proc
         assert 1 <= len(plan.items) <= batch_sizes[records[plan.items[0].record].dataset]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data_sets(), st.integers(1, 4), st.integers(1, 3), st.integers(1, 3))
 def test_processes_share_the_plan_and_the_steps(data, num_processes, accumulation, epoch):
     records, crops, batch_sizes = data
@@ -88,7 +88,6 @@ def test_processes_share_the_plan_and_the_steps(data, num_processes, accumulatio
         assert [plan.step for plan in share] == [first + local // accumulation for local in range(len(share))]
 
 
-@settings(deadline=None)
 @given(bucket_specs(), sizes, st.integers(0, 100))
 def test_crops_lie_inside_the_resized_picture(spec, size, seed):
     try:
@@ -107,7 +106,6 @@ def test_crops_lie_inside_the_resized_picture(spec, size, seed):
         assert 0 <= crop.top <= crop.resized.height - crop.bucket.height
 
 
-@settings(deadline=None)
 @given(bucket_specs())
 def test_buckets_keep_to_the_area_and_the_limits(spec):
     area = spec.resolution.width * spec.resolution.height
@@ -117,7 +115,6 @@ def test_buckets_keep_to_the_area_and_the_limits(spec):
         assert Size(bucket.height, bucket.width) in make_buckets(spec)
 
 
-@settings(deadline=None)
 @given(sizes, st.integers(1, 60), st.integers(1, 60))
 def test_without_buckets_every_picture_covers_the_resolution(size, width, height):
     resolution = Size(16 * width, 16 * height)
@@ -128,7 +125,6 @@ def test_without_buckets_every_picture_covers_the_resolution(size, width, height
     assert plan.resized.height >= resolution.height
 
 
-@settings(deadline=None)
 @given(
     tags,
     st.builds(
@@ -147,7 +143,6 @@ def test_captions_without_chance_equal_the_fixed_ones(caption, rules, seed):
     assert live == fixed_caption(caption, rules)
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from("abcdef"), min_size=1, max_size=8), st.integers(0, 4), st.integers(0, 100))
 def test_shuffling_keeps_all_tags_and_the_first_ones_in_place(words, keep, seed):
     rules = CaptionRules(shuffle_caption=True, keep_tokens=keep)
@@ -157,7 +152,7 @@ def test_shuffling_keeps_all_tags_and_the_first_ones_in_place(words, keep, seed)
     assert shuffled[:keep] == words[:keep]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data_sets(), st.integers(0, 2**31), st.integers(1, 4), st.integers(1, 3))
 def test_the_plan_is_the_same_for_every_number_of_processes(data, seed, epoch, accumulation):
     records, crops, batch_sizes = data
@@ -194,7 +189,7 @@ def split_data(draw):
     return records, specs
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(split_data())
 def test_no_picture_is_in_both_training_and_validation(data):
     records, specs = data
@@ -209,7 +204,7 @@ def test_no_picture_is_in_both_training_and_validation(data):
         assert share < 1 or record.is_reg or record.path in held_out
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(split_data(), st.data())
 def test_adding_a_picture_moves_no_other(data, draw):
     records, specs = data
@@ -221,7 +216,6 @@ def test_adding_a_picture_moves_no_other(data, draw):
     assert part.validation == tuple(record for record in whole.validation if record.path != removed)
 
 
-@settings(deadline=None)
 @given(data_sets(), st.data())
 def test_regularisation_pictures_occur_as_often_as_training_pictures(data, draw):
     records = [replace(record, is_reg=draw.draw(st.booleans())) for record in data[0]]
@@ -239,7 +233,6 @@ def test_regularisation_pictures_occur_as_often_as_training_pictures(data, draw)
     assert [r for r in balanced if not r.is_reg] == [r for r in records if not r.is_reg]
 
 
-@settings(deadline=None)
 @given(bucket_specs(), st.lists(sizes, max_size=12), st.data())
 def test_every_picture_is_kept_faulty_or_left_out(spec, found, draw):
     filters = {
@@ -258,7 +251,7 @@ def test_every_picture_is_kept_faulty_or_left_out(spec, found, draw):
         assert min(record.size) >= filters["min_image_size"]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(st.sampled_from("abcdef"), min_size=1, max_size=8),
     st.integers(0, 4),
@@ -284,7 +277,7 @@ def test_variants_keep_the_first_tags_and_hold_no_others(words, keep, shuffle, d
             assert all(tag in remaining for tag in tags)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(tags, st.integers(1, 8), st.integers(0, 5), st.integers(1, 9))
 def test_variants_depend_on_name_caption_rules_and_number_only(caption, number, seed, epoch):
     rules = CaptionRules(shuffle_caption=True, enable_wildcard=True)

@@ -30,7 +30,6 @@ def objectives(draw):
     )
 
 
-@settings(deadline=None)
 @given(objectives())
 def test_weights_are_finite_everywhere_and_0_only_in_pure_noise(objective):
     weights = objective.weights(objective.snr(objective.at(ALL)))
@@ -38,7 +37,6 @@ def test_weights_are_finite_everywhere_and_0_only_in_pure_noise(objective):
     assert (weights[:999] > 0).all() and weights[999] >= 0
 
 
-@settings(deadline=None)
 @given(objectives(), st.lists(st.floats(0, 1, exclude_max=True, width=32), min_size=1, max_size=8))
 def test_timesteps_are_whole_numbers_in_their_range(objective, uniform):
     draw = objective.draw(torch.tensor(uniform), torch.zeros(len(uniform)))
@@ -56,7 +54,6 @@ def test_every_step_is_noisier_than_the_one_before(zero_terminal_snr):
     assert (objective.snr(draw).diff() < 0).all()
 
 
-@settings(deadline=None)
 @given(st.floats(0.001, 0.999), st.sampled_from(OBJECTIVES))
 def test_snr_thresholds_fall_from_about_1_to_huber_c(huber_c, objective):
     draw = objective.at(ALL)
@@ -66,7 +63,7 @@ def test_snr_thresholds_fall_from_about_1_to_huber_c(huber_c, objective):
     assert huber_c - 1e-6 <= thresholds[-1] < huber_c + 0.01
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.builds(
         NoiseSettings,

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from library.diffusion.flow import WEIGHTING_SCHEMES, loss_weights, shift_sigmas
@@ -38,7 +38,6 @@ def test_inverse_shift_undoes_a_shift(shift):
     torch.testing.assert_close(shift_sigmas(shift_sigmas(EVEN, shift), 1 / shift), EVEN)
 
 
-@settings(deadline=None)
 @given(objectives(), st.integers(0, 2**31))
 def test_timesteps_are_whole_numbers_in_their_range_and_weights_finite(objective, seed):
     generator = torch.Generator().manual_seed(seed)
@@ -51,7 +50,6 @@ def test_timesteps_are_whole_numbers_in_their_range_and_weights_finite(objective
     assert draw.timesteps.dtype == draw.sigmas.dtype == weights.dtype == torch.float32
 
 
-@settings(deadline=None)
 @given(objectives(), st.integers(0, 2**31))
 def test_a_draw_depends_on_its_own_sample_only(objective, seed):
     generator = torch.Generator().manual_seed(seed)

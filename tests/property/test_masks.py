@@ -93,7 +93,7 @@ def spec_of(dataset, subset):
     return DatasetSpec(resolution=Size(64, 48), **dataset, subsets=(SubsetSpec(image_dir=Path("."), **subset),))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     size=shapes,
     turns=st.tuples(orientations, orientations),
@@ -115,7 +115,7 @@ def test_mask_file_follows_its_picture(folder, size, turns, dataset, subset, is_
     torch.testing.assert_close(prepared.mask, red_of(prepared.image), atol=LOSSLESS, rtol=0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     size=shapes,
     orientation=orientations,
@@ -135,7 +135,7 @@ def test_transparency_follows_its_picture(folder, size, orientation, dataset, su
     torch.testing.assert_close(prepared.mask, red_of(prepared.image), atol=LOSSLESS, rtol=0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     size=st.builds(Size, st.integers(200, 700), st.integers(200, 700)),
     orientation=orientations,
@@ -156,7 +156,7 @@ def test_mask_follows_a_jpeg_that_is_decoded_small(folder, size, orientation, da
     torch.testing.assert_close(prepared.mask, red_of(prepared.image), atol=LOSSY, rtol=0)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     size=st.builds(Size, st.integers(60, 120), st.integers(60, 120)),
     factor=st.integers(2, 4),
@@ -178,7 +178,7 @@ def test_mask_of_another_size_lies_over_the_whole_picture(folder, size, factor, 
     torch.testing.assert_close(prepared.mask, red_of(prepared.image), atol=LOSSY if is_exact else 4 * LOSSY, rtol=0)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(subset=augmentations, is_flipped=st.booleans(), seed=st.integers(0, 99))
 def test_colours_move_no_mask(folder, subset, is_flipped, seed):
     size = Size(111, 83)

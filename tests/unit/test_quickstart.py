@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -80,7 +81,10 @@ def test_the_example_commands_name_files_that_exist_or_that_they_make(tmp_path: 
     train = quickstart.train_command(tmp_path)
     values = values_of(train)
     assert "sd3_train_network.py" in train and values["pretrained_model_name_or_path"] == quickstart.BASE
-    assert (ROOT / values["dataset_config"]).is_file()
+    dataset = (ROOT / values["dataset_config"]).read_text(encoding="utf-8")
+    folders = re.findall(r'image_dir = "(.+)"', dataset)
+    assert folders == ["examples/zorp", quickstart.SHAPES] and (ROOT / folders[0]).is_dir()
+    assert quickstart.shapes_command()[:3] == ["-m", "examples.tiny_sd3.pictures", quickstart.SHAPES]
     lora, sheet = tmp_path / "zorp.safetensors", tmp_path / "sheet.png"
     assert lora == Path(values["output_dir"]) / f"{values['output_name']}.{values['save_model_as']}"
     show = quickstart.sheet_command(lora, sheet)

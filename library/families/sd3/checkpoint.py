@@ -177,6 +177,16 @@ def read_part(
     return vae_from_diffusers(tensors) if part.kind == "vae" else mmdit_from_diffusers(tensors)
 
 
+def empty_mmdit(files: Sd3Files) -> MMDiT:
+    """The denoiser with shapes and without numbers."""
+    import torch
+
+    from library.models.mmdit import MMDiT
+
+    with torch.device("meta"):
+        return MMDiT(files.config)
+
+
 def load_mmdit(files: Sd3Files, dtype: torch.dtype, device: torch.device | str, mmap: bool = True) -> MMDiT:
     """Build the denoiser with its weights, frozen.
 
@@ -189,12 +199,7 @@ def load_mmdit(files: Sd3Files, dtype: torch.dtype, device: torch.device | str, 
     Raises:
         CheckpointError: See `read_weights`.
     """
-    import torch
-
-    from library.models.mmdit import MMDiT
-
-    with torch.device("meta"):
-        model = MMDiT(files.config)
+    model = empty_mmdit(files)
     tensors = read_part(files.denoiser, dtype=dtype, as_stored=_POSITION_TABLES, device=device, mmap=mmap)
     model.load_state_dict(tensors, assign=True)
     return model.requires_grad_(False).eval()

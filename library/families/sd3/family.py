@@ -244,6 +244,12 @@ class Sd3Family:
 
         return load_mmdit(files, dtype=dtype, device=str(device), mmap=self.mmap).requires_grad_(False).eval()
 
+    def denoiser_outline(self, files: Sd3Files) -> nn.Module:
+        """The MMDiT with shapes only."""
+        from library.families.sd3.checkpoint import empty_mmdit
+
+        return empty_mmdit(files)
+
     def denoiser_parts(self, denoiser: nn.Module) -> dict[str, list[nn.Module]]:
         """Embedders, joint blocks, final layer."""
         model = cast("MMDiT", denoiser)

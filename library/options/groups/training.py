@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from library.options.spec import OptionGroup, opt
 
-_DEEPSPEED = "DeepSpeed"
+_NO_NVME = "nothing is kept on a drive"
 _OWN_AVERAGE = "gradients are averaged without DDP"
 
 
@@ -39,9 +39,7 @@ class TrainingOptions(OptionGroup):
     initial_epoch: int | None = opt(
         None, "Begin at this epoch, counted from 1, as if those before were done.", minimum=1
     )
-    initial_step: int | None = opt(
-        None, "Begin after this many steps, as if they were done.", unit="steps", minimum=0
-    )
+    initial_step: int | None = opt(None, "Begin after this many steps, as if they were done.", unit="steps", minimum=0)
     skip_until_initial_step: bool = opt(
         False, "Pass over the batches before the first step.", no_effect="it is always done, and costs nothing"
     )
@@ -111,17 +109,46 @@ class DistributedOptions(OptionGroup):
     )
     ddp_gradient_as_bucket_view: bool = opt(False, "Setting of DDP.", no_effect=_OWN_AVERAGE)
     ddp_static_graph: bool = opt(False, "Setting of DDP.", no_effect=_OWN_AVERAGE)
-    deepspeed: bool = opt(False, "Train with DeepSpeed.", later=_DEEPSPEED)
-    zero_stage: int = opt(2, "ZeRO stage.", choices=(0, 1, 2, 3), later=_DEEPSPEED)
-    offload_optimizer_device: str | None = opt(
-        None, "Where the optimizer's state is kept.", choices=("cpu", "nvme"), later=_DEEPSPEED
+    deepspeed: bool = opt(
+        False,
+        "Shard the model that trains over all processes, as DeepSpeed's ZeRO does; FSDP2 carries it out. For whole "
+        "models.",
     )
-    offload_optimizer_nvme_path: Path | None = opt(None, "Folder for the optimizer's state.", later=_DEEPSPEED)
-    offload_param_device: str | None = opt(None, "Where weights are kept.", choices=("cpu", "nvme"), later=_DEEPSPEED)
-    offload_param_nvme_path: Path | None = opt(None, "Folder for weights.", later=_DEEPSPEED)
-    zero3_init_flag: bool = opt(False, "Build the model in shards (ZeRO 3).", later=_DEEPSPEED)
-    zero3_save_16bit_model: bool = opt(False, "Save in 16 bits (ZeRO 3).", later=_DEEPSPEED)
-    fp16_master_weights_and_gradients: bool = opt(False, "Keep master weights in fp16.", later=_DEEPSPEED)
+    zero_stage: int = opt(
+        2,
+        "With --deepspeed: 2 keeps gathered weights until the backward pass, 3 frees them after the forward pass. 0 "
+        "and 1 are refused.",
+        choices=(0, 1, 2, 3),
+    )
+    offload_optimizer_device: str | None = opt(
+        None,
+        "With --deepspeed: cpu keeps shards of weights, gradients and optimizer in host memory. nvme is refused.",
+        choices=("cpu", "nvme"),
+    )
+    offload_optimizer_nvme_path: Path | None = opt(None, "Folder for the optimizer's state.", no_effect=_NO_NVME)
+    offload_param_device: str | None = opt(
+        None, "Does the same as --offload_optimizer_device.", choices=("cpu", "nvme")
+    )
+    offload_param_nvme_path: Path | None = opt(None, "Folder for weights.", no_effect=_NO_NVME)
+    zero3_init_flag: bool = opt(
+        False, "Build the model in shards (ZeRO-3).", no_effect="weights are always read and cut block by block"
+    )
+    zero3_save_16bit_model: bool = opt(
+        False,
+        "Save in 16 bits (ZeRO-3).",
+        no_effect="models are always saved whole, and --save_precision says in how many bits",
+    )
+    fp16_master_weights_and_gradients: bool = opt(
+        False, "Keep master weights in fp16. Refused with --deepspeed; there is --full_bf16."
+    )
+
+    def without_effect(self) -> Iterator[tuple[str, str]]:
+        if not self.deepspeed:
+            for name in (
+                *("zero_stage", "offload_optimizer_device", "offload_param_device"),
+                "fp16_master_weights_and_gradients",
+            ):
+                yield name, "without --deepspeed"
 
     @property
     def timeout(self) -> timedelta:

@@ -76,12 +76,11 @@ class Ema:
     def applied(self) -> Iterator[None]:
         """The parameters hold the average inside, in their own precision, and afterwards their own bits again.
 
-        Nothing may train inside: the weights are put back as they were before.
+        Nothing may train inside: the weights are put back as they were before. Meanwhile they are in host memory.
         """
         assert not self._is_applied, "the parameters hold the average already"
         self._settle()
-        pairs = zip(self._parameters, self._averages, strict=True)
-        own = [parameter.detach().to(average.device, copy=True) for parameter, average in pairs]
+        own = [parameter.detach().to("cpu", copy=True) for parameter in self._parameters]
         self._is_applied = True
         try:
             _fill(self._parameters, self._averages)

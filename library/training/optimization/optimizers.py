@@ -217,7 +217,6 @@ def _build(
 
     made = lean_class(kind)
     optimizer = (made if rounding is None else with_rounding(made))(groups, **arguments)
-    set_train_mode(optimizer)
     if rounding is not None:
         set_rounding(
             optimizer,
@@ -232,6 +231,7 @@ def _build(
                 "gradients and its own numbers are in float32.",
                 kind.name,
             )
+    set_train_mode(optimizer)
     if kind.may_draw:
         optimizer.draws = (seed, 0)  # type: ignore[attr-defined]
     if getattr(optimizer, "is_paged", False):

@@ -22,6 +22,7 @@ from library.training.optimization.part_steps import GroupPart, narrowed
 
 _SHORT = (torch.bfloat16, torch.float16)
 _REST = "rest_of_weight"  # key of an optimizer's state
+_MODES = ("train", "eval")
 _NUMBERS_AT_A_TIME = 2**22  # or one weight that has more
 
 
@@ -53,7 +54,7 @@ class Rounding:
 
 
 def with_rounding(optimizer_class: type[Optimizer]) -> type[Optimizer]:
-    """A subclass whose step is made in float32. Its optimizers need `set_rounding`."""
+    """A subclass whose step is made in float32, like its changes of mode. Its optimizers need `set_rounding`."""
     written_step = optimizer_class.step
     names = {"__module__": optimizer_class.__module__, "__qualname__": optimizer_class.__qualname__}
 
@@ -65,7 +66,25 @@ def with_rounding(optimizer_class: type[Optimizer]) -> type[Optimizer]:
             _step_part(self, part, written_step)
         self.rounded_steps += 1
 
-    return type(optimizer_class.__name__, (optimizer_class,), {**names, "step": step})
+    modes = {name: _in_float32(getattr(optimizer_class, name)) for name in _MODES if hasattr(optimizer_class, name)}
+    return type(optimizer_class.__name__, (optimizer_class,), {**names, **modes, "step": step})
+
+
+def _in_float32(written_change: Callable[[Any], Any]) -> Callable[[Any], None]:
+    """A change of mode that moves weights in fp16 where all that is kept for them is, in float32; others as written."""
+
+    def change(self: Any) -> None:
+        before = {id(group): _without_parameters(group) for group in self.param_groups}
+        for group in self.param_groups:
+            for own in [[parameter] for parameter in group["params"]] or [[]]:
+                group.update(before[id(group)])  # which tells the mode
+                if any(parameter.dtype == torch.float16 for parameter in own):
+                    _step_part(self, [(group, own)], written_change)
+                else:
+                    with narrowed(self, [(group, own)]):
+                        written_change(self)
+
+    return change
 
 
 def set_rounding(optimizer: Optimizer, *, keeps_rest: bool, seed: int, is_apart: bool, shortens_state: bool) -> None:

@@ -25,6 +25,7 @@ from library.errors import OutputError, UserError
 from library.log import get_logger
 from library.training.course import Course, epochs_between_saves
 from library.training.saving.run_state import states_of
+from library.training.sharding.leading import LostProcessError
 
 if TYPE_CHECKING:
     from library.options.groups import SavingOptions
@@ -195,19 +196,31 @@ class Saver:
             self._remove_model(save.old_model)
 
     def try_to_save_model(self, save: Save, step: int) -> bool:
-        """The same in between: a full disk is told and the training goes on. Whether it was saved."""
+        """The same in between: a full disk is told and the training goes on. Whether it was saved.
+
+        Raises:
+            LostProcessError: The training cannot go on.
+        """
         try:
             self.save_model(save, step)
+        except LostProcessError:
+            raise
         except UserError as error:
             logger.error("not saved, training goes on: %s", error)
             return False
         return True
 
     def try_to_save_state(self, save: Save) -> bool:
-        """Write a state folder. Whether it was saved."""
+        """Write a state folder. Whether it was saved.
+
+        Raises:
+            LostProcessError: The training cannot go on.
+        """
         path = self.folder / save.state
         try:
             self._write_state(path)
+        except LostProcessError:
+            raise
         except UserError as error:
             logger.error("state not saved, training goes on: %s", error)
             return False

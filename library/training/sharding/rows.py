@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from library.errors import OptionError
+
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.distributed import ProcessGroup
@@ -65,6 +67,19 @@ class Rows:
         """All rows in host memory on the first process; None on the others. All of them call it."""
         flat = gather_flat(own, self.length * self.row_size, prod(self.shape), group)
         return None if flat is None else flat.view(self.shape)
+
+
+def check_rows(name: str, rows: Rows) -> None:
+    """Raise OptionError where a process would have nothing of a weight.
+
+    Args:
+        name: Of the weight.
+        rows: Of any process.
+    """
+    if rows.is_empty_anywhere:
+        raise OptionError(
+            f"{name} has {rows.shape[0]} rows, which cannot be sharded over {rows.number} processes. Use fewer."
+        )
 
 
 def gather_flat(own: Tensor, length: int, total: int, group: ProcessGroup) -> Tensor | None:

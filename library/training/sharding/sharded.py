@@ -14,12 +14,10 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import torch
 from torch import distributed, nn
 
-from library.errors import OptionError
 from library.log import get_logger
 from library.memory_use import is_out_of_memory
 from library.training.processes import average_over_processes, shared_gradients
 from library.training.sharding.gathered import LaterTensor
-from library.training.sharding.launch import ShardingSettings
 from library.training.sharding.leading import Leading, LostProcessError
 from library.training.sharding.optimizer_shards import (
     keep_blocks_whole,
@@ -28,7 +26,8 @@ from library.training.sharding.optimizer_shards import (
     whole_average_state,
     whole_optimizer_state,
 )
-from library.training.sharding.rows import Rows
+from library.training.sharding.rows import Rows, check_rows
+from library.training.sharding.settings import ShardingSettings
 from library.training.sharding.units import Cutting
 from library.training.sharding.unsharded import Unsharded
 
@@ -48,7 +47,7 @@ class Sharded(Unsharded):
     """The models that train lie in shards on all processes.
 
     Args:
-        settings: From the launcher.
+        settings: That were asked for.
         accelerator: With a plain group of processes.
         timeout: How long processes wait for each other.
     """
@@ -104,11 +103,7 @@ class Sharded(Unsharded):
         """Shard a model in place. See `Cutting.cut`."""
         model = self._cutting.cut(model, dtype, computing)
         for name, parameter in model.named_parameters():
-            rows = self._rows(parameter)
-            if rows.is_empty_anywhere:
-                raise OptionError(
-                    f"{name} has {rows.shape[0]} rows, which cannot be sharded over {rows.number} processes. Use fewer."
-                )
+            check_rows(name, self._rows(parameter))
             self._numbers[_own(parameter).data_ptr()] = len(self._sharded)
             self._sharded.append(parameter)
         self._watch_passes(model, len(self._models))
@@ -194,12 +189,19 @@ class Sharded(Unsharded):
     @contextmanager
     def everywhere(self, name: str) -> Iterator[None]:
         """A context of `contexts`, entered and left on all processes."""
-        self._leading.ask("enter", name)
         try:
+            self._leading.ask("enter", name)
             yield
-        finally:
-            if not self._is_inside:
-                self._leading.ask("leave", name)
+        except LostProcessError:
+            raise  # the others wait elsewhere, or not at all
+        except BaseException:
+            self._leave_everywhere(name)
+            raise
+        self._leave_everywhere(name)
+
+    def _leave_everywhere(self, name: str) -> None:
+        if not self._is_inside:
+            self._leading.ask("leave", name)
 
     def _enter(self, name: str) -> None:
         self._entered[name] = ExitStack()

@@ -7,26 +7,17 @@ torch's FSDP2 (`fully_shard`) does the gathering and the averaging of gradients.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from library.training.sharding.launch import ShardingSettings
+from library.memory.blocks import blocks
+from library.training.sharding.settings import ShardingSettings
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
-
-
-def blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """Items of the outermost lists of modules, in the order of the model."""
-    for child in module.children():
-        if isinstance(child, nn.ModuleList):
-            yield from child
-        else:
-            yield from blocks(child)
 
 
 @dataclass(frozen=True)
@@ -35,7 +26,7 @@ class Cutting:
 
     Attributes:
         mesh: Of the processes that share a model.
-        settings: From the launcher.
+        settings: That were asked for.
         device: Where models run.
     """
 

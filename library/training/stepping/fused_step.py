@@ -94,6 +94,7 @@ class FusedStep(OptimizerStep):
             for gradient in gradients:
                 gradient.mul_(scale)
         bare = bare_optimizer(self.optimizer)
+        self.is_halfway = True
         if norm.device.type == "cuda" and skips_on_device(bare):
             bare.grad_scale, bare.found_inf = None, (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
             self._steps.step(number)
@@ -113,8 +114,7 @@ class FusedStep(OptimizerStep):
         release_unused_memory(self.accelerator.device)
         if self._listener.num_done:
             logger.error(
-                "%d of %d parts of the weights have made the step that failed: what is saved now is in between two "
-                "steps.",
+                "%d of %d parts of the weights have made the step that failed.",
                 self._listener.num_done,
                 len(self.parts),
             )

@@ -49,6 +49,7 @@ class OptimizerStep:
         shards: How the model lies in the processes.
         num_overflows: Steps in a row up to the last one that loss scaling has passed over.
         num_parts: {(bucket, samples): into how many parts such a batch is split, because it did not fit as a whole}.
+        is_halfway: The optimizer has begun to change weights in a step that is not counted yet.
     """
 
     accelerator: Accelerator
@@ -62,6 +63,7 @@ class OptimizerStep:
     shards: Unsharded = field(default_factory=Unsharded)
     num_overflows: int = 0
     num_parts: dict[tuple[Size, int], int] = field(default_factory=dict)
+    is_halfway: bool = False
 
     @property
     def parameters(self) -> list[Parameter]:
@@ -94,6 +96,7 @@ class OptimizerStep:
         is_scaled = self.accelerator.scaler is not None
         # with loss scaling, gradients overflow now and then, and the scaler passes over these steps by itself
         is_good = torch.isfinite(loss) & (seen[3] == 0) & (torch.isfinite(norm) | is_scaled)
+        self.is_halfway = True
         self._step_if(is_good)
         self.rates = self.read_rates()
         self.schedule.step()

@@ -101,7 +101,7 @@ def test_where_nothing_else_helps_a_value_is_left_out():
     assert fitted.metadata == {"ss_steps": "7", "ss_network_args_cut": "left out"}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(st.text(max_size=40), unique=True, max_size=300),
     st.integers(1, 300),

@@ -30,7 +30,7 @@ def equal(one, other):
     return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(configs())
 def test_there_and_back_changes_nothing(config):
     tensors = MMDiT(config).state_dict()

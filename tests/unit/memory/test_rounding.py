@@ -21,7 +21,7 @@ def test_the_mean_of_many_is_the_value():
     assert result.mean().item() == pytest.approx(1.0 + 0.3 * 2**-7, abs=2**-7 * 0.005)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=1, max_size=20), st.integers(0, 2**31))
 def test_a_value_becomes_one_of_its_two_neighbours(numbers, seed):
     values = torch.tensor(numbers)

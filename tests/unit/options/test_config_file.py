@@ -151,7 +151,7 @@ def test_output_config_needs_a_place_to_write_to(tmp_path):
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="-"), min_size=1).filter(str.strip)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     title=TEXT,
     args=st.lists(TEXT, max_size=3, unique=True),

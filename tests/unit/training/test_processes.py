@@ -1,9 +1,10 @@
 """Launches that are refused and allowed, by what launchers leave in the environment."""
 
 import pytest
+import torch
 
 from library.errors import EnvironmentFault
-from library.training.processes import check_launch, num_processes
+from library.training.processes import check_launch, exchanges, num_processes
 
 LAUNCHER = {"MASTER_ADDR", "WORLD_SIZE", "RANK", "ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_FSDP"}
 LAUNCHER |= {"ACCELERATE_USE_DEEPSPEED", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"}
@@ -62,3 +63,18 @@ def test_launch_that_would_do_something_else_is_refused(launched_with, variables
     assert refusal.value.exit_code == 3
     for word in words:
         assert word in str(refusal.value)
+
+
+def test_a_script_that_shards_takes_a_launch_with_fsdp_or_deepspeed(launched_with):
+    for name in ("FSDP", "DEEPSPEED"):
+        launched_with({**ONE, **RANKS, f"ACCELERATE_USE_{name}": "true"})
+        check_launch(can_shard=True)
+
+
+def test_what_is_averaged_at_once_is_not_larger_than_asked_unless_it_is_one_tensor():
+    sizes = [3, 4, 2, 9, 1, 5]
+    tensors = [torch.empty(size, dtype=torch.bfloat16 if size == 2 else torch.float32) for size in sizes]
+    groups = list(exchanges(tensors, 7))
+    assert [[tensor.numel() for tensor in group] for group in groups] == [[3, 4], [9], [1, 5], [2]]
+    assert {id(tensor) for group in groups for tensor in group} == {id(tensor) for tensor in tensors}
+    assert [len(group) for group in exchanges(tensors)] == [5, 1]

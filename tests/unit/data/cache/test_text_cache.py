@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from library.data.cache import CachedTexts, DamagedEntry, TensorCache, prompt_entries, text_entries
@@ -138,7 +138,7 @@ def test_zeros_at_the_end_take_no_room_and_come_back(tmp_path, to_disk, dtype):
         assert read_header(texts.cache.entries[0].path).shapes() == {"t5": (40, 64)}
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 6), st.integers(0, 6), st.integers(0, 3), st.sampled_from(["float32", "bfloat16", "int64"]))
 def test_packing_changes_nothing(rows, zeros, columns, dtype):
     states = torch.ones(rows, columns).to(getattr(torch, dtype))

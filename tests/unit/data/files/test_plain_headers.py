@@ -3,7 +3,7 @@
 from io import BytesIO
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -65,7 +65,6 @@ def test_what_is_not_ordinary_is_left_to_pillow():
         assert plain_header(saved(kind=kind)) is None
 
 
-@settings(deadline=None)
 @given(st.sampled_from(["PNG", "JPEG"]), st.data())
 def test_damaged_starts_raise_nothing(kind, draw):
     data = bytearray(saved(kind=kind))

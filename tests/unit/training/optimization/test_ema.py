@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from library.errors import CheckpointError
 from library.training.optimization import ema as ema_module
@@ -147,6 +148,29 @@ def test_gradients_are_neither_needed_nor_touched():
         pass
     assert [id(parameter.grad) for parameter in net.parameters()] == [id(gradient) for gradient in gradients]
     assert are_equal(bits(gradients), before)
+
+
+class Copies(TorchDispatchMode):
+    """Notes where copies are made."""
+
+    def __init__(self):
+        super().__init__()
+        self.places = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function is torch.ops.aten._to_copy.default:
+            self.places.append(result.device.type)
+        return result
+
+
+def test_weights_wait_in_host_memory_wherever_the_average_is():
+    """A place without memory stands for a GPU with room for the average alone."""
+    weights = parameters([1.0, 2.0], [3.0])
+    ema = Ema(weights, 0.9, torch.device("meta"))
+    with Copies() as copies, pytest.raises(NotImplementedError, match="no data"), ema.applied():
+        pass
+    assert copies.places == ["cpu", "cpu"]
 
 
 def test_no_update_inside():

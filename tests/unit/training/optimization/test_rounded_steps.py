@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from library.training.optimization import rounded_steps
+from library.training.optimization.optimizer_modes import evaluation_weights, has_modes
 from library.training.optimization.optimizer_state import load_optimizer_state, optimizer_state
 from library.training.optimization.optimizers import make_optimizer
 
@@ -154,6 +155,25 @@ def test_weights_in_fp16_keep_their_moments_in_float32():
     moments = optimizer.state[parameters[0]]
     assert moments["exp_avg_sq"].dtype == torch.float32 and (moments["exp_avg_sq"] > 0).all()
     assert 1 - parameters[0].mean().item() == pytest.approx(5e-3, rel=0.1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_in_fp16_are_shown_and_saved_as_those_in_float32_and_train_on_with_their_own_bits(name):
+    exact, short = weights(torch.float32), weights(torch.float16)
+    first, second = made(name, exact, None), made(name, short, "stochastic")
+    for parameters, optimizer in ((exact, first), (short, second)):
+        take_steps(optimizer, parameters, range(3))
+    before = [parameter.detach().clone() for parameter in short]
+    with evaluation_weights(first), evaluation_weights(second):
+        for parameter, wanted in zip(short, exact, strict=True):
+            torch.testing.assert_close(parameter.float(), wanted.detach(), rtol=2e-3, atol=2e-3)
+        assert has_modes(second) == (not torch.equal(short[0], before[0]))
+    assert all(torch.equal(*pair) for pair in zip(short, before, strict=True))
+    take_steps(second, short, range(3, 5))
+    assert all(
+        parameter.isfinite().all() and not torch.equal(parameter, old)
+        for parameter, old in zip(short, before, strict=True)
+    )
 
 
 def test_other_seeds_round_otherwise():

@@ -11,6 +11,7 @@ from library.errors import OutputError
 from library.options.groups import SavingOptions
 from library.training.course import Course
 from library.training.saving.saver import SavePlan, Saver, average_path, is_average
+from library.training.sharding.leading import LostProcessError
 
 GOLDEN = json.loads(
     (Path(__file__).resolve().parents[3] / "golden" / "data" / "names_hashes.json").read_text(encoding="utf-8")
@@ -166,6 +167,19 @@ def test_a_state_that_the_run_may_go_back_to_stays(tmp_path):
         saver.try_to_save_state(saver.plan.due(step)[0])
     left = [path.name for path in sorted(tmp_path.iterdir())]
     assert left == ["m-step00000001-state", "m-step00000003-state", "m-step00000004-state"]
+
+
+def test_a_process_that_cannot_go_on_ends_the_run_where_something_is_saved(tmp_path):
+    def write(*_):
+        raise LostProcessError("out of memory. Go on from the last state.")
+
+    plan = SavePlan(SavingOptions(output_name="m", save_every_n_steps=1), course(100, 100), ".safetensors")
+    saver = Saver(tmp_path, plan, write, write)
+    (save,) = plan.due(1)
+    with pytest.raises(LostProcessError):
+        saver.try_to_save_model(save, 1)
+    with pytest.raises(LostProcessError):
+        saver.try_to_save_state(save)
 
 
 def test_a_file_that_fails_in_between_is_told_and_the_next_one_is_saved(tmp_path, caplog):

@@ -5,13 +5,16 @@ from pathlib import Path
 
 import pytest
 import yaml
+from accelerate import Accelerator, DistributedType
+from accelerate.state import AcceleratorState
 
 from library.errors import EnvironmentFault, OptionError
 from library.families.sd3.options import FULL_SCRIPT, Sd3FullOptions
 from library.options.spec import parse_options
 from library.training.optimization.optimizer_kinds import find_optimizer
-from library.training.sharding.launch import ShardingSettings, plain_processes, read_settings
+from library.training.sharding.launch import plain_processes, read_settings
 from library.training.sharding.limits import check_sharding
+from library.training.sharding.settings import ShardingSettings
 
 TORCHRUN = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "WORLD_SIZE": "4"}
 ACCELERATE = TORCHRUN | {  # what `accelerate launch` hands on beside, where the configuration has nothing else
@@ -73,12 +76,18 @@ def test_what_would_be_ignored_is_refused(variables, words):
         read_settings(ACCELERATE | variables)
 
 
-def test_accelerate_makes_a_plain_group_and_the_launch_is_as_before(monkeypatch):
-    """accelerate reads the variable when it starts, and would shard on GPUs and train copies without them."""
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+def test_accelerate_is_not_told_of_shards_when_it_starts_and_the_launch_is_as_before(monkeypatch):
+    """It would shard on GPUs and train copies without them, and end where the deepspeed package is missing."""
+    asked = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
+    for variable in asked:
+        monkeypatch.setenv(variable, "true")
+    AcceleratorState._reset_state(reset_partial_state=True)
     with plain_processes():
-        assert "ACCELERATE_USE_FSDP" not in os.environ
-    assert os.environ["ACCELERATE_USE_FSDP"] == "true"
+        assert not set(asked) & os.environ.keys()
+        accelerator = Accelerator(cpu=True)
+    assert accelerator.distributed_type == DistributedType.NO
+    assert accelerator.state.deepspeed_plugin is None
+    assert [os.environ[variable] for variable in asked] == ["true", "true"]
 
 
 @pytest.mark.parametrize(

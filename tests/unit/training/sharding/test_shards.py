@@ -7,9 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from library.errors import OptionError
+from library.memory.blocks import blocks
 from library.models.mmdit import MMDiT, MMDiTConfig
 from library.training.optimization.optimizer_state import load_optimizer_state, optimizer_state
 from library.training.optimization.optimizers import make_optimizer
+from library.training.sharding.limits import check_parts
 from library.training.sharding.optimizer_shards import (
     BLOCK,
     keep_blocks_whole,
@@ -17,7 +19,6 @@ from library.training.sharding.optimizer_shards import (
     own_optimizer_state,
 )
 from library.training.sharding.rows import Rows
-from library.training.sharding.units import blocks
 
 SHAPES = ((6, 4), (5,), (3, 2, 2))
 
@@ -127,3 +128,23 @@ def test_units_are_the_blocks_of_a_model():
     with torch.device("meta"):
         model = MMDiT(config)
     assert list(blocks(model)) == list(model.joint_blocks)
+
+
+def test_a_number_of_processes_that_does_not_fit_is_told_from_shapes():
+    config = MMDiTConfig(depth=1, num_heads=38, head_dim=64, context_dim=4096, pooled_dim=2048, position_side=8)
+    with torch.device("meta"):
+        model = MMDiT(config)
+
+    def check(optimizer, num_processes, trained=model):
+        parameters = [torch.nn.Parameter(torch.zeros(1))]
+        made = make_optimizer(optimizer, [{"params": parameters}], learning_rate=0.1)
+        check_parts(model, list(trained.parameters()), made, num_processes)
+
+    for number in (2, 4, 8):
+        check("AdamW8bit", number)
+    check("AdamW", 3)
+    check("AdamW8bit", 3, model.final_layer.linear)
+    with pytest.raises(OptionError, match="AdamW8bit cannot be sharded over 3 processes"):
+        check("AdamW8bit", 3)
+    with pytest.raises(OptionError, match="x_embedder.proj.weight has 2432 rows"):
+        check("AdamW", 100)
