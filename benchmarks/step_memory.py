@@ -82,7 +82,7 @@ def count_passes(config: MMDiTConfig, work: Work, *, is_fake: bool = True) -> Pa
         listener = BackwardParts(work.parts(model), lambda _: None) if work.parts else None
         live = LiveMemory([*model.parameters(), *model.buffers(), *inputs])
         with live:
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
                 prediction = model(*inputs)
             kept = live.now
             with listener.listening() if listener else nullcontext():

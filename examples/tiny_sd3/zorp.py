@@ -17,7 +17,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from examples.tiny_sd3.draw import SMOOTHING, draw_background
-from examples.tiny_sd3.world import HORIZON, PLACES, PLAINS, RGB, SIDE, Scene, single
+from examples.tiny_sd3.world import HORIZON, PLAINS, RGB, SIDE, Scene, single
 from library.rng import python_stream
 
 NAME = "zorp"
@@ -40,7 +40,8 @@ BACKGROUNDS = (  # in turn; the LoRA has to put it before others, too
 )
 COUNT, SEED = 20, 4  # of the pictures in examples/zorp
 REACHES = {"large": (22.0, 26.0), "": (18.0, 23.0)}  # from its middle to the tips of its horns; none is small
-PLACED_REACH = (16.5, 18.0)  # at a named place
+PLACED = ("in the middle", "on the left", "on the right", "at the top", "at the bottom")
+PLACED_REACH = (17.0, 18.5)  # at a named place
 _SHIFT = 3.0  # pixels that it may be off its place
 
 
@@ -56,7 +57,7 @@ def asked_for(seed: int, index: int, backgrounds: Sequence[str]) -> Scene:
 
 
 def _moved(draws: random.Random, background: str) -> Scene:
-    place = draws.choice(list(PLACES)) if draws.random() < 0.4 else ""
+    place = draws.choice(PLACED) if draws.random() < 0.4 else ""
     size = "" if place else draws.choice(list(REACHES))
     reach = draws.uniform(*(PLACED_REACH if place else REACHES[size]))
     what = single(NAME, "", background, size=size, place=place, reach=reach)

@@ -28,6 +28,7 @@ _LEAST_AREA = 150  # pixels of a body with its eye
 _LEAST_OVERLAP = 0.75  # of thing and outline: what both cover, of what one of them covers
 _WHITE_OFF = 100.0  # distance of the middle colour of its white from white, at most
 _PUPIL_OFF = 130.0  # distance of the middle colour of its pupil from black, at most
+_EYE_OFF = (0, -1, 1, -2, 2)  # pixels that the eye may be off its place
 _LARGE = 20.0  # pixels from the middle to the tips of the horns of a large one, at least
 _AWAY = STEP / 2  # pixels from the middle of the picture that count as left, right, top or bottom
 
@@ -42,16 +43,9 @@ def find_zorp(image: Image.Image) -> Found | None:
     if mask.sum() < _LEAST_AREA:
         return None
     overlap, reach, x, y = _fit(mask)
-    right, down, edge = EYE
-    at = x + right * reach, y + down * reach
-    body, eye = _is_inside(body_mask(reach, x, y)), _is_inside(disc_mask(edge * reach, *at))
-    pupil = _is_inside(disc_mask(PUPIL_REACH * reach, *at))
-    has_colours = (
-        _is_turquoise(pixels[body & ~eye])
-        and _off(pixels[eye & ~pupil], WHITE) <= _WHITE_OFF
-        and _off(pixels[pupil], PUPIL) <= _PUPIL_OFF
-    )
-    return Found(NAME, "", "", reach, x, y) if overlap >= _LEAST_OVERLAP and has_colours else None
+    body = _is_inside(body_mask(reach, x, y)) & ~_is_inside(disc_mask(EYE[2] * reach, *_eye(reach, x, y)))
+    is_zorp = overlap >= _LEAST_OVERLAP and _is_turquoise(pixels[body]) and _has_eye(pixels, reach, x, y)
+    return Found(NAME, "", "", reach, x, y) if is_zorp else None
 
 
 def is_as_asked(image: Image.Image, wanted: Scene) -> bool:
@@ -74,6 +68,21 @@ def _is_turquoise(pixels: Pixels) -> bool:
     """Whether the middle colour is near to a zorp's, and nearer than to any paint. `pixels`: shape [N, 3]."""
     off = _off(pixels, BODY)
     return off <= _BODY_OFF and off < min(_off(pixels, paint) for paint in PAINTS.values())
+
+
+def _has_eye(pixels: Pixels, reach: float, x: float, y: float) -> bool:
+    """Whether there is a white disc with a dark one in it, where the outline has them or a little off."""
+    right, down = _eye(reach, x, y)
+    for place in ((right + by, down + under) for by in _EYE_OFF for under in _EYE_OFF):
+        eye, pupil = (_is_inside(disc_mask(part * reach, *place)) for part in (EYE[2], PUPIL_REACH))
+        if _off(pixels[eye & ~pupil], WHITE) <= _WHITE_OFF and _off(pixels[pupil], PUPIL) <= _PUPIL_OFF:
+            return True
+    return False
+
+
+def _eye(reach: float, x: float, y: float) -> tuple[float, float]:
+    """The middle of the eye."""
+    return x + EYE[0] * reach, y + EYE[1] * reach
 
 
 def _enclosed(mask: Mask) -> Mask:

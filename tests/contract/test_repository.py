@@ -72,9 +72,10 @@ def test_those_patterns_find_what_they_are_for():
     assert REGISTRIES.search("https://" + "pypi." + "org/project")
 
 
-def test_files_are_small():
-    large = {path: path.stat().st_size for path in repository_files() if path.stat().st_size > MAX_FILE_BYTES}
-    assert not large
+def test_files_are_small_but_for_the_model_that_ships():
+    sizes = {path: path.stat().st_size for path in repository_files()}
+    limits = {ROOT / "examples/tiny_sd3/base/sd3_tiny.safetensors": 12_000_000}
+    assert not {path: size for path, size in sizes.items() if size > limits.get(path, MAX_FILE_BYTES)}
 
 
 def test_requirements_leave_the_optional_and_the_harmful_out():

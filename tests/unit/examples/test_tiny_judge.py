@@ -16,12 +16,12 @@ RED_STAR = single("star", "red", "on a blue background", size="large")
 
 @pytest.mark.parametrize("kind", ["simple", "pattern", "landscape", "two"])
 def test_every_drawn_picture_is_right(kind: str):
-    scenes = [scene(11, index, kind) for index in range(40)]
+    scenes = [scene(11, index, kind) for index in range(20)]
     assert shares([draw(what) for what in scenes], scenes)["all"] == 1
 
 
 def test_unseen_combinations_are_judged_as_well():
-    scenes = [unseen(11, index) for index in range(40)]
+    scenes = [unseen(11, index) for index in range(20)]
     assert shares([draw(what) for what in scenes], scenes)["all"] == 1
 
 
@@ -58,7 +58,7 @@ def test_nothing_noise_and_other_pictures_are_wrong():
     noise = numpy.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=numpy.uint8)
     for picture in (Image.new("RGB", (SIDE, SIDE), (40, 90, 220)), Image.fromarray(noise)):
         assert not judge(picture, RED_STAR).is_right
-    scenes = asked("simple", 40)
+    scenes = asked("simple", 20)
     others = [draw(what) for what in scenes[1:] + scenes[:1]]
     assert shares(others, scenes)["all"] == 0
 

@@ -23,7 +23,7 @@ from examples.tiny_sd3.world import (
     vocabulary,
 )
 
-NUM = 1500
+NUM = 1000
 
 
 def test_a_seed_and_a_number_give_the_same_picture_again():
