@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from library.errors import OptionError, UserError
+from library.log import set_up_logging
 from library.tensorfile import write_atomically
 from library.training.sampling.contact_sheet import Row, rows_of
 from library.training.sampling.contact_sheet_drawing import draw_table
@@ -91,6 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--prompts", type=Path, default=PROMPTS)
     parser.add_argument("--output", type=Path)
     args = parser.parse_args(argv)
+    set_up_logging("WARNING")
     output = args.output or args.lora.with_name(f"{args.lora.stem}_before_after.png")
     try:
         from examples.tiny_sd3.painter import Painter

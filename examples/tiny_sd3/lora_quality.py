@@ -1,6 +1,6 @@
 """Count how often a LoRA of the zorp draws it when asked to and when not, and what becomes of other prompts.
 
-    python -m examples.tiny_sd3.lora_quality MODEL --lora FILE [--count 200] [--strength 1]
+    python -m examples.tiny_sd3.lora_quality MODEL --lora FILE [--count 200] [--strength 1] [--seed 7]
 
 The rules on pixels are those of zorp_judge.py and judge.py. Other prompts are of all groups of quality.py in turn; they
 are drawn without the LoRA too, with the same noise.
@@ -19,6 +19,7 @@ from examples.tiny_sd3.quality import GROUPS, SEED, asked
 from examples.tiny_sd3.world import LANDSCAPES, PLAINS, Scene
 from examples.tiny_sd3.zorp import BACKGROUNDS, asked_for
 from examples.tiny_sd3.zorp_judge import find_zorp, is_as_asked
+from library.log import set_up_logging
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -59,22 +60,22 @@ def other_prompts(count: int, seed: int = SEED) -> Group:
     return Group("other", [what for row in zip(*kinds, strict=True) for what in row][:count])
 
 
-def measure(painter: Painter, lora: Path, count: int, *, strength: float = 1.0) -> dict[str, float]:
+def measure(painter: Painter, lora: Path, count: int, *, strength: float = 1.0, seed: int = SEED) -> dict[str, float]:
     """{key of TITLES: share 0-1}, from as many pictures for each kind of prompt.
 
     Raises:
         CheckpointError: The file is no LoRA for this model.
     """
-    others = other_prompts(count)
-    before = _are_right(_paint(painter, others), others)
+    others = other_prompts(count, seed)
+    before = _are_right(_paint(painter, others, seed), others)
     painter.add_lora(lora, strength)
     found = {}
-    for group in prompts_with_zorp(count):
-        images = _paint(painter, group)
+    for group in prompts_with_zorp(count, seed):
+        images = _paint(painter, group, seed)
         found[group.name] = _share([find_zorp(image) is not None for image in images])
         is_right = [is_as_asked(image, what) for image, what in zip(images, group.wanted, strict=True)]
         found[f"{group.name}_as_asked"] = _share(is_right)
-    images = _paint(painter, others)
+    images = _paint(painter, others, seed)
     after = _are_right(images, others)
     found["other_zorp"] = _share([find_zorp(image) is not None for image in images])
     found |= {"other_before": _share(before), "other_after": _share(after)}
@@ -82,10 +83,10 @@ def measure(painter: Painter, lora: Path, count: int, *, strength: float = 1.0) 
     return found
 
 
-def _paint(painter: Painter, group: Group) -> list[Image]:
+def _paint(painter: Painter, group: Group, seed: int) -> list[Image]:
     from examples.tiny_sd3.painter import seeds_for
 
-    return painter.paint([what.caption for what in group.wanted], seeds_for(SEED, group.name, len(group.wanted)))
+    return painter.paint([what.caption for what in group.wanted], seeds_for(seed, group.name, len(group.wanted)))
 
 
 def _are_right(images: Sequence[Image], group: Group) -> list[bool]:
@@ -103,11 +104,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--lora", type=Path, required=True)
     parser.add_argument("--strength", type=float, default=1.0, help="of the LoRA")
     parser.add_argument("--count", type=int, default=200, help="pictures for each kind of prompt")
+    parser.add_argument("--seed", type=int, default=SEED, help="of prompts and noise")
     parser.add_argument("--json", type=Path, help="write the shares here, too")
     args = parser.parse_args(argv)
+    set_up_logging("WARNING")
     from examples.tiny_sd3.painter import Painter
 
-    found = measure(Painter(args.model), args.lora, args.count, strength=args.strength)
+    found = measure(Painter(args.model), args.lora, args.count, strength=args.strength, seed=args.seed)
     for key, title in TITLES.items():
         print(f"{100 * found[key]:5.1f} %  {title}")
     if args.json:
