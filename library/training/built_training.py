@@ -168,6 +168,10 @@ class BuiltTraining(Run):
         """What saved files say of this run and of no other, as JSON."""
         return {}
 
+    def highest_rate(self) -> float:
+        """The highest learning rate of what trains."""
+        return float(self.options.optimizer.learning_rate)
+
     def optimizer_group_names(self) -> list[str]:
         """Names of the optimizer's groups, for logs."""
         return []

@@ -50,6 +50,11 @@ class FullTrainer(Trainer):
             for flag in dict.fromkeys(encoder.flags[1] for encoder in self.options.encoders if encoder.is_saved):
                 logger.warning("%s has no effect: a diffusers folder has all encoders.", flag)
 
+    def highest_rate(self) -> float:
+        """Of the parts of the denoiser and of the encoders."""
+        own = self.options.full.block_rates or (self.options.optimizer.learning_rate,)
+        return max(*own, *self._encoder_rates().values(), 0.0)
+
     def _may_train_denoiser(self) -> bool:
         rates = self.options.full.block_rates
         return self.options.optimizer.learning_rate > 0 if rates is None else any(rates)

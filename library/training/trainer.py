@@ -121,7 +121,7 @@ class Trainer(BuiltTraining):
         check_optimizer(
             optimizer.optimizer_name,
             optimizer.optimizer_args,
-            optimizer.learning_rate,
+            self.highest_rate(),
             keeps_state=True,
             rounding=precision.bf16_rounding if precision.full_bf16 else None,
         )
@@ -317,7 +317,7 @@ class Trainer(BuiltTraining):
 
         optimizer, checkpoints = self.options.optimizer, self.options.training.recomputes
         is_own = sets_its_own_rate(optimizer.optimizer_name, optimizer.optimizer_args)
-        rate = "at a rate of its own" if is_own else f"at {optimizer.learning_rate:g}"
+        rate = "at a rate of its own" if is_own else f"at {self.highest_rate():g}"
         lines = [
             self.plan.steps.describe(),
             f"seed {self.seed}, {optimizer.optimizer_name} {rate}, "

@@ -185,7 +185,7 @@ BAD = {
     ),
     "D6 no VAE": model("without_vae.safetensors", "has no VAE inside", "--vae"),
     "D6 no CLIP": model(
-        "without_clip.safetensors", "no CLIP-L text encoder, no CLIP-G text encoder", "--clip_l and --clip_g"
+        "without_clip.safetensors", "no CLIP-L text encoder and no CLIP-G text encoder", "--clip_l and --clip_g"
     ),
     "D6 half an MMDiT": model("half.safetensors", "4 missing", "joint_blocks.1.x_block.mlp.fc1.weight", "again"),
     "D6 VAE of SDXL": part("vae", lambda _: weights(SDXL_VAE), "--vae: ", "has the VAE of SDXL", "Give an SD3 VAE"),

@@ -126,7 +126,7 @@ class Sd3Family:
         files = inspect_files(self.pretrained, clip_l=self.clip_l, clip_g=self.clip_g, t5xxl=self.t5xxl, vae=self.vae)
         parts = {"vae": files.vae, "clip_l": files.clip_l, "clip_g": files.clip_g}
         if missing := [name for name, part in parts.items() if part is None]:
-            titles = ", no ".join(TITLES[name] for name in missing)
+            titles = " and no ".join(TITLES[name] for name in missing)
             flags = " and ".join(f"--{name}" for name in missing)
             raise CheckpointError(f"{self.pretrained} has no {titles} inside. Give the files with {flags}.")
         files.check_complete()
