@@ -76,13 +76,10 @@ def make(folder: Path, *, seed: int = 0, effort: Effort = Effort()) -> Path:
     Returns:
         The file of the model. Beside it are the tokenizers and drawings.png.
     """
-    import torch
-
     from examples.drawing_sd3.autoencoder import build_autoencoder, train_autoencoder, training_pictures
     from examples.drawing_sd3.denoiser import Drawer, build_mmdit, lessons, train_drawer
     from library.models.tokenizers import load_tokenizers
 
-    torch.set_flush_denormal(True)  # they are slow
     folder.mkdir(parents=True, exist_ok=True)
     write_tokenizers(folder)
     tokenizers = load_tokenizers(ENCODERS, tokenizer_dir=folder)
@@ -170,9 +167,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, help="CPU threads; else as many as torch takes")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    if args.threads:
-        import torch
+    import torch
 
+    torch.set_flush_denormal(True)  # they are slow; for the whole process, so that only a command may ask for it
+    if args.threads:
         torch.set_num_threads(args.threads)
     print(make(args.folder, seed=args.seed, effort=Effort(args.vae_steps, args.steps, args.minutes)))
 

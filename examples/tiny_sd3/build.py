@@ -95,7 +95,6 @@ def train_vae(folder: Path, plan: Plan) -> Path:
     result = folder / "vae.safetensors"
     if not result.exists():
         torch.set_num_threads(plan.threads)
-        torch.set_flush_denormal(True)  # they are slow
         folder.mkdir(exist_ok=True)
         vae = build_autoencoder(plan.seed)
         _run_course(Course(vae, plan.vae_steps), folder, plan)
@@ -226,6 +225,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=Plan.threads, help="of the CPU")
     parser.add_argument("--seed", type=int, default=Plan.seed)
     args = parser.parse_args(argv)
+    import torch
+
+    torch.set_flush_denormal(True)  # they are slow; for the whole process, so that only a command may ask for it
     begun = time.monotonic()
     print(build(args.folder, Plan(seed=args.seed, threads=args.threads)))
     print(f"{(time.monotonic() - begun) / 60:.0f} minutes")
