@@ -100,9 +100,7 @@ def draw_noise(settings: NoiseSettings, seeds: Sequence[int], latents: Tensor) -
     if not settings.ip_noise_gamma:
         return Noise(noise, noise)
     extra = plain_noise(_streams(seeds, "ip"), latents)
-    gamma = _strengths(
-        settings.ip_noise_gamma, seeds, "ip_strength", is_random=settings.ip_noise_gamma_random_strength
-    )
+    gamma = _strengths(settings.ip_noise_gamma, seeds, "ip_strength", is_random=settings.ip_noise_gamma_random_strength)
     return Noise(noise, noise + send(gamma, device) * extra)
 
 

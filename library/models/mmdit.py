@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from library.errors import CheckpointError
+from library.models.attention import Attention, torch_attention
 from library.models.positions import centred_window, sincos_table
 
 _EPS = 1e-6
@@ -139,17 +140,21 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
         return torch.addcmul(shift[:, None], F.layer_norm(x, x.shape[-1:], eps=_EPS), 1 + scale[:, None])
 
 
-def joint_attention(*streams: tuple[Tensor, Tensor, Tensor]) -> list[Tensor]:
+def joint_attention(
+    *streams: tuple[Tensor, Tensor, Tensor], attend: Attention = torch_attention, bias: Tensor | None = None
+) -> list[Tensor]:
     """Attention of all tokens of several streams to each other.
 
     Args:
         streams: Query, key and value of each stream. Shapes [B, N_i, H, D].
+        attend: Computes it.
+        bias: Added to the scores of each key. Shape [B, 1, 1, sum of N_i].
 
     Returns:
         One tensor per stream. Shapes [B, N_i, H * D].
     """
     query, key, value = (torch.cat(parts, dim=1).transpose(1, 2) for parts in zip(*streams, strict=True))
-    attended = F.scaled_dot_product_attention(query, key, value)  # [B, H, sum of N_i, D]
+    attended = attend(query, key, value, None if bias is None else bias.to(query.dtype))  # [B, H, sum of N_i, D]
     joined = rearrange(attended, "b h n d -> b n (h d)")
     return list(joined.split([query.shape[1] for query, _, _ in streams], dim=1))
 
@@ -213,6 +218,7 @@ class SingleDiTBlock(nn.Module):
         if has_output:
             self.mlp = Mlp(config.hidden, config.mlp_ratio)
         self.has_second_attention = has_second_attention
+        self.attend: Attention = torch_attention
         num_vectors = (9 if has_second_attention else 6) if has_output else 2
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(config.hidden, num_vectors * config.hidden))
         self.num_vectors = num_vectors
@@ -228,7 +234,8 @@ class SingleDiTBlock(nn.Module):
         x = torch.addcmul(x, gate[:, None], self.attn.proj(attended))
         if self.has_second_attention:
             shift_second, scale_second, gate_second = second
-            (alone,) = joint_attention(self.attn2.heads(modulate(before, shift_second, scale_second)))
+            heads = self.attn2.heads(modulate(before, shift_second, scale_second))
+            (alone,) = joint_attention(heads, attend=self.attend)
             x = torch.addcmul(x, gate_second[:, None], self.attn2.proj(alone))
         return torch.addcmul(x, gate_mlp[:, None], self.mlp(modulate(x, shift_mlp, scale_mlp)))
 
@@ -247,12 +254,15 @@ class JointBlock(nn.Module):
         self.context_block = SingleDiTBlock(config, has_output=not self.is_last)
         self.x_block = SingleDiTBlock(config, has_second_attention=index in config.dual_attention)
 
-    def forward(self, context: Tensor, x: Tensor, activated: Tensor) -> tuple[Tensor | None, Tensor]:
+    def forward(
+        self, context: Tensor, x: Tensor, activated: Tensor, bias: Tensor | None = None
+    ) -> tuple[Tensor | None, Tensor]:
         """
         Args:
             context: Shape [B, N, H * D].
             x: Image tokens. Shape [B, h * w, H * D].
             activated: SiLU of the conditioning. Shape [B, H * D].
+            bias: Added to the scores of each token in the joint attention. Shape [B, 1, 1, N + h * w].
 
         Returns:
             Both streams; None for the context of the last block.
@@ -262,6 +272,8 @@ class JointBlock(nn.Module):
         attended_context, attended = joint_attention(
             self.context_block.attn.heads(modulate(context, *context_modulation[:2])),
             self.x_block.attn.heads(modulate(x, *modulation[:2])),
+            attend=self.x_block.attend,
+            bias=bias,
         )
         new_context = None if self.is_last else self.context_block.finish(context, attended_context, context_modulation)
         return new_context, self.x_block.finish(x, attended, modulation)

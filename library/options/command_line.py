@@ -83,10 +83,14 @@ def _values_after(argv: Sequence[str], start: int) -> list[str]:
 
 
 def _set_switch(result: CommandLine, option: Option, attached: str | None) -> None:
+    if attached in option.declared.words:
+        result.values[option.name] = attached
+        return
     if attached is not None:
+        words = "".join(f", take {option.flag}={word}" for word in option.declared.words)
         result.problems.append(
-            f"{option.flag} is a switch and takes no value: leave out '={attached}', "
-            "or the whole option to turn it off."
+            f"{option.flag} is a switch and takes no{' such' if words else ''} value: leave out '={attached}'{words}, "
+            "or leave out the whole option to turn it off."
         )
         return
     result.values[option.name] = True

@@ -10,8 +10,15 @@ from library.options.spec import ScriptOptions, ScriptText, group_classes, group
 
 _WIDTH = 110
 _INDENT = 34
-_METAVARS = {"int": "N", "float": "X", "str": "TEXT", "path": "PATH", "int_or_float": "N|X|X%"}
-_TYPES = {"int": "whole number", "float": "number", "str": "text", "path": "path", "int_or_float": "steps or share"}
+_METAVARS = {"int": "N", "float": "X", "str": "TEXT", "path": "PATH", "int_or_float": "N|X|X%", "int_or_auto": "N|auto"}
+_TYPES = {
+    "int": "whole number",
+    "float": "number",
+    "str": "text",
+    "path": "path",
+    "int_or_float": "steps or share",
+    "int_or_auto": "whole number or `auto`",
+}
 
 
 def help_text(
@@ -76,7 +83,7 @@ An empty text for a path means not given. Names cannot be shortened; an unknown 
 def _usage(option: Option) -> str:
     name = ", ".join(option.flags)
     if option.kind == "flag":
-        return name
+        return name + "".join(f"[={word}]" for word in option.declared.words)
     value = option.declared.metavar or _METAVARS[option.kind]
     if option.declared.choices:
         value = "NAME" if option.kind == "str" else "N"
@@ -132,6 +139,7 @@ def _default(option: Option) -> str:
 def _row(option: Option, ignored: Mapping[str, str]) -> str:
     declared = option.declared
     value = "switch" if option.kind == "flag" else _TYPES[option.kind]
+    value += "".join(f", or `={word}`" for word in declared.words)
     if declared.choices:
         value = ", ".join(f"`{choice}`" for choice in declared.choices)
     if option.is_list:

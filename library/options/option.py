@@ -9,7 +9,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
-Kind = Literal["flag", "int", "float", "str", "path", "int_or_float"]
+Kind = Literal["flag", "int", "float", "str", "path", "int_or_float", "int_or_auto"]
+
+AUTO = "auto"
 
 WANTED = {
     "flag": "true or false",
@@ -18,6 +20,7 @@ WANTED = {
     "str": "a text",
     "path": "a path",
     "int_or_float": 'a whole number of steps, a share below 1, or a share as "10%"',
+    "int_or_auto": "a whole number, or auto",
 }
 
 
@@ -40,6 +43,7 @@ class Declared:
     is_secret: bool = False
     is_free_text: bool = False
     zero_is_off: bool = False
+    words: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -109,13 +113,18 @@ class Option:
         if isinstance(value, str):
             if self.kind == "int_or_float" and value.strip().endswith("%"):
                 return self.from_text(value)
+            if self.kind == "int_or_auto" and value.strip() == AUTO:
+                return AUTO
+            if self.kind == "flag" and value in self.declared.words:
+                return value
             if self.kind in ("str", "path"):
                 _refuse_control_characters(value, self.kind)
                 return self.from_text(value)
         if self.kind == "flag" and isinstance(value, bool):
             return value
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if is_number and (self.kind in ("float", "int_or_float") or (self.kind == "int" and isinstance(value, int))):
+        is_whole = self.kind in ("int", "int_or_auto") and isinstance(value, int)
+        if is_number and (self.kind in ("float", "int_or_float") or is_whole):
             return self.from_text(repr(value))
         raise ValueError(f"needs {self.wanted}, got {_toml_text(value)}.")
 
@@ -124,6 +133,8 @@ class Option:
         """What a value has to be, in words."""
         if self.declared.choices:
             return f"one of {', '.join(map(str, self.declared.choices))}"
+        if self.declared.words:
+            return f"true, false or {' or '.join(self.declared.words)}"
         return WANTED[self.kind]
 
     def _checked(self, value: object, text: str) -> object:
@@ -169,6 +180,10 @@ def _read_int(text: str) -> int | None:
         return None
 
 
+def _read_int_or_auto(text: str) -> int | str | None:
+    return AUTO if text.strip() == AUTO else _read_int(text)
+
+
 def _read_float(text: str) -> float | None:
     try:
         value = float(text)
@@ -197,6 +212,7 @@ _READERS: dict[Kind, Callable[[str], object]] = {
     "str": str,
     "path": Path,
     "int_or_float": _read_int_or_float,
+    "int_or_auto": _read_int_or_auto,
     "flag": lambda text: None,
 }
 

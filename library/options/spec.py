@@ -22,6 +22,10 @@ from library.options.config_file import config_path, read_config_file, write_con
 from library.options.option import Declared, Kind, Option
 
 _KINDS: dict[object, Kind] = {bool: "flag", int: "int", float: "float", str: "str", Path: "path"}
+_MIXED_KINDS: dict[frozenset[Any], Kind] = {
+    frozenset({int, float}): "int_or_float",
+    frozenset({int, str}): "int_or_auto",
+}
 
 
 def opt(
@@ -42,6 +46,7 @@ def opt(
     secret: bool = False,
     free_text: bool = False,
     zero_is_off: bool = False,
+    words: Sequence[str] = (),
 ) -> Any:
     """Declare an option as a field of a group. The field's name is the flag, its annotation the type.
 
@@ -63,6 +68,7 @@ def opt(
         secret: Never written or shown.
         free_text: The value is prose and may mention flags.
         zero_is_off: 0 means not given.
+        words: Values that a switch takes beside true and false, attached with `=`.
     """
     if nargs not in (None, "*"):
         raise ValueError(f"nargs must be None or '*', got {nargs!r}")
@@ -82,6 +88,7 @@ def opt(
         is_secret=secret,
         is_free_text=free_text,
         zero_is_off=zero_is_off,
+        words=tuple(words),
     )
     return field(default=default, repr=not secret, metadata={"option": declared})
 
@@ -272,7 +279,8 @@ def _kind_of(hint: Any) -> tuple[Kind, bool]:
     """Kind of a value and whether it is a list, from an annotation such as `int`, `Path | None`, `tuple[str, ...]`."""
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         members = [member for member in typing.get_args(hint) if member is not type(None)]
-        return ("int_or_float", False) if set(members) == {int, float} else _kind_of(members[0])
+        mixed: Kind | None = _MIXED_KINDS.get(frozenset(members))
+        return (mixed, False) if mixed else _kind_of(members[0])
     if typing.get_origin(hint) is tuple:
         return _kind_of(typing.get_args(hint)[0])[0], True
     return _KINDS[hint], False

@@ -114,7 +114,7 @@ class Trainer(BuiltTraining):
         buckets = {crop.bucket: None for crop in self.plan.crops}
         prompts = self.prompts if self.options.sampling.is_on else ()
         check_picture_sizes(self.family.longest_side(self.files), buckets, prompts, self.plan.source)
-        check_block_swap(self.options.precision.blocks_to_swap, self.family.depth(self.files), has_accelerator())
+        check_block_swap(self.options.memory.blocks_to_swap, self.family.depth(self.files), has_accelerator())
         self.check_trainables()
         self.family.check_changed_encoders(self.trained_encoders(), "trains in this run")
         optimizer, precision = self.options.optimizer, self.options.precision

@@ -30,7 +30,7 @@ ADDED_CHOICES = {"save_model_as": {"diffusers"}, "resize_interpolation": {"box"}
 ADDED_CHOICES |= {"t5xxl_dtype": {"fp32", "fp16", "bf16", "fp8", "fp8_e4m3fn", "int8"}}
 DEFAULTS = {"t5xxl_max_token_length": 256}  # of SD3; the tools of others leave it to the family
 TYPES = {"flag": {None}, "int": {"int"}, "float": {"float"}, "str": {"str", None}, "path": {"str", "Path"}}
-TYPES["int_or_float"] = {"int_or_float"}
+TYPES |= {"int_or_float": {"int_or_float"}, "int_or_auto": {"int"}}
 NEEDED = "--pretrained_model_name_or_path=sd3.safetensors --dataset_config=d.toml"
 
 each_tool = pytest.mark.parametrize("tool", TOOLS)

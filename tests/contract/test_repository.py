@@ -59,9 +59,7 @@ def readme() -> str:
 )
 def test_no_file_names_a_machine_or_a_package_index(pattern: re.Pattern[str], what: str):
     problems = [
-        f"{name}:{number}: {what}: {line.strip()[:80]}"
-        for name, number, line in text_lines()
-        if pattern.search(line)
+        f"{name}:{number}: {what}: {line.strip()[:80]}" for name, number, line in text_lines() if pattern.search(line)
     ]
     assert not problems, "\n" + "\n".join(problems)
 

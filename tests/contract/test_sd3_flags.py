@@ -36,6 +36,8 @@ ADDED = {
     *("missing_caption", "empty_caption", "caption_encoding"),
     *("overwrite", "allow_changed", "max_bad_steps"),
     *("ema_decay", "ema_device", "bf16_rounding"),
+    *("base_weights_dtype", "swap_prefetch", "sample_blocks_to_swap", "fit", "flash_attn"),
+    "gradient_checkpointing_every_n_blocks",
 }
 ADDED_TO = {
     "sd3_train_network": ADDED | {"blockwise_fused_optimizers"},
@@ -56,7 +58,7 @@ ADDED_CHOICES = {
     ("sd3_train", "t5xxl_dtype"): T5_FORMATS,
 }
 TYPES = {"flag": {None}, "int": {"int"}, "float": {"float"}, "str": {"str"}, "path": {"str", "Path"}}
-TYPES["int_or_float"] = {"int_or_float"}
+TYPES |= {"int_or_float": {"int_or_float"}, "int_or_auto": {"int"}}
 
 
 @pytest.mark.parametrize(("script", "number"), [("sd3_train_network", 218), ("sd3_train", 201)])

@@ -115,9 +115,7 @@ def draw_kill(kind: str, chain: Chain, done: int, num_operations: int, draw: ran
 
 
 @pytest.mark.parametrize("name", CHAINS)
-def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(
-    training, full_training, server, tmp_path, name
-):
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(training, full_training, server, tmp_path, name):
     chain, draw = CHAINS[name], random.Random(name)
     training = full_training if chain.script == "sd3_train" else training
     dataset = training.dataset(training.pictures(), **chain.dataset)

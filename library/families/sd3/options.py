@@ -11,6 +11,7 @@ from typing import ClassVar
 from library.options.groups import (
     CacheOptions,
     CommonOptions,
+    ComputeOptions,
     DatasetOptions,
     DistributedOptions,
     EmaOptions,
@@ -18,6 +19,7 @@ from library.options.groups import (
     FullOptions,
     HubOptions,
     LossOptions,
+    MemoryOptions,
     MetadataOptions,
     ModelCacheOptions,
     ModelOptions,
@@ -125,6 +127,8 @@ class Sd3NetworkOptions(CommonOptions):
     loss: LossOptions = field(default_factory=LossOptions)
     ema: EmaOptions = field(default_factory=EmaOptions)
     precision: PrecisionOptions = field(default_factory=PrecisionOptions)
+    memory: MemoryOptions = field(default_factory=MemoryOptions)
+    compute: ComputeOptions = field(default_factory=ComputeOptions)
     cache: CacheOptions = field(default_factory=CacheOptions)
     saving: SavingOptions = field(default_factory=SavingOptions)
     metadata: MetadataOptions = field(default_factory=MetadataOptions)
@@ -141,6 +145,7 @@ class Sd3NetworkOptions(CommonOptions):
     )
 
     def check(self) -> Iterator[str]:
+        yield from _memory_conflicts(self.memory, self.training)
         network = self.network
         if self.optimizer.learning_rate == 0 and not (network.unet_lr or any(network.text_encoder_lr or ())):
             yield "--learning_rate 0 leaves nothing to train. Give it, --unet_lr or --text_encoder_lr a rate above 0."
@@ -163,6 +168,8 @@ class Sd3FullOptions(CommonOptions):
     loss: LossOptions = field(default_factory=LossOptions)
     ema: EmaOptions = field(default_factory=EmaOptions)
     precision: PrecisionOptions = field(default_factory=PrecisionOptions)
+    memory: MemoryOptions = field(default_factory=MemoryOptions)
+    compute: ComputeOptions = field(default_factory=ComputeOptions)
     cache: ModelCacheOptions = field(default_factory=ModelCacheOptions)
     saving: ModelSavingOptions = field(default_factory=ModelSavingOptions)
     metadata: MetadataOptions = field(default_factory=MetadataOptions)
@@ -191,6 +198,10 @@ class Sd3FullOptions(CommonOptions):
         )
 
     def check(self) -> Iterator[str]:
+        yield from _memory_conflicts(self.memory, self.training)
+        if self.memory.weights_format is not None:
+            flag = "--base_weights_dtype" if self.memory.base_weights_dtype else "--fp8_base"
+            yield f"{flag} is for a frozen denoiser beside a network; here it trains. Leave it out."
         if self.full.train_t5xxl and self.precision.mixed_precision == "fp16":
             yield (
                 "--train_t5xxl cannot be used with --mixed_precision fp16: T5's numbers exceed the range of fp16. "
@@ -205,6 +216,14 @@ class Sd3FullOptions(CommonOptions):
     def dataset_defaults(self) -> dict[str, object]:
         """What applies where the dataset file says nothing, by key of that file."""
         return dataset_defaults(self)
+
+
+def _memory_conflicts(memory: MemoryOptions, training: TrainingOptions) -> Iterator[str]:
+    if memory.swaps and training.cpu_offload_checkpointing:
+        yield (
+            "--blocks_to_swap and --cpu_offload_checkpointing exclude each other: both need the way between host and "
+            "GPU at the same time. Keep --blocks_to_swap, with --gradient_checkpointing."
+        )
 
 
 _FLOW = "SD3 predicts the flow; this is for models that predict noise"

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from library.options.groups.cache import CacheOptions, ModelCacheOptions
+from library.options.groups.compute import ComputeOptions
 from library.options.groups.data import DatasetOptions, dataset_defaults
 from library.options.groups.ema import EmaOptions
 from library.options.groups.full import EncoderChoice, FullOptions
 from library.options.groups.hub import HubOptions
 from library.options.groups.logging import LoggingOptions
 from library.options.groups.loss import LossOptions
+from library.options.groups.memory import MemoryOptions
 from library.options.groups.model import ModelOptions
 from library.options.groups.network import NetworkOptions
 from library.options.groups.optimizer import OptimizerOptions
@@ -23,6 +25,7 @@ from library.options.spec import ScriptOptions
 __all__ = [
     "CacheOptions",
     "CommonOptions",
+    "ComputeOptions",
     "DatasetOptions",
     "DistributedOptions",
     "EmaOptions",
@@ -31,6 +34,7 @@ __all__ = [
     "HubOptions",
     "LoggingOptions",
     "LossOptions",
+    "MemoryOptions",
     "MetadataOptions",
     "ModelCacheOptions",
     "ModelOptions",

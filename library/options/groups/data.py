@@ -74,7 +74,12 @@ class DatasetOptions(OptionGroup):
         no_effect="sizes are always remembered, and checked",
     )
 
-    dry_run: bool = opt(False, "Show what would be trained, without loading any weights, and end.")
+    dry_run: bool | str = opt(
+        False,
+        "Show what would be trained and what memory it takes, without loading any weights, and end; measure also times "
+        "random blocks, for the time of a step and of the whole run.",
+        words=("measure",),
+    )
     debug_dataset: bool = opt(False, "Show the batches of the first epochs with their captions as text, and end.")
     on_bad_file: str = opt(
         "error",

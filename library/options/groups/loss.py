@@ -25,9 +25,7 @@ class LossOptions(OptionGroup):
     huber_c: float = opt(
         0.1, "Threshold of huber and smooth_l1, in pure noise where --huber_schedule lets it fall.", above=0
     )
-    huber_scale: float = opt(
-        1.0, "Factor on the threshold; not for --huber_schedule snr.", above=0
-    )
+    huber_scale: float = opt(1.0, "Factor on the threshold; not for --huber_schedule snr.", above=0)
     min_timestep: int | None = opt(
         None, "Lowest timestep that is trained. Not set means 0.", unit="0-999", minimum=0, maximum=999
     )

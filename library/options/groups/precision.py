@@ -1,4 +1,4 @@
-"""Options about number formats, memory and speed."""
+"""Options about number formats."""
 
 from __future__ import annotations
 
@@ -8,16 +8,12 @@ from typing import ClassVar
 
 from library.options.spec import OptionGroup, opt
 
-_FEWER_BITS = "base weights in fewer bits"
-_COMPILE = "torch.compile"
-_NO_HINT = "memory is handled without this hint"
-
 
 @dataclass(frozen=True, kw_only=True)
 class PrecisionOptions(OptionGroup):
-    """Number formats, memory and speed."""
+    """Number formats of computations and of what trains."""
 
-    title: ClassVar[str] = "Precision, memory and speed"
+    title: ClassVar[str] = "Precision"
 
     mixed_precision: str = opt(
         "no", "Format of the frozen weights and of most computations.", choices=("no", "fp16", "bf16")
@@ -31,36 +27,6 @@ class PrecisionOptions(OptionGroup):
         choices=("stochastic", "kahan", "nearest"),
     )
     no_half_vae: bool = opt(False, "Run the VAE in float32.")
-    fp8_base: bool = opt(False, "Keep the frozen weights in 8 bits.", later=_FEWER_BITS)
-    fp8_base_unet: bool = opt(False, "Keep the frozen denoiser in 8 bits.", later=_FEWER_BITS)
-    blocks_to_swap: int | None = opt(
-        None, "Blocks of the denoiser that stay in host memory until they are needed.", unit="blocks", minimum=0
-    )
-    sdpa: bool = opt(False, "Attention of torch. It is always used; the option is there for older commands.")
-    mem_eff_attn: bool = opt(False, "Means --sdpa.")
-    xformers: bool = opt(False, "Attention of the xformers package.", later="xformers; use --sdpa")
-    torch_compile: bool = opt(False, "Compile the denoiser.", later=_COMPILE)
-    dynamo_backend: str = opt(
-        "inductor",
-        "Backend of --torch_compile.",
-        choices=(
-            "eager",
-            "aot_eager",
-            "inductor",
-            "aot_ts_nvfuser",
-            "nvprims_nvfuser",
-            "cudagraphs",
-            "ofi",
-            "fx2trt",
-            "onnxrt",
-            "tensort",
-            "ipex",
-            "tvm",
-        ),
-        later=_COMPILE,
-    )
-    lowram: bool = opt(False, "Hint for machines with little memory.", no_effect=_NO_HINT)
-    highvram: bool = opt(False, "Hint for cards with much memory.", no_effect=_NO_HINT)
 
     def check(self) -> Iterator[str]:
         if self.full_fp16 and self.full_bf16:
@@ -71,7 +37,5 @@ class PrecisionOptions(OptionGroup):
             yield f"--full_bf16 needs --mixed_precision bf16, got {self.mixed_precision}."
 
     def remarks(self) -> Iterator[str]:
-        if self.mem_eff_attn:
-            yield "--mem_eff_attn means --sdpa."
         if self.bf16_rounding != "stochastic" and not self.full_bf16:
             yield f"--bf16_rounding {self.bf16_rounding} has no effect without --full_bf16."

@@ -54,9 +54,7 @@ class SavingOptions(OptionGroup):
     resume: str | None = opt(
         None, "Continue from this state folder, or from the newest complete one in --output_dir with auto."
     )
-    allow_changed: bool = opt(
-        False, "Continue although options or data are not those that the state was made with."
-    )
+    allow_changed: bool = opt(False, "Continue although options or data are not those that the state was made with.")
     overwrite: bool = opt(False, "Replace files of another run that have the same names.")
 
     def check(self) -> Iterator[str]:
@@ -90,7 +88,7 @@ class ModelSavingOptions(SavingOptions):
 
     @property
     def layout(self) -> str:
-        """"safetensors", "ckpt" or "diffusers"."""
+        """ "safetensors", "ckpt" or "diffusers"."""
         chosen = self.save_model_as or "safetensors"
         return "diffusers" if chosen == "diffusers_safetensors" else chosen
 

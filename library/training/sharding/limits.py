@@ -53,7 +53,7 @@ def check_sharding(options: Any, optimizer: OptimizerKind, settings: ShardingSet
         raise OptionError(
             f"--mixed_precision fp16 cannot be used with {settings.name}, which has no loss scaling here. Use bf16."
         )
-    if options.precision.blocks_to_swap:
+    if options.memory.swaps:
         raise OptionError(
             f"--blocks_to_swap cannot be used with {settings.name}, which keeps blocks elsewhere in its own way. Leave "
             f"it out; {settings.offload_name} moves shards to host memory."

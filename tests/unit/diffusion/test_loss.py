@@ -86,9 +86,7 @@ def test_losses_of_half_precision_are_float32():
 
 def test_a_white_mask_changes_nothing():
     elements, weight = torch.rand(2, 3, 4, 4), torch.tensor([0.5, 2.0])
-    assert torch.equal(
-        reduce_per_sample(elements, weight, torch.ones(2, 1, 4, 4)), reduce_per_sample(elements, weight)
-    )
+    assert torch.equal(reduce_per_sample(elements, weight, torch.ones(2, 1, 4, 4)), reduce_per_sample(elements, weight))
 
 
 def test_no_gradient_comes_from_behind_a_mask():

@@ -39,7 +39,7 @@ def test_values_with_equals_sign_or_blank_are_typed():
     assert options.network.network_dim == 16
     assert options.optimizer.learning_rate == 1e-4
     assert options.model.vae == Path("dir with blank/v.safetensors")
-    assert options.precision.sdpa is True
+    assert options.compute.sdpa is True
     assert {"network_dim", "sdpa"} <= options.given
 
 

@@ -51,7 +51,7 @@ def test_the_command_line_goes_before_the_file(tmp_path):
     )
     assert options.network.network_dim == 2
     assert options.model.pretrained_model_name_or_path == "b"
-    assert options.precision.sdpa
+    assert options.compute.sdpa
 
 
 def test_an_empty_text_on_the_command_line_takes_a_value_of_the_file_back(tmp_path):

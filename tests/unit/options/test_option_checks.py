@@ -136,10 +136,10 @@ def test_variants_of_captions_work_with_either_cache():
 
 def test_problems_of_several_groups_are_listed_at_once():
     with pytest.raises(OptionError) as caught:
-        parse("--learning_rate=-1", "--network_dim=0", "--fp8_base", "--fp8_base_unet")
+        parse("--learning_rate=-1", "--network_dim=0", "--dataset_class=own.Data")
     message = str(caught.value)
     assert "--learning_rate must" in message and "--network_dim must" in message
-    assert "--fp8_base, --fp8_base_unet: not available yet (base weights in fewer bits)." in message
+    assert "--dataset_class: not available yet (datasets of your own class)." in message
 
 
 def test_groups_check_themselves_without_a_parser():
