@@ -1,6 +1,7 @@
 """CPU seconds of a training step, against hand-written loops over the same model.
 
     python -m benchmarks.cpu_step [--widths tiny small] [--precisions no bf16] [--rounds 9]
+    python -m benchmarks.cpu_step --widths mid --precisions no --rounds 5 --variants ours "plain loop"
 
 Each row of the table is measured in this one process on one thread: the variants take turns, and a ratio is the median
 over the rounds of the ratio within a round. CPU seconds, because a busy machine changes wall time by a factor.
@@ -13,7 +14,8 @@ import argparse
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -32,8 +34,11 @@ from sd3_train_network import Sd3NetworkTrainer
 
 DEPTHS = {"tiny": 2, "small": 6, "mid": 12}  # blocks; 64 channels for each
 STEPS = {"tiny": 4, "small": 1, "mid": 1}  # steps in a round
+WARM_UP = {"tiny": 2, "small": 2, "mid": 1}  # steps before the first round
 SIDE = 512  # pixels: 1024 image tokens beside the 77 + 256 of the text
 REAL, PLAIN, FROZEN, NAIVE = "ours", "plain loop", "frozen model", "naive LoRA"
+NAMES = (REAL, PLAIN, FROZEN, NAIVE)
+RATIOS = ((REAL, PLAIN), (REAL, FROZEN), (NAIVE, PLAIN))
 
 
 def write_model(folder: Path, depth: int) -> TinySd3:
@@ -92,8 +97,8 @@ def start_trainer(folder: Path, depth: int, precision: str) -> Sd3NetworkTrainer
     return trainer
 
 
-def variants(trainer: Sd3NetworkTrainer) -> dict[str, Callable[[], None]]:
-    """One step of each, over models that share the frozen weights."""
+def variants(trainer: Sd3NetworkTrainer, names: Sequence[str] = NAMES) -> dict[str, Callable[[], None]]:
+    """One step of each that is named, over models that share the frozen weights."""
     batches = trainer.batches_from(0)
     batch = next(batches)
     assert batch.latents is not None and batch.text is not None
@@ -111,12 +116,13 @@ def variants(trainer: Sd3NetworkTrainer) -> dict[str, Callable[[], None]]:
         copy.load_state_dict(trainer.denoiser.state_dict(), assign=True)
         return copy.requires_grad_(False)
 
-    return {
-        REAL: lambda: _real_step(trainer, batches),
-        PLAIN: lora_step(model(), example),
-        FROZEN: frozen_step(model(), example),
-        NAIVE: lora_step(model(), example, is_naive=True),
+    made: dict[str, Callable[[], Callable[[], None]]] = {
+        REAL: lambda: partial(_real_step, trainer, batches),
+        PLAIN: lambda: lora_step(model(), example),
+        FROZEN: lambda: frozen_step(model(), example),
+        NAIVE: lambda: lora_step(model(), example, is_naive=True),
     }
+    return {name: made[name]() for name in names}
 
 
 def _real_step(trainer: Sd3NetworkTrainer, batches: Iterator[Batch]) -> None:
@@ -126,11 +132,14 @@ def _real_step(trainer: Sd3NetworkTrainer, batches: Iterator[Batch]) -> None:
         trainer.watch.step(report)
 
 
-def measure(steps: Mapping[str, Callable[[], None]], *, rounds: int, repeats: int) -> dict[str, list[float]]:
+def measure(
+    steps: Mapping[str, Callable[[], None]], *, rounds: int, repeats: int, warm_up: int = 2
+) -> dict[str, list[float]]:
     """CPU seconds of one step of each variant in each round; the order changes from round to round."""
-    names, seconds = list(steps), {name: [] for name in steps}
+    names = list(steps)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
     for name in names:
-        for _ in range(2):
+        for _ in range(warm_up):
             steps[name]()
     for index in range(rounds):
         shift = index % len(names)
@@ -143,20 +152,23 @@ def measure(steps: Mapping[str, Callable[[], None]], *, rounds: int, repeats: in
 
 
 def ratio(seconds: Mapping[str, list[float]], name: str, base: str) -> str:
-    """Median over the rounds, and the middle half of them."""
+    """Median over the rounds, and the middle half of them; a dash where one of the two was not measured."""
+    if name not in seconds or base not in seconds:
+        return "-"
     ratios = sorted(a / b for a, b in zip(seconds[name], seconds[base], strict=True))
     quarter = len(ratios) // 4
     return f"{median(ratios):.2f} ({ratios[quarter]:.2f}-{ratios[-1 - quarter]:.2f})"
 
 
-def measure_row(width: str, precision: str, rounds: int) -> str:
+def measure_row(width: str, precision: str, rounds: int, names: Sequence[str] = NAMES) -> str:
     """A row of the table."""
     AcceleratorState._reset_state(reset_partial_state=True)
     with tempfile.TemporaryDirectory() as folder:
         trainer = start_trainer(Path(folder), DEPTHS[width], precision)
-        seconds = measure(variants(trainer), rounds=rounds, repeats=STEPS[width])
-    cells = [f"{median(seconds[name]):.3f}" for name in (REAL, PLAIN, FROZEN, NAIVE)]
-    cells += [ratio(seconds, REAL, PLAIN), ratio(seconds, REAL, FROZEN), ratio(seconds, NAIVE, PLAIN)]
+        steps = variants(trainer, names)
+        seconds = measure(steps, rounds=rounds, repeats=STEPS[width], warm_up=WARM_UP[width])
+    cells = [f"{median(seconds[name]):.3f}" if name in seconds else "-" for name in NAMES]
+    cells += [ratio(seconds, *pair) for pair in RATIOS]
     return " | ".join([f"| {width}", {"no": "fp32"}.get(precision, precision), *cells]) + " |"
 
 
@@ -166,15 +178,15 @@ def main(argv: Iterable[str] | None = None) -> None:
     parser.add_argument("--widths", nargs="+", choices=list(DEPTHS), default=["tiny", "small"])
     parser.add_argument("--precisions", nargs="+", choices=["no", "bf16"], default=["no", "bf16"])
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--variants", nargs="+", choices=list(NAMES), default=list(NAMES))
     args = parser.parse_args(None if argv is None else list(argv))
     logging.getLogger("easel").setLevel("ERROR")
     torch.set_num_threads(1)
-    names = [REAL, PLAIN, FROZEN, NAIVE]
-    print(f"| width | precision | {' | '.join(names)} | ours / plain | ours / frozen | naive / plain |")
+    print(f"| width | precision | {' | '.join(NAMES)} | ours / plain | ours / frozen | naive / plain |")
     print("| --- |" + " --- |" * 8)
     for width in args.widths:
         for precision in args.precisions:
-            print(measure_row(width, precision, args.rounds), flush=True)
+            print(measure_row(width, precision, args.rounds, args.variants), flush=True)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ Each function takes over the model it is given and returns one step as a functio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -20,24 +20,35 @@ LEARNING_RATE = 1e-4
 MAX_GRAD_NORM = 1.0
 
 
+def fused_adamw(trained: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """What a loop takes where nothing else is asked for."""
+    return torch.optim.AdamW(trained, lr=LEARNING_RATE, fused=True)
+
+
 class Example:
-    """One picture as the model sees it.
+    """Pictures as the model sees them.
 
     Args:
-        latents: Shape [1, C, h, w], float32.
-        context: Shape [1, N, D].
-        pooled: Shape [1, P].
+        latents: Shape [B, C, h, w], float32.
+        context: Shape [B, N, D].
+        pooled: Shape [B, P].
+        positions: Rows of the table of positions; None lets the model take them from its own.
     """
 
-    def __init__(self, latents: Tensor, context: Tensor, pooled: Tensor) -> None:
-        self.latents, self.context, self.pooled = latents, context, pooled
+    def __init__(self, latents: Tensor, context: Tensor, pooled: Tensor, positions: Tensor | None = None) -> None:
+        self.latents, self.context, self.pooled, self.positions = latents, context, pooled, positions
+
+    def noisy(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Noisy latents at random noise levels, the timesteps, and what has to be found."""
+        noise = torch.randn_like(self.latents)
+        sigmas = torch.rand(len(self.latents), 1, 1, 1, device=noise.device)
+        return torch.lerp(self.latents, noise, sigmas), sigmas.flatten() * 1000, noise - self.latents
 
     def loss(self, model: MMDiT) -> Tensor:
-        """Of the velocity at a random noise level."""
-        noise, sigma = torch.randn_like(self.latents), torch.rand(1)
-        noisy_latents = sigma * noise + (1 - sigma) * self.latents
-        prediction = model(noisy_latents, sigma * 1000, self.context, self.pooled)
-        return F.mse_loss(prediction.float(), noise - self.latents)
+        """Of the velocity."""
+        noisy_latents, timesteps, target = self.noisy()
+        prediction = model(noisy_latents, timesteps, self.context, self.pooled, positions=self.positions)
+        return F.mse_loss(prediction.float(), target)
 
 
 class _AddLowRank(torch.autograd.Function):
@@ -63,32 +74,47 @@ class _AddLowRank(torch.autograd.Function):
 class _LowRankLinear(nn.Module):
     """A frozen linear layer with a trained addition."""
 
-    def __init__(self, layer: nn.Linear, is_naive: bool) -> None:
+    def __init__(self, layer: nn.Linear, rank: int, is_naive: bool) -> None:
         super().__init__()
-        self.layer, self.is_naive = layer, is_naive
-        self.a = nn.Parameter(torch.randn(RANK, layer.in_features) * layer.in_features**-0.5)
-        self.b = nn.Parameter(torch.zeros(layer.out_features, RANK))
+        self.layer, self.is_naive, self.strength = layer, is_naive, ALPHA / rank
+        device = layer.weight.device
+        self.a = nn.Parameter(torch.randn(rank, layer.in_features, device=device) * layer.in_features**-0.5)
+        self.b = nn.Parameter(torch.zeros(layer.out_features, rank, device=device))
 
     def forward(self, x: Tensor) -> Tensor:
         if self.is_naive:
-            return self.layer(x) + F.linear(F.linear(x, self.a.to(x.dtype)), self.b.to(x.dtype)) * (ALPHA / RANK)
-        return _AddLowRank.apply(x, self.layer.weight, self.layer.bias, self.a, self.b, ALPHA / RANK)
+            return self.layer(x) + F.linear(F.linear(x, self.a.to(x.dtype)), self.b.to(x.dtype)) * self.strength
+        return _AddLowRank.apply(x, self.layer.weight, self.layer.bias, self.a, self.b, self.strength)
 
 
-def lora_step(model: MMDiT, example: Example, *, is_naive: bool = False) -> Callable[[], None]:
-    """Forward, backward, clipping and fused AdamW, with LoRA on every linear layer of the blocks.
+def lora_step(
+    model: MMDiT,
+    example: Example,
+    *,
+    is_naive: bool = False,
+    rank: int = RANK,
+    layers: Iterable[str] | None = None,
+    make_optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer] = fused_adamw,
+) -> Callable[[], None]:
+    """Forward, backward, clipping and the optimizer, with LoRA beside linear layers.
 
     Args:
         model: Frozen; its layers are replaced.
         example: What is trained on.
         is_naive: The addition as three operations of autograd's own.
+        rank: Of each LoRA.
+        layers: Names of the layers; None takes all of the blocks.
+        make_optimizer: Gets what trains.
     """
     trained: list[nn.Parameter] = []
-    for parent, name in list(_linear_layers(model.joint_blocks)):
-        wrapped = _LowRankLinear(getattr(parent, name), is_naive)
-        setattr(parent, name, wrapped)
+    chosen = None if layers is None else set(layers)
+    for name, layer in list(_linear_layers(model)):
+        if chosen is not None and name not in chosen:
+            continue
+        wrapped = _LowRankLinear(layer, rank, is_naive)
+        model.set_submodule(name, wrapped)
         trained += [wrapped.a, wrapped.b]
-    optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, fused=True)
+    optimizer = make_optimizer(trained)
 
     def step() -> None:
         example.loss(model).backward()
@@ -99,11 +125,10 @@ def lora_step(model: MMDiT, example: Example, *, is_naive: bool = False) -> Call
     return step
 
 
-def _linear_layers(root: nn.Module) -> Iterator[tuple[nn.Module, str]]:
-    for module in root.modules():
-        for name, child in module.named_children():
-            if isinstance(child, nn.Linear):
-                yield module, name
+def _linear_layers(model: MMDiT) -> Iterator[tuple[str, nn.Linear]]:
+    for name, module in model.named_modules():
+        if name.startswith("joint_blocks.") and isinstance(module, nn.Linear):
+            yield name, module
 
 
 def frozen_step(model: MMDiT, example: Example) -> Callable[[], None]:

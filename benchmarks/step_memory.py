@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from benchmarks.live_memory import LiveMemory
+from library.memory.live_memory import LiveMemory
 from library.memory.fused_backward import BackwardParts, by_block, each_alone
 from library.models.mmdit import MMDiT, MMDiTConfig
 
@@ -80,7 +80,7 @@ def count_passes(config: MMDiTConfig, work: Work, *, is_fake: bool = True) -> Pa
         model.gradient_checkpointing = work.recomputes
         inputs = _inputs(config, work)
         listener = BackwardParts(work.parts(model), lambda _: None) if work.parts else None
-        live = LiveMemory([*model.parameters(), *model.buffers(), *inputs])
+        live = LiveMemory([*model.parameters(), model.pos_embed, *inputs])
         with live:
             with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
                 prediction = model(*inputs)

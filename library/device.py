@@ -112,7 +112,8 @@ def precision_note(precision: str, device: torch.device) -> str | None:
 
 
 def release_unused_memory(device: torch.device) -> None:
-    """Give back the GPU memory of models that are no longer used. Slow: for the end of a phase, not for a loop."""
+    """Give back the memory of models that are no longer used, of the GPU and of the host. Slow: for the end of a phase,
+    not for a loop."""
     if device.type == "cuda":
         import gc
 
@@ -120,6 +121,17 @@ def release_unused_memory(device: torch.device) -> None:
 
         gc.collect()
         torch.cuda.empty_cache()
+    _trim_host_memory()
+
+
+def _trim_host_memory() -> None:
+    """Return freed memory to the system. Linux's C library keeps what lies between things that are in use."""
+    if sys.platform == "linux":
+        import ctypes
+
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none, and keep less
+        if trim is not None:
+            trim(0)
 
 
 def device_words(device: torch.device) -> str:

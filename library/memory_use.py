@@ -34,6 +34,13 @@ def gpu_memory(device: torch.device) -> GpuMemory | None:
     return GpuMemory(torch.cuda.memory_reserved(device), torch.cuda.get_device_properties(device).total_memory)
 
 
+def free_device_memory() -> int | None:
+    """Bytes that the GPU has free for this process now; None where there is none, or its system does not say."""
+    import torch
+
+    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None
+
+
 def memory_in_use(device: torch.device) -> int | None:
     """Bytes in use now: of the GPU by tensors, or of the host by this process. Waits for nothing."""
     import torch

@@ -106,6 +106,7 @@ class Batch:
         images: Shape [B, 3, H, W], -1..1, or None where latents are cached.
         latents: Shape [B, C, h, w], scaled, or None where they have to be encoded.
         text: Named encoder outputs, each [B, ...], or None where nothing is cached.
+        text_rows: Of those that are token states, for each sample the number of rows up to the last that is not zero.
         posterior_seeds: One seed per sample for the draw from the VAE's posterior.
         masks: Where to learn, 0..1, at the size of the latents. Shape [B, 1, h, w], or None where no sample has one;
             samples without one are all 1.
@@ -123,6 +124,7 @@ class Batch:
     images: Tensor | None = None
     latents: Tensor | None = None
     text: dict[str, Tensor] | None = None
+    text_rows: dict[str, tuple[int, ...]] | None = None
     posterior_seeds: tuple[int, ...] = ()
     masks: Tensor | None = None
     preserves_output: Tensor | None = None
@@ -151,6 +153,7 @@ class Batch:
             images=cut(self.images),
             latents=cut(self.latents),
             text=self.text and {name: tensor[rows] for name, tensor in self.text.items()},
+            text_rows=self.text_rows and {name: numbers[rows] for name, numbers in self.text_rows.items()},
             posterior_seeds=self.posterior_seeds[rows],
             masks=cut(self.masks),
             preserves_output=cut(self.preserves_output),

@@ -185,36 +185,75 @@ def read_tensors(
         header: From `read_header`.
         names: Which tensors; None reads all.
         device: Where they go.
-        mmap: False reads with ordinary file access, for drives on which memory mapping is slow.
+        mmap: False reads with ordinary file access, for drives on which memory mapping is slow. What goes to another
+            device is always read so: pages of a mapped file stay in the memory of the process.
 
     Raises:
         CheckpointError: The file has changed since its header was read, or has a type that torch lacks.
     """
-    from safetensors import SafetensorError, safe_open
-
     wanted = list(header.tensors) if names is None else list(names)
     for name in wanted:
         torch_dtype(header.tensors[name].dtype)
-    try:
-        if mmap:
-            with safe_open(header.path, framework="pt", device=device) as file:
-                return {name: file.get_tensor(name) for name in wanted}
-        with open(header.path, "rb") as file:
-            return {name: _read_one(file, header.tensors[name]).to(device) for name in wanted}
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{header.path} cannot be read ({error}). Download or copy the file again.") from None
+    reader = TensorReader(header, mmap=mmap)
+    if device == "cpu":
+        return {name: reader.view(name) for name in wanted}
+    return {name: reader.read(name).to(device) for name in wanted}
 
 
-def _read_one(file: BinaryIO, info: TensorInfo) -> Tensor:
+class TensorReader:
+    """Reads the tensors of one file in their stored dtype, each when it is asked for.
+
+    Args:
+        header: From `read_header`.
+        mmap: Whether `view` may map the file.
+
+    Raises:
+        CheckpointError: By its methods: the file has changed since its header was read, or a type that torch lacks.
+    """
+
+    def __init__(self, header: TensorHeader, *, mmap: bool = True) -> None:
+        self.header = header
+        self._mmap = mmap
+        self._mapped: Any = None
+
+    def read(self, name: str) -> Tensor:
+        """A tensor in memory of its own. Nothing else stays: no page of the file, no open file."""
+        info = self.header.tensors[name]
+        dtype = torch_dtype(info.dtype)
+        try:
+            return _read_one(self.header.path, info, dtype)
+        except OSError as error:
+            raise self._fault(error) from None
+
+    def view(self, name: str) -> Tensor:
+        """A tensor that lies in the mapped file where mapping is allowed; it keeps the mapping alive."""
+        from safetensors import SafetensorError, safe_open
+
+        torch_dtype(self.header.tensors[name].dtype)
+        if not self._mmap:
+            return self.read(name)
+        try:
+            if self._mapped is None:
+                self._mapped = safe_open(self.header.path, framework="pt")
+            tensor: Tensor = self._mapped.get_tensor(name)
+        except (OSError, SafetensorError) as error:
+            raise self._fault(error) from None
+        return tensor
+
+    def _fault(self, error: Exception) -> CheckpointError:
+        return CheckpointError(f"{self.header.path} cannot be read ({error}). Download or copy the file again.")
+
+
+def _read_one(path: Path, info: TensorInfo, dtype: torch.dtype) -> Tensor:
     import torch
 
-    if info.end == info.start:
-        return torch.empty(info.shape, dtype=torch_dtype(info.dtype))
-    data = bytearray(info.end - info.start)
-    file.seek(info.start)
-    if file.readinto(data) < len(data):  # type: ignore[attr-defined]
-        raise OSError("it ends too early")
-    return torch.frombuffer(data, dtype=torch_dtype(info.dtype)).reshape(info.shape)
+    data = torch.empty(info.end - info.start, dtype=torch.uint8)
+    if data.numel():
+        with open(path, "rb") as file:
+            file.seek(info.start)
+            if file.readinto(data.numpy().data) < data.numel():  # type: ignore[arg-type]
+                raise OSError("it ends too early")
+    return data.view(dtype).reshape(info.shape)
 
 
 def torch_dtype(name: str) -> torch.dtype:

@@ -17,7 +17,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from networks.lora_linear import compute_dtype, is_plain_frozen, lora_linear
+from networks.lora_linear import WIDE_TYPES, compute_dtype, frozen_weight, lora_linear
 
 
 @dataclass(frozen=True)
@@ -193,8 +193,8 @@ class LoraAdapter(nn.Module):
         if isinstance(layer, nn.Conv2d):
             return self._add_to_image(self.base_forward(x, *args, **kwargs), x, strength)
         mask = self._mask((*x.shape[:-1], down.shape[0]), x.device)
-        if self._replaced is None and is_plain_frozen(layer):
-            return lora_linear(x, layer.weight, layer.bias, down, up, strength, mask)  # type: ignore[arg-type]
+        if self._replaced is None and (weight := frozen_weight(layer)) is not None:
+            return lora_linear(x, weight, layer.bias, down, up, strength, mask)  # type: ignore[arg-type]
         base = self.base_forward(x, *args, **kwargs)
         inner = F.linear(x.to(compute_dtype(x)), down.to(compute_dtype(x))) * strength
         return base + F.linear(inner if mask is None else inner * mask, up.to(inner.dtype)).to(base.dtype)
@@ -228,8 +228,13 @@ class LoraAdapter(nn.Module):
         Args:
             factors: Those of a file; None takes the adapter's own, which must not be attached then.
             device: Where the change is computed; None is where the weight is.
+
+        Raises:
+            ValueError: The weight is in fewer bits. Small changes would be lost there: merge before it is rounded.
         """
         weight: Tensor = self.target.weight  # type: ignore[assignment]
+        if weight.dtype not in WIDE_TYPES:
+            raise ValueError(f"{self.name}: a change can only be merged into a weight that is not in fewer bits")
         given = factors or self.factors()
         place = device or weight.device
         delta = Factors(given.down.to(place), given.up.to(place), given.alpha).delta() * self.multiplier

@@ -2,21 +2,48 @@
 
 y = x Wᵀ + b + s (x Aᵀ) Bᵀ. The strength s is applied to the rank-sized product and the addition is
 accumulated into the base product, so that no full-sized elementwise pass is needed; x and the
-rank-sized product are all that is kept for the backward pass.
+rank-sized product are all that is kept for the backward pass. A weight that is stored in fewer bits
+is widened for each product, so the gradients are those of the widened weight.
 
 Source: Hu et al. 2021, arXiv:2106.09685, section 4.1, with its gradients written out.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-_PLAIN_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+WIDE_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+class FrozenWeight(NamedTuple):
+    """A weight [out, in] as a layer keeps it.
+
+    Attributes:
+        bits: The weight itself, or what it is stored as.
+        scale: What belongs to the bits; None where the weight is stored as it is.
+        widen: (bits, scale, dtype) -> the weight; None where it is stored as it is.
+    """
+
+    bits: Tensor
+    scale: Tensor | None = None
+    widen: Callable[[Tensor, Tensor, torch.dtype], Tensor] | None = None
+
+
+def frozen_weight(layer: torch.nn.Module) -> FrozenWeight | None:
+    """The weight of a layer that may be computed with here; None for a layer that has to do it itself.
+
+    A layer with weights in fewer bits says by a method `frozen_weight` what it has of a `FrozenWeight`.
+    """
+    if is_plain_frozen(layer):
+        return FrozenWeight(layer.weight)  # type: ignore[arg-type]
+    ask = getattr(layer, "frozen_weight", None)
+    return None if ask is None else FrozenWeight(*ask())
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -33,14 +60,14 @@ def is_plain_frozen(layer: torch.nn.Module) -> bool:
         return False
     tensors = [layer.weight] if layer.bias is None else [layer.weight, layer.bias]
     return all(
-        not tensor.requires_grad and type(tensor) in (torch.nn.Parameter, Tensor) and tensor.dtype in _PLAIN_TYPES
+        not tensor.requires_grad and type(tensor) in (torch.nn.Parameter, Tensor) and tensor.dtype in WIDE_TYPES
         for tensor in tensors
     )
 
 
 def lora_linear(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | FrozenWeight,
     bias: Tensor | None,
     down: Tensor,
     up: Tensor,
@@ -54,7 +81,7 @@ def lora_linear(
 
     Args:
         x: Input. Shape [..., in].
-        weight: Frozen. Shape [out, in].
+        weight: Frozen; what `frozen_weight` gives of a layer, or a tensor. Shape [out, in].
         bias: Frozen. Shape [out].
         down: Shape [rank, in].
         up: Shape [out, rank].
@@ -66,7 +93,8 @@ def lora_linear(
     """
     x = x.to(compute_dtype(x))
     mask = mask if mask is None else mask.to(x.dtype).reshape(-1, mask.shape[-1])
-    out: Tensor = _LoraLinear.apply(x, weight, bias, down, up, scale, mask)
+    base = weight if isinstance(weight, FrozenWeight) else FrozenWeight(weight)
+    out: Tensor = _LoraLinear.apply(x, *base, bias, down, up, scale, mask)
     return out
 
 
@@ -75,7 +103,9 @@ class _LoraLinear(torch.autograd.Function):
     def forward(  # type: ignore[override]
         ctx: Any,
         x: Tensor,
-        weight: Tensor,
+        bits: Tensor,
+        bits_scale: Tensor | None,
+        widen: Callable[[Tensor, Tensor, torch.dtype], Tensor] | None,
         bias: Tensor | None,
         down: Tensor,
         up: Tensor,
@@ -87,17 +117,18 @@ class _LoraLinear(torch.autograd.Function):
         inner = (rows @ low.t()).mul_(scale)  # [n, rank]
         if mask is not None:
             inner.mul_(mask)
+        weight = bits if widen is None or bits_scale is None else widen(bits, bits_scale, rows.dtype)
         out = F.linear(rows, *_as_autocast_would(rows, weight, bias)).addmm_(inner, high.t())  # [n, out]
-        # the weight is kept as it is stored: its cast copies would be a second model in memory
-        ctx.save_for_backward(rows, inner, weight, low, high, mask)
-        ctx.scale, ctx.shape, ctx.factor_dtypes = scale, x.shape, (down.dtype, up.dtype)
+        # the weight is kept as it is stored: its cast or widened copies would be a second model in memory
+        ctx.save_for_backward(rows, inner, bits, bits_scale, low, high, mask)
+        ctx.widen, ctx.scale, ctx.shape, ctx.factor_dtypes = widen, scale, x.shape, (down.dtype, up.dtype)
         return out.view(*x.shape[:-1], out.shape[-1])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        rows, inner, weight, low, high, mask = ctx.saved_tensors
-        needs_x, _, _, needs_down, needs_up, _, _ = ctx.needs_input_grad
+        rows, inner, bits, bits_scale, low, high, mask = ctx.saved_tensors
+        needs_x, _, _, _, _, needs_down, needs_up, _, _ = ctx.needs_input_grad
         grad = grad.reshape(-1, grad.shape[-1])  # [n, out]
         grad_x = grad_down = grad_up = None
         if needs_up:
@@ -109,8 +140,9 @@ class _LoraLinear(torch.autograd.Function):
             if needs_down:
                 grad_down = (grad_inner.t() @ rows).to(ctx.factor_dtypes[0])
             if needs_x:
-                grad_x = (grad @ weight.to(grad.dtype)).addmm_(grad_inner, low).view(ctx.shape)
-        return grad_x, None, None, grad_down, grad_up, None, None
+                weight = bits.to(grad.dtype) if ctx.widen is None else ctx.widen(bits, bits_scale, grad.dtype)
+                grad_x = (grad @ weight).addmm_(grad_inner, low).view(ctx.shape)
+        return grad_x, None, None, None, None, grad_down, grad_up, None, None
 
 
 def _as_autocast_would(rows: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

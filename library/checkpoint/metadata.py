@@ -8,15 +8,18 @@ Source: the keys that tools for Stable Diffusion networks read and write; Stabil
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import mimetypes
+import os
+import sys
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from threading import Thread
+from threading import Thread, get_native_id
 from typing import TYPE_CHECKING
 
 from library.log import get_logger
@@ -50,6 +53,7 @@ RECORDED_OPTIONS = (  # recorded as ss_<name>, where the script has them
 JSON_KEYS = frozenset(  # whose values are JSON
     ("ss_network_args", "ss_datasets", "ss_tag_frequency", "ss_dataset_dirs", "ss_reg_dataset_dirs", "ss_bucket_info")
 )
+_BACKGROUND = 10  # niceness, of -20 to 19: a tenth of what a thread of the usual 0 gets
 MAX_THUMBNAIL_BYTES = 1 << 17  # of the data URL, an eighth of the largest header
 _OWN_NAMES = {"debiased_estimation": "debiased_estimation_loss"}  # option of another name than its key
 _DESCRIPTIONS = (  # modelspec.<name>, from the option --metadata_<name>
@@ -220,7 +224,7 @@ def file_hashes(path: Path) -> FileHashes:
 
 
 def hash_in_background(files: Mapping[str, Path]) -> Future[dict[str, FileHashes]]:
-    """Hash files in a thread that does not keep the process alive; `.result()` waits.
+    """Hash files in a thread that does not keep the process alive and steps back for others; `.result()` waits.
 
     Args:
         files: {any name: path}; the names are those of the result.
@@ -228,6 +232,7 @@ def hash_in_background(files: Mapping[str, Path]) -> Future[dict[str, FileHashes
     future: Future[dict[str, FileHashes]] = Future()
 
     def work() -> None:
+        _step_back()
         try:
             future.set_result({name: file_hashes(path) for name, path in files.items()})
         except BaseException as error:  # raised by result(), in the thread that asks
@@ -235,6 +240,17 @@ def hash_in_background(files: Mapping[str, Path]) -> Future[dict[str, FileHashes
 
     Thread(target=work, name="file hashes", daemon=True).start()
     return future
+
+
+def _step_back() -> None:
+    """Let this thread's reading and counting wait where others want the disk or a processor.
+
+    On Linux priorities are those of threads, and the priority at the disk follows. Elsewhere they are those of the
+    whole process, which stays as it is.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, get_native_id(), _BACKGROUND)
 
 
 def describe_file(kind: str, path: Path, hashes: FileHashes) -> dict[str, str]:

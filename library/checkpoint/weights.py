@@ -16,7 +16,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from library.errors import CheckpointError
-from library.tensorfile import TensorHeader, TensorInfo, hash_tensors, read_header, read_tensors, remembered_hash
+from library.tensorfile import (
+    TensorHeader,
+    TensorInfo,
+    TensorReader,
+    hash_tensors,
+    read_header,
+    read_tensors,
+    remembered_hash,
+    torch_dtype,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -183,9 +192,9 @@ def read_weights(
         part: From `select_part`.
         dtype: Of the result; None keeps the stored precision, and gives fp8 in the smallest type that holds it
             exactly: bfloat16, or float32 where it has scales.
-        as_stored: Published names for which `dtype` does not hold.
+        as_stored: Published names for which neither `dtype` nor `device` holds: they stay in host memory as they are.
         device: Where the tensors go.
-        mmap: False reads with ordinary file access, for drives on which memory mapping is slow.
+        mmap: False also reads with ordinary file access what could stay in the mapped file.
 
     Returns:
         {published name: tensor}. Without a change of dtype or device, tensors are views of the mapped file.
@@ -194,25 +203,25 @@ def read_weights(
         CheckpointError: NaN or infinite values, or values that do not fit `dtype`.
     """
     return {
-        weight.name: weight.wide(None if weight.name in as_stored else dtype, device)
+        weight.name: weight.wide() if weight.name in as_stored else weight.wide(dtype, device)
         for weight in stored_weights(part, mmap=mmap)
     }
 
 
 @dataclass(frozen=True)
 class StoredWeight:
-    """A tensor as it lies in a file.
+    """A tensor that lies in a file.
 
     Attributes:
         part: That it belongs to.
         key: Name in the file.
-        stored: The tensor.
+        file: That it lies in.
         scale: What to multiply it by, for fp8 with scales: one number, or one for each row.
     """
 
     part: Part
     key: str
-    stored: Tensor
+    file: TensorReader
     scale: Tensor | None
 
     @property
@@ -220,15 +229,56 @@ class StoredWeight:
         """Published name."""
         return self.part.names[self.key]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """That it is stored in."""
+        return torch_dtype(self.file.header.tensors[self.key].dtype)
+
+    @property
+    def is_fp8(self) -> bool:
+        """Whether it is stored in fp8."""
+        return self.dtype.itemsize == 1
+
+    @cached_property
+    def stored(self) -> Tensor:
+        """The tensor as it is stored, in memory of its own, which goes with this object."""
+        return self.file.read(self.key)
+
     def wide(self, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> Tensor:
         """The numbers that are meant, see `read_weights`.
 
         Raises:
             CheckpointError: NaN or infinite values, or values that do not fit `dtype`.
         """
-        tensor = _convert(self.stored.to(device), self.scale, dtype)
+        import torch
+
+        wanted = self._held_dtype(dtype)
+        if self.scale is None and wanted == self.dtype and torch.device(device).type == "cpu":
+            tensor = self.file.view(self.key)
+        else:
+            tensor = self._converted(wanted, device)
         _refuse_non_finite(self.part, self.key, tensor)
         return tensor
+
+    def _held_dtype(self, dtype: torch.dtype | None) -> torch.dtype:
+        import torch
+
+        if dtype is not None:
+            return dtype
+        if self.scale is not None:
+            return torch.float32
+        return torch.bfloat16 if self.is_fp8 else self.dtype
+
+    def _converted(self, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+        """Converted on the side on which it is smaller, so that the fewest bytes travel and none lies wide for long."""
+        stored = self.stored
+        if self.scale is None and dtype.itemsize < stored.itemsize:
+            return stored.to(dtype).to(device)
+        stored = stored.to(device)
+        if self.scale is not None:
+            shape = [-1] + [1] * (stored.ndim - 1) if self.scale.numel() > 1 else []
+            stored = stored.float() * self.scale.to(device).float().reshape(shape)
+        return stored.to(dtype)
 
 
 def stored_weights(part: Part, *, mmap: bool = True) -> Iterator[StoredWeight]:
@@ -238,30 +288,14 @@ def stored_weights(part: Part, *, mmap: bool = True) -> Iterator[StoredWeight]:
         part: From `select_part`.
         mmap: See `read_weights`.
     """
-    scales = dict(_read(part.source, part.scales.values(), True))
-    for key, stored in _read(part.source, part.names, mmap):
-        yield StoredWeight(part, key, stored, scales.get(part.scales.get(key, "")))
-
-
-def _read(source: WeightFiles, names: Collection[str], mmap: bool) -> Iterator[tuple[str, Tensor]]:
-    wanted = set(names)
-    for header in source.headers:
-        here = [name for name in header.tensors if name in wanted]
-        if mmap:
-            yield from (read_tensors(header, here) if here else {}).items()
-        else:
-            for name in here:  # one at a time, so that no second copy of the file is ever in memory
-                yield name, read_tensors(header, [name], mmap=False)[name]
-
-
-def _convert(stored: Tensor, scale: Tensor | None, dtype: torch.dtype | None) -> Tensor:
-    import torch
-
-    if scale is not None:
-        shape = [-1] + [1] * (stored.ndim - 1) if scale.numel() > 1 else []
-        stored = stored.float() * scale.to(stored.device).float().reshape(shape)
-        return stored.to(dtype or torch.float32)
-    return stored.to(dtype or (torch.bfloat16 if stored.itemsize == 1 else stored.dtype))
+    readers = [TensorReader(header, mmap=mmap) for header in part.source.headers]
+    scales = {
+        name: reader.read(name) for reader in readers for name in part.scales.values() if name in reader.header.tensors
+    }
+    for reader in readers:
+        for key in reader.header.tensors:
+            if key in part.names:
+                yield StoredWeight(part, key, reader, scales.get(part.scales.get(key, "")))
 
 
 def _refuse_non_finite(part: Part, name: str, tensor: Tensor) -> None:

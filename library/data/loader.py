@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from library.data.cache import MASK, CachedTexts, DamagedEntry, TensorCache
+from library.data.cache import MASK, CachedTexts, DamagedEntry, TensorCache, used_rows
 from library.data.pixels.opencv import opencv
 from library.data.pixels.pictures import prepare_picture
 from library.data.plan.batches import sample_id
@@ -129,6 +129,7 @@ class BatchDataset(Dataset[Batch]):
         flips = [self._is_flipped(item, plan) for item in plan.items]
         captions = tuple(self._caption(item, plan) for item in plan.items)
         pixels, damaged = self._pixels(plan, flips)
+        texts = None if self.texts is None else self._text(self.texts, plan, captions)
         batch = Batch(
             plan=plan,
             sample_ids=tuple(sample_id(record, item.repeat) for record, item in zip(records, plan.items, strict=True)),
@@ -136,7 +137,8 @@ class BatchDataset(Dataset[Batch]):
             loss_weights=torch.tensor([record.loss_weight for record in records], dtype=torch.float32),
             images=pixels.images,
             latents=pixels.latents,
-            text=None if self.texts is None else self._text(self.texts, plan, captions),
+            text=None if texts is None else _stacked(texts),
+            text_rows=None if texts is None else used_rows(texts),
             posterior_seeds=tuple(
                 posterior_seed(record, plan.size, is_flipped) for record, is_flipped in zip(records, flips, strict=True)
             ),
@@ -174,10 +176,8 @@ class BatchDataset(Dataset[Batch]):
             record.caption, rules, draw=draw, epoch=plan.epoch, step=plan.step, max_steps=self.max_steps
         )
 
-    def _text(self, texts: CachedTexts, plan: BatchPlan, captions: Sequence[str]) -> dict[str, Tensor]:
-        """{name: [B, ...]}"""
-        rows = [texts.read(item.record, caption) for item, caption in zip(plan.items, captions, strict=True)]
-        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    def _text(self, texts: CachedTexts, plan: BatchPlan, captions: Sequence[str]) -> list[dict[str, Tensor]]:
+        return [texts.read(item.record, caption) for item, caption in zip(plan.items, captions, strict=True)]
 
     def _preserves_output(self, records: Sequence[ImageRecord]) -> Tensor | None:
         """Shape [B], or None where no sample asks for it."""
@@ -228,6 +228,11 @@ class BatchDataset(Dataset[Batch]):
         if not self.has_masks:
             return None
         return torch.stack([torch.ones(shape) if mask is None else mask.float() for mask in masks])
+
+
+def _stacked(samples: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """{name: [B, ...]}"""
+    return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
 
 
 class BatchLoader(DataLoader[Batch]):

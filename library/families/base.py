@@ -6,7 +6,7 @@ handed back and handed in again. The trainer imports this file and never a concr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -25,10 +25,18 @@ class Conditioning:
     Attributes:
         context: Token states. Shape [B, N, D].
         pooled: One vector per sample. Shape [B, P].
+        is_used: False for rows of the context that are all zero and may be merged. On the CPU, whatever device the
+            others are on. Shape [B, N], bool. None where none may.
     """
 
     context: Tensor
     pooled: Tensor
+    is_used: Tensor | None = None
+
+    def take(self, rows: Tensor, on_host: Tensor) -> Conditioning:
+        """Of some samples, whose numbers are given on both sides."""
+        used = None if self.is_used is None else self.is_used[on_host]
+        return Conditioning(self.context[rows], self.pooled[rows], used)
 
 
 class ModelFamily(Protocol):
@@ -64,10 +72,29 @@ class ModelFamily(Protocol):
     def longest_side(self, files: Any) -> int | None:
         """Longest side of a picture that the denoiser can place, in pixels; None for any."""
 
-    def load_denoiser(self, files: Any, dtype: torch.dtype, device: torch.device) -> nn.Module: ...
+    def load_denoiser(
+        self, files: Any, dtype: torch.dtype, device: torch.device, change: Callable[[nn.Module], None] | None = None
+    ) -> nn.Module:
+        """The denoiser, frozen. `change` is called with it before options put its weights into fewer bits; until then
+        it may be on the host, in the precision of its file."""
 
     def denoiser_outline(self, files: Any) -> nn.Module:
         """The denoiser with the shapes of its weights and without numbers. Fast."""
+
+    def vae_outline(self, files: Any, dtype: torch.dtype) -> nn.Module:
+        """The VAE likewise."""
+
+    def encoder_outline(self, files: Any, name: str, dtype: torch.dtype) -> nn.Module:
+        """A text encoder likewise, in the format that options ask for where the others are in `dtype`."""
+
+    def encoder_device(self, name: str, device: torch.device) -> torch.device:
+        """Where a frozen text encoder runs whose denoiser is on `device`."""
+
+    def denoiser_inputs(self, files: Any, size: Size, number: int, text_dtype: torch.dtype) -> dict[str, Tensor]:
+        """Arguments of the denoiser's forward for so many pictures with full texts, of any numbers, on the host."""
+
+    def tokens_of_full_length(self, names: Sequence[str], number: int) -> dict[str, Tensor]:
+        """As `tokenize` gives them for so many captions, of any words."""
 
     def denoiser_parts(self, denoiser: nn.Module) -> dict[str, list[nn.Module]]:
         """{part: its modules} for learning rates: "embedders", each block ("block_00", ...), "final"."""
@@ -83,8 +110,9 @@ class ModelFamily(Protocol):
         """The encoders that are asked for and there, frozen. Options may ask for another device or format of one;
         a `device` that is the CPU goes before them, for whoever has no room elsewhere."""
 
-    def check_encoder_devices(self, device: torch.device) -> None:
-        """Refuse devices of encoders that are not there. `device` is where the denoiser runs."""
+    def check_devices(self, device: torch.device) -> None:
+        """Refuse devices of encoders that are not there, and devices that do not know a format that weights are to be
+        kept in. `device` is where the denoiser runs."""
 
     def check_changed_encoders(self, names: Sequence[str], why: str) -> None:
         """Refuse options of encoders whose weights change; `why` is the rest of a sentence that begins with one."""
@@ -132,10 +160,21 @@ class ModelFamily(Protocol):
         """States of the encoders that are given, on the device of each, with the masked rows set to zero where options
         ask for it. The tokens may be on the host."""
 
+    def text_rows(self, tokens: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+        """{encoder: for each sample the rows of its states up to which they may differ from zero}, of encoders whose
+        padding `encode_text` sets to zero. The tokens are on the host."""
+
     def drop_text(self, states: Mapping[str, Tensor], uniform: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Encoder dropout. `uniform` holds draws in [0, 1), shape [B], for each encoder with a rate above 0."""
 
-    def join_text(self, states: Mapping[str, Tensor], denoiser: nn.Module) -> Conditioning: ...
+    def join_text(
+        self,
+        states: Mapping[str, Tensor],
+        denoiser: nn.Module,
+        rows: Mapping[str, Sequence[int]] | None = None,
+    ) -> Conditioning:
+        """The states of all encoders as the denoiser wants them. `rows` is as from `text_rows`, of encoders where it
+        is known."""
 
     def encode_images(self, vae: nn.Module, images: Tensor, noise: Tensor) -> Tensor:
         """images [B, 3, H, W] in -1..1, noise [B, C, h, w] for the draw from the posterior -> scaled latents."""

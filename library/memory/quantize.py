@@ -1,98 +1,133 @@
-"""Linear layers that keep their weights in 8 bits and widen them for each use: half the memory of fp16, in plain torch.
+"""Matrices in 8 or 4 bits: rounding them, and the numbers that they stand for.
 
-Two formats, each with one scale per output row: "int8", whole numbers from -127 to 127, and "fp8" (float8_e4m3fn),
-whose scale is a power of two times the unit that the weights are given in, so that weights which are stored in fp8
-already stay as they are. Of weights that are spread like a bell int8 keeps the most.
+Forms, by what is kept of a matrix beside its bits:
 
-Source of the rows' scales: Dettmers et al. 2022, arXiv:2208.07339, section 2.1.
+- "int8": whole numbers from -127 to 127, and a scale for each output row.
+- "fp8": float8_e4m3fn, and a scale for each row, a power of two times the unit that the weights are given in, so that
+  weights which are stored in fp8 already stay as they are.
+- "e4m3", "e5m2": float8_e4m3fn or float8_e5m2 with the scales of a file in fp8, bits and all as they are stored there.
+- "nf4": 16 levels that are equally frequent in numbers spread like a bell, and a scale for every 64 numbers, by the
+  bitsandbytes package.
+
+The first three take half the memory of fp16, in plain torch, so that they run wherever torch does; nf4 takes 28 %. Of
+weights that are spread like a bell int8 keeps the most, then fp8, then nf4.
+
+Sources: of the rows' scales Dettmers et al. 2022, arXiv:2208.07339, section 2.1; of nf4 Dettmers et al. 2023,
+arXiv:2305.14314, section 3.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-INT8, FP8 = "int8", "fp8"
+INT8, FP8, E4M3, E5M2, NF4 = "int8", "fp8", "e4m3", "e5m2", "nf4"
+STORED_FORMS = {torch.float8_e4m3fn: E4M3, torch.float8_e5m2: E5M2}  # of a file
+BLOCK = 64  # numbers with one scale, in nf4
 _LARGEST = {INT8: 127.0, FP8: 448.0}
 
+Widen = Callable[[Tensor, Tensor, torch.dtype], Tensor]  # bits, scale, dtype of the result
 
-def quantize(weight: Tensor, bits: str, unit: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Round a matrix to 8 bits.
+
+def empty_state(out_features: int, in_features: int, form: str) -> tuple[Tensor, Tensor]:
+    """Bits and scale of a matrix [out, in], without values. Of nf4 the rows must have an even length.
+
+    Returns:
+        Bits, see `quantize`, and float32 scales.
+    """
+    if form == NF4:
+        num_blocks = -(-out_features * in_features // BLOCK)
+        return torch.empty(out_features, in_features // 2, dtype=torch.uint8), torch.empty(num_blocks)
+    return torch.empty(out_features, in_features, dtype=torch.int8), torch.empty(out_features, 1)
+
+
+def quantize(weight: Tensor, form: str, unit: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Round a matrix.
 
     Args:
         weight: Finite. Shape [out, in].
-        bits: "int8" or "fp8".
-        unit: What the weights are multiples of, where they come from a file in fp8: one number, or shape [out].
+        form: "int8", "fp8" or "nf4".
+        unit: For fp8 what the weights are multiples of, where they come from a file in fp8: one number, or shape [out].
 
     Returns:
-        The bits, as int8 in both formats, shape [out, in], and float32 scales, shape [out, 1], see `widen`.
+        The bits, of 8 bits as int8, whatever they mean, shape [out, in], of nf4 two in a uint8, shape [out, in / 2];
+        and float32 scales, shape [out, 1], of nf4 shape [ceil(out * in / 64)]. See `widen`.
     """
+    if form == NF4:
+        return _quantize_nf4(weight)
     rows = weight.float()
-    largest = rows.abs().amax(dim=1, keepdim=True)  # [out, 1]
-    if bits == INT8:
+    low, high = rows.aminmax(dim=1, keepdim=True)
+    largest = torch.maximum(high, -low)  # [out, 1]
+    if form == INT8:
         scale = (largest / _LARGEST[INT8]).bfloat16().float()  # so that no precision rounds it when it is used
     else:
         units = torch.ones_like(largest) if unit is None else unit.to(rows).reshape(-1, 1).expand_as(largest)
         scale = units * (largest / (_LARGEST[FP8] * units)).log2().ceil().exp2()
     scale = torch.where(scale > 0, scale, 1.0)  # rows of zeros
-    scaled = (rows / scale).clamp(-_LARGEST[bits], _LARGEST[bits])
-    if bits == INT8:
-        return scaled.round().to(torch.int8), scale
+    scaled = (rows / scale).clamp_(-_LARGEST[form], _LARGEST[form])
+    if form == INT8:
+        return scaled.round_().to(torch.int8), scale
     return scaled.to(torch.float8_e4m3fn).view(torch.int8), scale
 
 
-def widen(weight: Tensor, scale: Tensor, bits: str, dtype: torch.dtype) -> Tensor:
-    """The numbers that `quantize` kept, in `dtype`. Shape [out, in]."""
-    if bits == INT8:
-        return weight * scale.to(dtype)  # one pass: torch widens as it multiplies
+def _quantize_nf4(weight: Tensor) -> tuple[Tensor, Tensor]:
+    from bitsandbytes.functional import quantize_4bit
+
+    wide = weight if weight.dtype in (torch.float32, torch.float16, torch.bfloat16) else weight.float()
+    bits, state = quantize_4bit(wide.contiguous(), blocksize=BLOCK, quant_type=NF4)
+    return bits.view(weight.shape[0], -1), state.absmax.float()
+
+
+def keep_fp8(stored: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor, str]:
+    """A matrix in fp8 as a file has it.
+
+    Args:
+        stored: In float8_e4m3fn or float8_e5m2. Shape [out, in].
+        scale: One number, or one for each row; None is 1.
+
+    Returns:
+        Bits and scale as `quantize` gives them, and their form.
+    """
+    rows = torch.ones(stored.shape[0], 1, device=stored.device)
+    if scale is not None:
+        rows = rows * scale.to(rows).reshape(-1, 1)
+    return stored.contiguous().view(torch.int8), rows, STORED_FORMS[stored.dtype]
+
+
+def widen(weight: Tensor, scale: Tensor, form: str, dtype: torch.dtype) -> Tensor:
+    """The numbers that are kept, in `dtype`. Shape [out, in]."""
+    return WIDENINGS[form](weight, scale, dtype)
+
+
+def _widen_int8(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    return weight * scale.to(dtype)  # one pass: torch widens as it multiplies
+
+
+def _widen_fp8(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     return weight.view(torch.float8_e4m3fn).to(dtype).mul_(scale.to(dtype))
 
 
-class QuantizedLinear(nn.Module):
-    """A frozen linear layer without bias.
-
-    The bits are an int8 tensor in both formats: `Module.to` leaves it alone, and transformers casts what goes into a
-    layer of T5 to the dtype of its weight unless that is int8.
-
-    Args:
-        in_features: Width of the input.
-        out_features: Width of the output.
-        bits: "int8" or "fp8".
-        dtype: Of the arithmetic and of the output.
-    """
-
-    weight: Tensor
-    scale: Tensor
-
-    def __init__(self, in_features: int, out_features: int, bits: str, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.bits, self.dtype = bits, dtype
-        self.register_buffer("weight", torch.empty(out_features, in_features, dtype=torch.int8))
-        self.register_buffer("scale", torch.empty(out_features, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x.to(self.dtype), widen(self.weight, self.scale, self.bits, self.dtype))
+def _widen_e4m3(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    return weight.view(torch.float8_e4m3fn).to(dtype).mul_(scale)  # rounded once, as a file is that is read wide
 
 
-def replace_linears(model: nn.Module, bits: str, dtype_of: Callable[[str], torch.dtype]) -> frozenset[str]:
-    """Put empty quantised layers in the place of all linear layers, none of which has a bias.
+def _widen_e5m2(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    return weight.view(torch.float8_e5m2).to(dtype).mul_(scale)
 
-    Args:
-        model: On the meta device.
-        bits: "int8" or "fp8".
-        dtype_of: Dtype of the arithmetic by the name of a weight.
 
-    Returns:
-        Names of their weights; `<layer>.scale` belongs to `<layer>.weight`.
-    """
-    linears = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
-    for name, layer in linears.items():
-        assert "bias" not in dict(layer.named_parameters()), f"{name} has a bias"
-        parent, _, own = name.rpartition(".")
-        with torch.device("meta"):
-            empty = QuantizedLinear(layer.in_features, layer.out_features, bits, dtype_of(f"{name}.weight"))
-        setattr(model.get_submodule(parent), own, empty)
-    return frozenset(f"{name}.weight" for name in linears)
+def _widen_nf4(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    shape = (weight.shape[0], 2 * weight.shape[1])
+    known = dtype if dtype.itemsize < 8 else torch.float32  # there is none for float64
+    wide: Tensor = torch.ops.bitsandbytes.dequantize_4bit.default(weight, scale, BLOCK, NF4, shape, known)
+    return wide.to(dtype)
+
+
+WIDENINGS: Mapping[str, Widen] = {
+    INT8: _widen_int8,
+    FP8: _widen_fp8,
+    E4M3: _widen_e4m3,
+    E5M2: _widen_e5m2,
+    NF4: _widen_nf4,
+}

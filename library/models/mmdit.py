@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from library.errors import CheckpointError
-from library.models.attention import Attention, torch_attention
-from library.models.positions import centred_window, sincos_table
+from library.models.attention import Attention, takes_bias, torch_attention
+from library.models.position_windows import PositionWindows
+from library.models.positions import sincos_table
 
 _EPS = 1e-6
 _NATIVE_SIDE = 64  # patches of a 1024 pixel image
@@ -318,8 +319,11 @@ class MMDiT(nn.Module):
 
     Attributes:
         joint_blocks: The swappable blocks.
-        gradient_checkpointing: Recompute each joint block in the backward pass instead of keeping its activations.
+        gradient_checkpointing: Recompute joint blocks in the backward pass instead of keeping their activations.
+        checkpoint_every: Then, the first of so many blocks is recomputed; 1 means each.
         run_checkpointed: How it is then run: called with a block and its inputs.
+        pos_embed: The table of positions. Beside the buffers, because it stays in host memory in its own precision,
+            wherever the model goes; a part of the state all the same. Shape [1, P * P, hidden].
 
     Build it under `torch.device("meta")` where weights follow.
     """
@@ -330,6 +334,7 @@ class MMDiT(nn.Module):
         super().__init__()
         self.config = config
         self.gradient_checkpointing = False
+        self.checkpoint_every = 1
         self.run_checkpointed: Callable[..., Any] = partial(checkpoint, use_reentrant=False)
         self.x_embedder = PatchEmbedder(config)
         self.t_embedder = VectorEmbedder(config.frequencies, config.hidden)
@@ -337,13 +342,21 @@ class MMDiT(nn.Module):
         self.context_embedder = nn.Linear(config.context_dim, config.hidden)
         self.joint_blocks = nn.ModuleList(JointBlock(config, index) for index in range(config.depth))
         self.final_layer = OutputLayer(config)
-        self.register_buffer("pos_embed", torch.empty(1, config.position_side**2, config.hidden))
+        self.windows = PositionWindows()
+        self.pos_embed = torch.empty(1, config.position_side**2, config.hidden)
         if not self.pos_embed.is_meta:  # where it is, arithmetic would import half of torch for nothing
             native = min(config.position_side, _NATIVE_SIDE)
             self.pos_embed.copy_(sincos_table(config.hidden, config.position_side, native))
 
     def forward(
-        self, latents: Tensor, timesteps: Tensor, context: Tensor, pooled: Tensor, *, positions: Tensor | None = None
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        context: Tensor,
+        pooled: Tensor,
+        *,
+        context_bias: Tensor | None = None,
+        positions: Tensor | None = None,
     ) -> Tensor:
         """
         Args:
@@ -351,6 +364,7 @@ class MMDiT(nn.Module):
             timesteps: 0 to 1000, not rounded. Shape [B].
             context: Token states. Shape [B, N, context_dim].
             pooled: Shape [B, pooled_dim].
+            context_bias: Added to the scores of the context's tokens as keys, in every block. Shape [B, N].
             positions: A window of a table of positions; None takes the centre of the stored one.
                 Shape [1, h * w / patch ** 2, hidden].
 
@@ -366,23 +380,58 @@ class MMDiT(nn.Module):
             raise ValueError(f"latent sides must be multiples of {patch}, got {tuple(latents.shape[2:])}")
         height, width = latents.shape[2] // patch, latents.shape[3] // patch
         if positions is None:
-            positions = centred_window(self.pos_embed, height, width)
+            positions = self.windows.centred(self.pos_embed, height, width, latents.device)
         x = self.x_embedder(latents.to(dtype))  # [B, h * w, hidden]
         x = x + positions.to(x)
         frequencies = timestep_embedding(timesteps, self.config.frequencies)
         conditioning = self.t_embedder(frequencies.to(dtype)) + self.y_embedder(pooled.to(dtype))
         activated = F.silu(conditioning)  # what every adaLN begins with
-        x = self._run_blocks(self.context_embedder(context.to(dtype)), x, activated)
+        bias = None if context_bias is None else F.pad(context_bias.to(dtype), (0, x.shape[1]))[:, None, None]
+        x = self._run_blocks(self.context_embedder(context.to(dtype)), x, activated, bias)
         patches = self.final_layer(x, activated)  # [B, h * w, p * p * C]
         return rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", h=height, p=patch, q=patch)
 
-    def _run_blocks(self, context: Tensor, x: Tensor, activated: Tensor) -> Tensor:
-        for block in self.joint_blocks:
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                context, x = self.run_checkpointed(block, context, x, activated)
+    def _run_blocks(self, context: Tensor, x: Tensor, activated: Tensor, bias: Tensor | None) -> Tensor:
+        is_checkpointing = self.gradient_checkpointing and torch.is_grad_enabled()
+        for index, block in enumerate(self.joint_blocks):
+            if is_checkpointing and index % self.checkpoint_every == 0:
+                context, x = self.run_checkpointed(block, context, x, activated, bias)
             else:
-                context, x = block(context, x, activated)
+                context, x = block(context, x, activated, bias)
         return x
+
+    @property
+    def takes_bias(self) -> bool:
+        """Whether its attention may be given a bias."""
+        return all(takes_bias(block.x_block.attend) for block in self.joint_blocks)  # type: ignore[union-attr, arg-type]
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}pos_embed"] = self.pos_embed
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        name = f"{prefix}pos_embed"
+        table = state_dict.pop(name, None)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        if table is None:
+            missing_keys.append(name)
+        elif table.shape != self.pos_embed.shape:
+            error_msgs.append(f"{name} has the shape {tuple(table.shape)} for {tuple(self.pos_embed.shape)}")
+        elif local_metadata.get("assign_to_params_buffers", False):
+            self.pos_embed = table
+        else:
+            self.pos_embed.copy_(table)
 
     def _arithmetic_dtype(self, device: torch.device) -> torch.dtype:
         if torch.is_autocast_enabled(device.type):

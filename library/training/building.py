@@ -84,7 +84,7 @@ def make_batches(trainer: BuiltTraining, step: int) -> Iterator[Batch]:
             yield from batches[skipped if number == epoch else 0 :]
 
     loader = make_loader(
-        _dataset(trainer),
+        make_dataset(trainer),
         plans(),
         num_workers=trainer.options.training.max_data_loader_n_workers,
         pin_memory=trainer.device.type == "cuda",
@@ -93,7 +93,8 @@ def make_batches(trainer: BuiltTraining, step: int) -> Iterator[Batch]:
     return iter(loader)
 
 
-def _dataset(trainer: BuiltTraining, **changes: Any) -> BatchDataset:
+def make_dataset(trainer: BuiltTraining, **changes: Any) -> BatchDataset:
+    """Makes the batches of plans; `changes` are arguments of `BatchDataset` that are not those of training."""
     encoders, plan = trainer.encoders, trainer.plan
     settings = {
         "latents": encoders.latents,
@@ -117,7 +118,7 @@ def make_validation(trainer: BuiltTraining) -> Validation | None:
     return Validation(
         trainer.accelerator,
         validation_batches(plan, chosen.max_validation_steps),
-        _dataset(trainer, variants=plan.caption_variants(), is_fixed=True).__getitem__,
+        make_dataset(trainer, variants=plan.caption_variants(), is_fixed=True).__getitem__,
         validation_timesteps(*trainer.options.loss.timestep_range),
         chosen.validation_seed or 0,
         trainer.shards,

@@ -7,7 +7,7 @@ by `loop.py`; how everything is built, by the phases in `trainer.py`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
 
+    from library.memory.block_swap import BlockSwapper
     from library.training.encoding.encoders import Encoders
     from library.training.encoding.text_stage import TextStage
     from library.training.loop import Loop
@@ -57,6 +58,7 @@ class BuiltTraining(Run):
         stop: Whether the run was asked to stop.
         sharding: What is asked for; None where every process has the whole model.
         shards: How the model lies in the processes.
+        swapper: Lets blocks of the denoiser wait in host memory; None where all are on the device.
         continuation: Claims the output folder; finds, writes and restores states.
     """
 
@@ -83,6 +85,7 @@ class BuiltTraining(Run):
         self.ema: Ema | None = None
         self.sharding: ShardingSettings | None = None
         self.shards = Unsharded()
+        self.swapper: BlockSwapper | None = None
         self.stop = StopRequest()
         self.continuation = Continuation(self)
         self.step = 0
@@ -207,6 +210,7 @@ class BuiltTraining(Run):
         self._optimizer_step(batches)
         self.after_step()
         if self.ema is not None:
+            self.shards.settle()
             self.ema.update()
         self.step += 1
         self.make_step.is_halfway = False
@@ -271,8 +275,12 @@ class BuiltTraining(Run):
     def average_weights(self) -> Iterator[None]:
         """A context in which the weights are their average."""
         assert self.ema is not None
+        self.shards.settle()
         with self.ema.applied():
-            yield
+            try:
+                yield
+            finally:
+                self.shards.settle()
 
     def shown_weights(self) -> AbstractContextManager[None]:
         """`weights_to_show`; where one process leads the others, on all of them."""
@@ -316,13 +324,31 @@ class BuiltTraining(Run):
 
     def _draw_samples(self, sampler: SamplePictures, epoch_end: int | None) -> None:
         try:
-            with self.shown_weights():
+            with self.shown_weights(), self._swapping_for_samples():
                 sampler.draw(step=self.step, epoch_end=epoch_end)
         except RuntimeError as error:  # the sampler tells its own; here is what puts the weights in place
             if not is_out_of_memory(error):
                 raise
             logger.error("no sample pictures at step %d, training goes on: there is not enough memory", self.step)
         self.watch.pictures(sampler.last_drawn, self.step)
+
+    @contextmanager
+    def _swapping_for_samples(self) -> Iterator[None]:
+        """A context in which `--sample_blocks_to_swap` counts, if there is memory for it."""
+        number = self.options.memory.sample_blocks_to_swap
+        with ExitStack() as stack:
+            if self.swapper is not None and number is not None:
+                try:
+                    stack.enter_context(self.swapper.swapping(number))
+                except RuntimeError as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    logger.warning(
+                        "--sample_blocks_to_swap %d: there is no memory for so many blocks on the GPU; these samples "
+                        "are drawn with --blocks_to_swap.",
+                        number,
+                    )
+            yield
 
     # Saving
 

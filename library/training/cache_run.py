@@ -226,7 +226,7 @@ class TextCacheRun(CacheRun):
         from library.training.encoding.caching import TextCaching
         from library.training.encoding.encoders import text_batch_size
 
-        self.family.check_encoder_devices(self.device)
+        self.family.check_devices(self.device)
         names = [name for name in self.family.encoder_names if self.family.has_encoder(self.files, name)]
         dtype = encoder_dtype(self.weight_dtype, self.device)
         return TextCaching(self._setup(dtype, text_batch_size(self.options.cache, self.plan)), names)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,32 +91,26 @@ def check_picture_sizes(
             )
 
 
-def check_block_swap(asked: int | None, depth: int, has_accelerator: bool) -> None:
-    """Say what --blocks_to_swap means for this model; refuse it where it would have to do something.
+def check_block_swap(asked: int | str | None, depth: int, has_accelerator: bool) -> None:
+    """Say what --blocks_to_swap means for this model.
 
     Args:
         asked: The option.
         depth: Blocks of the model.
         has_accelerator: Whether there is a device to swap with.
-
-    Raises:
-        OptionError: There is a device, and swapping is not available yet.
     """
     if not asked:
         return
-    if asked > depth:
+    if isinstance(asked, int) and asked > depth:
         logger.info("--blocks_to_swap %d: the model has %d blocks, so all of them are meant.", asked, depth)
-    if has_accelerator:
-        raise OptionError(
-            f"--blocks_to_swap {asked}: swapping blocks on a GPU is not available yet. Leave the option out."
-        )
-    logger.warning("--blocks_to_swap has no effect without a GPU: there is nothing to swap.")
+    if not has_accelerator:
+        logger.warning("--blocks_to_swap has no effect without a GPU: there is nothing to swap.")
 
 
 def check_free_space(
     folder: Path,
     saves: SavePlan,
-    trained: Iterable[Tensor],
+    trained: Sequence[Tensor],
     *,
     first_step: int = 0,
     num_averages: int = 0,
@@ -129,7 +123,7 @@ def check_free_space(
     Args:
         folder: `--output_dir`.
         saves: The names that the run will save under.
-        trained: Everything that trains.
+        trained: Everything that trains, with or without numbers.
         first_step: Steps that are done already.
         num_averages: How many averages of the weights (`--ema_decay`) are saved beside them.
         model_bytes: Of a model with its side files, where it has more in it than what trains.
@@ -137,19 +131,10 @@ def check_free_space(
     Raises:
         OutputError: Not even one save fits.
     """
-    free = free_space(folder)
+    free = check_one_save(folder, saves, trained, num_averages=num_averages, model_bytes=model_bytes)
     if free is None:
         return
-    model, state = _save_sizes(trained, saves.options.save_precision, num_averages)
-    if model_bytes is not None:
-        model = model_bytes * (1 + num_averages)
-    options = saves.options
-    one = model + (state if options.save_state or options.save_state_on_train_end else 0)
-    if free < one:
-        raise OutputError(
-            f"--output_dir: {folder} has {bytes_in_words(free)} free, and one save takes about {bytes_in_words(one)}. "
-            "Free some space, or choose another folder."
-        )
+    model, state = _save_sizes(trained, saves.options.save_precision, num_averages, model_bytes)
     needed = _room_at_most(folder, saves, model, state, first_step)
     if free < needed:
         logger.warning(
@@ -161,13 +146,60 @@ def check_free_space(
         )
 
 
-def _save_sizes(trained: Iterable[Tensor], precision: str | None, num_averages: int) -> tuple[int, int]:
+def check_one_save(
+    folder: Path,
+    saves: SavePlan,
+    trained: Iterable[Tensor],
+    *,
+    num_averages: int = 0,
+    model_bytes: int | None = None,
+) -> int | None:
+    """See whether there is room for one save, and tell how many bytes are free; None where the system does not say.
+
+    Args:
+        folder: See `check_free_space`, also for the others and for errors.
+    """
+    free, options = free_space(folder), saves.options
+    model, state = _save_sizes(trained, options.save_precision, num_averages, model_bytes)
+    one = model + (state if options.save_state or options.save_state_on_train_end else 0)
+    if free is not None and free < one:
+        raise OutputError(
+            f"--output_dir: {folder} has {bytes_in_words(free)} free, and one save takes about {bytes_in_words(one)}. "
+            "Free some space, or choose another folder."
+        )
+    return free
+
+
+def save_bytes(
+    folder: Path,
+    saves: SavePlan,
+    trained: Sequence[Tensor],
+    *,
+    num_averages: int = 0,
+    model_bytes: int | None = None,
+) -> tuple[int, int]:
+    """Bytes of one save, and the most that all saves of a run add to the folder.
+
+    Args:
+        folder: See `check_free_space`, also for the others.
+    """
+    options = saves.options
+    model, state = _save_sizes(trained, options.save_precision, num_averages, model_bytes)
+    one = model + (state if options.save_state or options.save_state_on_train_end else 0)
+    return one, _room_at_most(folder, saves, model, state, 0)
+
+
+def _save_sizes(
+    trained: Iterable[Tensor], precision: str | None, num_averages: int, model_bytes: int | None
+) -> tuple[int, int]:
     """Bytes of a model file with its averages, and of a state."""
     model = state = 0
     for tensor in trained:
         as_trained = tensor.element_size()
         model += tensor.numel() * (as_trained if precision is None else _ELEMENT_BYTES[precision])
         state += tensor.numel() * as_trained
+    if model_bytes is not None:
+        model = model_bytes
     return model * (1 + num_averages), state * (_COPIES_IN_A_STATE + num_averages)
 
 

@@ -317,7 +317,8 @@ class Continuation:
         try:
             _check_shapes(trainer.trained_state(), state.weights, folder)
             trainer.load_trained_state(state.weights)
-            load_optimizer_state(trainer.optimizer, shards.own_optimizer_state(state.training["optimizer"]))
+            with shards.receiving_state():
+                load_optimizer_state(trainer.optimizer, shards.own_optimizer_state(state.training["optimizer"]))
             num_steps = int(state.progress["current_step"])
             load_schedule_state(trainer.schedule, state.training["schedule"], num_steps=num_steps)
             if trainer.accelerator.scaler is not None and "scaler" in state.training:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from library.errors import DatasetError, OptionError
 from library.log import get_logger
+from library.training.checks import check_one_save
 from library.training.processes import num_processes
 from library.training.trained_parts import Part, denoiser_parts, optimizer_groups, part_rates, train_only
 from library.training.trainer import Trainer
@@ -43,6 +44,11 @@ class FullTrainer(Trainer):
                 "nothing is left to train: every learning rate is 0. Give --learning_rate"
                 + (" or --block_lr." if full.block_rates is None else " or rates above 0 in --block_lr.")
             )
+        if self.options.memory.swaps and self._may_train_denoiser() and not self.options.optimizer.steps_in_backward:
+            raise OptionError(
+                "--blocks_to_swap with weights that train needs --fused_backward_pass or --blockwise_fused_optimizers: "
+                "a block makes its step while it is on the GPU, and goes back. Give one of them."
+            )
         for flag in dict.fromkeys(encoder.flags[0] for encoder in self.options.encoders if encoder.is_asked):
             if not any(encoder.name in trained for encoder in self.options.encoders if encoder.flags[0] == flag):
                 logger.warning("%s has no effect: the learning rates of its encoders are 0.", flag)
@@ -69,12 +75,39 @@ class FullTrainer(Trainer):
         return {encoder.name: default if encoder.rate is None else encoder.rate for encoder in asked}
 
     def inspect_files(self) -> None:
-        """Also: what is saved replaces nothing that is needed, and the denoiser can be sharded as it is asked for."""
+        """Also: what is saved has room and replaces nothing that is needed; the denoiser can be sharded as asked."""
         super().inspect_files()
         if self.sharding is not None:
             self._check_parts()
         places = [self.folder / name for name in self.saves.all_models()]
         self.family.check_places(self.files, places, layout=self.options.saving.layout)
+        self._check_space()
+
+    def _check_space(self) -> None:
+        """Where not even one save fits, say so before caches are filled: the files' headers tell the sizes."""
+        dtype, names = self.model_dtype(is_trained=True), self.trained_encoders()
+        encoders = {name: self.family.encoder_outline(self.files, name, dtype) for name in names}
+        denoiser = self._trained_outline()
+        learned = [weight for name in names for weight in self.family.encoder_parameters(name, encoders[name]).values()]
+        size = self.family.model_bytes(
+            self.files,
+            denoiser=denoiser,
+            encoders={name: encoder.state_dict() for name, encoder in encoders.items()},
+            layout=self.options.saving.layout,
+            bundled=self.bundled_encoders(),
+            dtype=self.save_dtype(),
+        )
+        num_averages = int(self.options.ema.ema_decay is not None)
+        trained = [*denoiser.values(), *learned]
+        check_one_save(self.folder, self.saves, trained, num_averages=num_averages, model_bytes=size)
+
+    def _trained_outline(self) -> dict[str, Tensor]:
+        """The weights of the denoiser that will train, without numbers."""
+        outline = self.family.denoiser_outline(self.files).to(self.model_dtype())
+        names = {weight: name for name, weight in outline.named_parameters()}
+        parts = zip(self.family.denoiser_parts(outline).values(), self._denoiser_rates(), strict=True)
+        modules = [module for part, rate in parts if rate > 0 for module in part]
+        return {names[weight]: weight.detach() for module in modules for weight in module.parameters()}
 
     def _check_parts(self) -> None:
         """Encoders that train are looked at when they are read."""
@@ -126,9 +159,11 @@ class FullTrainer(Trainer):
         """What trains is kept in float32, unless --full_fp16 or --full_bf16 asks for half precision."""
         import torch
 
+        from library.device import precision_dtype
+
         precision = self.options.precision
         is_half = precision.full_fp16 or precision.full_bf16 or not (is_trained or self._may_train_denoiser())
-        return self.weight_dtype if is_half else torch.float32
+        return precision_dtype(precision.mixed_precision) if is_half else torch.float32
 
     def build_trainables(self) -> None:
         """Choose the parameters, and let gradients flow to them only."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from library.errors import CheckpointError, OptionError
 from library.log import get_logger
+from library.training.base_format import check_base_format
 from library.training.network_module import changed_encoders, check_network, import_network_module
 from library.training.optimization.optimizers import split_key_values
 from library.training.saving.saver import is_average
@@ -35,9 +36,10 @@ class NetworkTrainer(Trainer):
     run_metadata: RunMetadata
 
     def check_options(self) -> None:
-        """Also: the form of --network_args, and what cannot be cached."""
+        """Also: the form of --network_args, what cannot be cached, and what a denoiser in fewer bits needs."""
         super().check_options()
         self.network_args = network_args(self.options.network.network_args, self.options.network.network_dropout)
+        check_base_format(self.options.memory, str(self.options.network.network_module), self.network_args)
         if not self._trains_t5():
             return
         if self.options.network.network_train_unet_only:
@@ -96,12 +98,11 @@ class NetworkTrainer(Trainer):
     # Building
 
     def build_trainables(self) -> None:
-        """Create the network, attach it, load or merge weights."""
+        """Create the network, attach it, load its weights."""
         import torch
 
         options = self.options.network
         live = self.text.encoders
-        self._merge_base_weights([live[name] for name in self.family.encoder_names if name in live])
         encoders = [live[name] for name in self.trained_encoders() if name in live]  # the start values depend on them
         self.run_metadata = self.describe_run(self.network_args)
         torch.manual_seed(self.seed)
@@ -156,17 +157,22 @@ class NetworkTrainer(Trainer):
             **self.network_args,
         )
 
-    def _merge_base_weights(self, encoders: list[nn.Module]) -> None:
-        """Merge the networks of --base_weights into the frozen model, for this run only."""
-        options = self.options.network
+    def denoiser_change(self) -> Callable[[nn.Module], None] | None:
+        """The networks of --base_weights are merged while weights are wide: small changes would be lost afterwards."""
+        return self._merge_base_weights if self.options.network.base_weights else None
+
+    def _merge_base_weights(self, denoiser: nn.Module) -> None:
+        """Merge the networks of --base_weights into the frozen models, for this run only."""
+        options, live = self.options.network, self.text.encoders
+        encoders = [live[name] for name in self.family.encoder_names if name in live]
         multipliers = list(options.base_weights_multiplier or [])
         for index, path in enumerate(options.base_weights or []):
             multiplier = multipliers[index] if index < len(multipliers) else 1.0
             made = self.module.create_network_from_weights(
-                multiplier, str(path), None, encoders, self.denoiser, for_inference=True
+                multiplier, str(path), None, encoders, denoiser, for_inference=True
             )
             network, weights = made if isinstance(made, tuple) else (made, None)
-            network.merge_to(encoders, self.denoiser, weights, self.weight_dtype, str(self.device))
+            network.merge_to(encoders, denoiser, weights, self.weight_dtype, str(self.device))
             logger.info("--base_weights: merged %s at %g", path, multiplier)
 
     def _network_dtype(self) -> torch.dtype:

@@ -7,13 +7,16 @@ wrong options and wrong data are reported before torch is loaded.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from library.data.report.report_text import bytes_in_words
 from library.errors import OptionError, OutputError, UserError
 from library.log import get_logger
 from library.options.entry import INTERRUPTED
+from library.training.attention_choice import check_attention, check_attention_device, chosen_attention
 from library.training.built_training import BuiltTraining
 from library.training.checks import (
     check_block_swap,
@@ -23,6 +26,7 @@ from library.training.checks import (
     check_steps_in_backward,
     check_writable,
 )
+from library.training.compiling import check_compiler, compile_blocks
 from library.training.course import Course
 from library.training.processes import scale_fp16_gradients
 from library.training.sampling.prompts import PromptDefaults, PromptFile
@@ -32,6 +36,10 @@ from library.training.sharding.limits import check_sharding
 from library.training.watching.watch import Watch
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from library.models.attention import Attention
+    from library.training.compiling import CompiledBlock
     from library.training.encoding.encoders import Encoders
 
 logger = get_logger(__name__)
@@ -40,7 +48,15 @@ STOPPED_UPLOAD_SECONDS = 30.0
 
 
 class Trainer(BuiltTraining):
-    """Runs a training from options to saved files. Subclasses say what trains."""
+    """Runs a training from options to saved files. Subclasses say what trains.
+
+    Attributes:
+        attend: Attention of a package; None for torch's.
+        compiled: Blocks of the denoiser that are compiled.
+    """
+
+    attend: Attention | None
+    compiled: Sequence[CompiledBlock] = ()
 
     # Phases
 
@@ -59,9 +75,12 @@ class Trainer(BuiltTraining):
                 return 0
             self.load()
             self.build_trainables()
+            self.compile_blocks()
+            self.swap_blocks()
             self.build_optimizer()
             self.build_loop()
             self.announce()
+            self.warm_up()
             self.train()
             return self.finish()
 
@@ -83,6 +102,7 @@ class Trainer(BuiltTraining):
         if self.sharding is not None:
             check_sharding(self.options, kind, self.sharding)
         check_steps_in_backward(self.options)
+        check_attention(self.options.compute, self.options.precision)
         check_schedule(
             optimizer.lr_scheduler, optimizer.lr_warmup_steps, optimizer.lr_scheduler_args, options=optimizer
         )
@@ -107,7 +127,7 @@ class Trainer(BuiltTraining):
 
     def inspect_files(self) -> None:
         """Also: what the model files say about the options, and whose files are in the output folder."""
-        from library.device import has_accelerator
+        from library.device import choose_device, has_accelerator
         from library.training.optimization.optimizers import check_optimizer
 
         super().inspect_files()
@@ -115,6 +135,8 @@ class Trainer(BuiltTraining):
         prompts = self.prompts if self.options.sampling.is_on else ()
         check_picture_sizes(self.family.longest_side(self.files), buckets, prompts, self.plan.source)
         check_block_swap(self.options.memory.blocks_to_swap, self.family.depth(self.files), has_accelerator())
+        check_attention_device(self.options.compute.attention_package, choose_device())
+        check_compiler(self.options.compute, self.options.memory)
         self.check_trainables()
         self.family.check_changed_encoders(self.trained_encoders(), "trains in this run")
         optimizer, precision = self.options.optimizer, self.options.precision
@@ -166,7 +188,8 @@ class Trainer(BuiltTraining):
             from library.training.sharding.sharded import Sharded
 
             self.shards = Sharded(self.sharding, self.accelerator, self.options.distributed.timeout)
-        self.family.check_encoder_devices(self.device)
+        self.family.check_devices(self.device)
+        self.attend = chosen_attention(self.options.compute, self.device, self.weight_dtype)
         if precision.full_fp16 and self.accelerator.scaler is not None:
             scale_fp16_gradients(self.accelerator.scaler)
         uploader = make_uploader(self.options.hub)
@@ -175,14 +198,17 @@ class Trainer(BuiltTraining):
 
     def show(self) -> int:
         """What would be trained, instead of training; returns the exit code."""
-        from library.training.looking.look import show_batches, show_plan
+        from library.device import choose_device
+        from library.training.looking.look import show_batches, show_forecast, show_plan
 
         if self.options.data.dry_run:
             show_plan(self, trained=self.trained_encoders())
+            show_forecast(self)
         if self.options.data.debug_dataset:
             show_batches(self)
         self.plan.tell_unusable()
         self._check_folders()
+        self.family.check_devices(choose_device())
         return 0
 
     def _check_folders(self) -> None:
@@ -231,24 +257,76 @@ class Trainer(BuiltTraining):
 
     def load(self) -> None:
         """Fill the caches, load the encoders that run in every step, then the denoiser."""
+        import torch
+
         self.encoders.load()
         self.text = self.encoders.text
-        load = partial(self.family.load_denoiser, self.files)
-        self.denoiser = self.shards.load(load, self.model_dtype(), self.device)
+        load = partial(self.family.load_denoiser, self.files, change=self.denoiser_change())
+        home = torch.device("cpu") if self.swaps() else self.device
+        self.denoiser = self.shards.load(load, self.model_dtype(), home)
+        if self.attend is not None:
+            from library.models.attention import use_attention
+
+            use_attention(self.denoiser, self.attend)
         if self.options.training.recomputes:
             self._recompute_activations()
+
+    def denoiser_change(self) -> Callable[[nn.Module], None] | None:
+        """What is done to the denoiser before its weights are put into fewer bits; None for nothing."""
+        return None
 
     def _recompute_activations(self) -> None:
         """Compute the denoiser's activations again in the backward pass; what it keeps may wait in host memory."""
         from library.memory.activation_checkpoint import HostCheckpoint
 
         self.denoiser.gradient_checkpointing = True  # type: ignore[assignment]
+        self.denoiser.checkpoint_every = self.options.training.gradient_checkpointing_every_n_blocks  # type: ignore[assignment]
         if not self.options.training.cpu_offload_checkpointing:
             return
         if self.device.type == "cpu":
             logger.warning("--cpu_offload_checkpointing has no effect without a GPU: all is in host memory already.")
             return
         self.denoiser.run_checkpointed = HostCheckpoint()  # type: ignore[assignment]
+
+    def swaps(self) -> bool:
+        """Whether blocks of the denoiser wait in host memory: there has to be another one."""
+        return bool(self.options.memory.swaps) and self.device.type != "cpu"
+
+    def swap_blocks(self) -> None:
+        """With `--blocks_to_swap`: blocks stay on the host, where they were read to; all else goes to the device."""
+        if not self.swaps():
+            return
+        from library.memory.block_swap import BlockSwapper
+        from library.memory.blocks import around_blocks, blocks
+        from library.memory.swap_plan import swap_plan
+        from library.training.sharding.swapped import Swapped
+
+        chosen, rows = self.options.memory, list(blocks(self.denoiser))
+        plan = swap_plan(len(rows), int(chosen.blocks_to_swap), chosen.swap_prefetch)
+        self.swapper = BlockSwapper(rows, plan, self.device)
+        for module in around_blocks(self.denoiser):
+            module.to(self.device)
+        self.shards = Swapped(self.swapper)
+        logger.info(
+            "block swap: %d of %d blocks wait in host memory (%s), %d of them at a time on the device (%s)",
+            len(plan.swapped),
+            plan.depth,
+            bytes_in_words(self.swapper.host_bytes),
+            plan.num_buffers,
+            bytes_in_words(self.swapper.device_bytes),
+        )
+
+    def compile_blocks(self) -> None:
+        """With `--torch_compile`: the denoiser's blocks are compiled when they are first used."""
+        if self.options.compute.torch_compile:
+            self.compiled = compile_blocks(self.denoiser, self.options.compute.dynamo_backend)
+
+    def warm_up(self) -> None:
+        """With `--torch_compile`: use them, before anything is trained, and tell what it gains."""
+        if self.compiled:
+            from library.training.warm_up import warm_up
+
+            warm_up(self)
 
     def build_optimizer(self) -> None:
         """Optimizer, schedule and average over what trains."""

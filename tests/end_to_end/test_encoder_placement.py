@@ -27,10 +27,10 @@ def moments(monkeypatch, tiny_sd3):
     def watch(method, what_of):
         real = getattr(Sd3Family, method)
 
-        def watched(self, *arguments):
+        def watched(self, *arguments, **named):
             what, loads = what_of(*arguments)
             seen.append((what, alive(what)))
-            result = real(self, *arguments)
+            result = real(self, *arguments, **named)
             for name in loads:
                 module = result[name] if isinstance(result, dict) else result
                 models.setdefault(name, []).append(weakref.ref(module))

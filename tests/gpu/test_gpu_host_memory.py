@@ -62,7 +62,7 @@ def test_states_of_t5_come_to_the_gpu_from_wherever_it_runs(family, place, form)
     files, tokenizers = family.inspect(), family.load_tokenizers(family.inspect(), ["t5xxl"])
     wide = TextStage(family, DEVICE, family.load_text_encoders(files, torch.float32, DEVICE, ["t5xxl"]), tokenizers)
     elsewhere = replace(family, t5_device=place, t5_dtype=form)
-    elsewhere.check_encoder_devices(DEVICE)
+    elsewhere.check_devices(DEVICE)
     encoders = elsewhere.load_text_encoders(files, torch.bfloat16, DEVICE, ["t5xxl"])
     stage = TextStage(elsewhere, DEVICE, encoders, tokenizers, frozen_dtype=torch.bfloat16)
     found, expected = stage.encode(CAPTIONS)["t5xxl"], wide.encode(CAPTIONS)["t5xxl"]

@@ -7,7 +7,7 @@ from library.data.cache.entry import FORMAT, MASK, CacheEntry
 from library.data.cache.latents import latent_entries
 from library.data.cache.places import cache_folder, cache_folders, files_of, orphans, other_folders, text_folder
 from library.data.cache.tensors import DamagedEntry, TensorCache, stored_precision
-from library.data.cache.texts import CachedTexts, of_encoders, prompt_entries, text_entries
+from library.data.cache.texts import CachedTexts, of_encoders, prompt_entries, text_entries, used_rows
 
 __all__ = [
     "FORMAT",
@@ -27,4 +27,5 @@ __all__ = [
     "stored_precision",
     "text_entries",
     "text_folder",
+    "used_rows",
 ]

@@ -61,7 +61,7 @@ def pack(tensors: Mapping[str, Tensor]) -> Packed:
         tensors: Without batch axis; those with two axes are token states [N, D].
     """
     own = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
-    kept = {name: _num_kept(tensor) for name, tensor in own.items() if tensor.ndim == 2}
+    kept = {name: max(min(1, len(tensor)), num_used(tensor)) for name, tensor in own.items() if tensor.ndim == 2}
     cut = {name: rows for name, rows in kept.items() if rows < len(own[name])}
     shorter = {name: own[name][:rows] for name, rows in cut.items()}
     return Packed({**own, **shorter}, {name: len(own[name]) for name in cut})
@@ -177,9 +177,10 @@ def is_finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(low) & torch.isfinite(high))
 
 
-def _num_kept(states: Tensor) -> int:
+def num_used(states: Tensor) -> int:
+    """Number of rows up to the last one that is not zero. For tensors on the CPU [N, D]."""
     used = states.ne(0).any(dim=1).nonzero()
-    return max(1, int(used[-1]) + 1) if len(used) else min(1, len(states))
+    return int(used[-1]) + 1 if len(used) else 0
 
 
 def _padded(tensor: Tensor, rows: int | None) -> Tensor:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from library.data.cache.entry import FORMAT, CacheEntry
+from library.data.cache.entry_file import num_used
 from library.data.cache.places import settings_mark, text_folder
 from library.data.cache.tensors import TensorCache
 from library.records import ImageRecord
@@ -59,6 +60,16 @@ def of_encoders(states: Mapping[str, Tensor], encoders: Sequence[str]) -> dict[s
         return dict(states)
     wanted = {name: name.startswith(tuple(f"{encoder}_" for encoder in encoders)) for name in states}
     return {name: state for name, state in states.items() if wanted[name] or name in encoders}
+
+
+def used_rows(samples: Sequence[Mapping[str, Tensor]]) -> dict[str, tuple[int, ...]]:
+    """{name of token states: for each sample the number of rows up to the last one that is not zero}
+
+    Args:
+        samples: The states of each, on the CPU, without batch axis.
+    """
+    names = [name for name, state in samples[0].items() if state.ndim == 2]
+    return {name: tuple(num_used(sample[name]) for sample in samples) for name in names}
 
 
 def text_entries(

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Part", "Sd3Files", "inspect_files", "inspect_weights", "load_mmdit", "part_identity", "read_part"]
 
 _FOLDERS = {"vae": "vae", "clip_l": "text_encoder", "clip_g": "text_encoder_2", "t5xxl": "text_encoder_3"}
-_POSITION_TABLES = ("pos_embed", "pos_embed.pos_embed")
+POSITION_TABLES = ("pos_embed", "pos_embed.pos_embed")
 
 
 @dataclass(frozen=True)
@@ -187,19 +187,33 @@ def empty_mmdit(files: Sd3Files) -> MMDiT:
         return MMDiT(files.config)
 
 
-def load_mmdit(files: Sd3Files, dtype: torch.dtype, device: torch.device | str, mmap: bool = True) -> MMDiT:
+def load_mmdit(
+    files: Sd3Files,
+    dtype: torch.dtype | None,
+    device: torch.device | str,
+    mmap: bool = True,
+    *,
+    form: str | None = None,
+) -> MMDiT:
     """Build the denoiser with its weights, frozen.
 
     Args:
         files: From `inspect_files`.
-        dtype: Of the weights. The table of positions keeps its stored precision, so that it can be saved unchanged.
-        device: Where they go.
+        dtype: Of the weights; None is what they are stored in. The table of positions keeps its stored precision, so
+            that it can be saved unchanged.
+        device: Where they go, but for the table of positions, of which a device needs windows only.
         mmap: See `read_weights`.
+        form: "fp8", "int8" or "nf4" for the linear layers of the blocks, which then compute in `dtype`.
 
     Raises:
         CheckpointError: See `read_weights`.
     """
     model = empty_mmdit(files)
-    tensors = read_part(files.denoiser, dtype=dtype, as_stored=_POSITION_TABLES, device=device, mmap=mmap)
-    model.load_state_dict(tensors, assign=True)
+    if form is None or dtype is None:
+        tensors = read_part(files.denoiser, dtype=dtype, as_stored=POSITION_TABLES, device=device, mmap=mmap)
+        model.load_state_dict(tensors, assign=True)
+    else:
+        from library.families.sd3.quantized_mmdit import fill_quantized
+
+        fill_quantized(model, files.denoiser, form, dtype, device, mmap=mmap)
     return model.requires_grad_(False).eval()

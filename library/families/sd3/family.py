@@ -5,7 +5,7 @@ Sources: Esser et al. 2024, arXiv:2403.03206; the published checkpoints and thei
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 ENCODER_NAMES = ("clip_l", "clip_g", "t5xxl")
+_DROPOUTS = ("dropout=", "neuron_dropout=")  # of --network_args, of single values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +64,10 @@ class Sd3Family:
     t5_length: int = 256
     t5_device: str | None = None
     t5_dtype: str | None = None  # as the option has it
+    weights_format: str | None = None  # of the denoiser's linear layers, where it is frozen
     apply_lg_attn_mask: bool = False
     apply_t5_attn_mask: bool = False
+    merges_padding: bool = True  # where a mask makes it zero; dropout of single values would make its rows unequal
     dropout_rates: Mapping[str, float]
     pos_emb_random_crop_rate: float = 0.0
     enable_scaled_pos_embed: bool = False
@@ -88,8 +91,10 @@ class Sd3Family:
             t5_length=sd3.t5xxl_max_token_length,
             t5_device=sd3.t5xxl_device,
             t5_dtype=sd3.t5xxl_dtype,
+            weights_format=options.memory.weights_format,
             apply_lg_attn_mask=sd3.apply_lg_attn_mask,
             apply_t5_attn_mask=sd3.apply_t5_attn_mask,
+            merges_padding=not _drops_single_values(options),
             dropout_rates={
                 "clip_l": sd3.clip_l_dropout_rate,
                 "clip_g": sd3.clip_g_dropout_rate,
@@ -238,17 +243,75 @@ class Sd3Family:
 
     # Loading
 
-    def load_denoiser(self, files: Sd3Files, dtype: torch.dtype, device: torch.device) -> nn.Module:
-        """The MMDiT, frozen, in evaluation mode."""
+    def load_denoiser(
+        self,
+        files: Sd3Files,
+        dtype: torch.dtype,
+        device: torch.device,
+        change: Callable[[nn.Module], None] | None = None,
+    ) -> nn.Module:
+        """The MMDiT, frozen, in evaluation mode; in 8 or 4 bits where it is asked for."""
         from library.families.sd3.checkpoint import load_mmdit
 
-        return load_mmdit(files, dtype=dtype, device=str(device), mmap=self.mmap).requires_grad_(False).eval()
+        form = self.weights_format
+        if change is None:
+            return load_mmdit(files, dtype, str(device), self.mmap, form=form)
+        if form is None:
+            model = load_mmdit(files, dtype, str(device), self.mmap)
+            change(model)
+            return model
+        from library.families.sd3.quantized_mmdit import quantize_mmdit
+
+        model = load_mmdit(files, None, "cpu", self.mmap)
+        change(model)
+        return quantize_mmdit(model, form, dtype, device)
 
     def denoiser_outline(self, files: Sd3Files) -> nn.Module:
         """The MMDiT with shapes only."""
         from library.families.sd3.checkpoint import empty_mmdit
 
         return empty_mmdit(files)
+
+    def vae_outline(self, files: Sd3Files, dtype: torch.dtype) -> nn.Module:
+        """The autoencoder with shapes only."""
+        from library.families.sd3.outlines import vae_outline
+
+        return vae_outline(_given(files.vae), dtype)
+
+    def encoder_outline(self, files: Sd3Files, name: str, dtype: torch.dtype) -> nn.Module:
+        """A text encoder with shapes only; T5 in the format that is asked for."""
+        from library.families.sd3.outlines import clip_outline, t5_outline
+        from library.families.sd3.t5_format import T5Format
+
+        part = _given(self._part(files, name))
+        return t5_outline(part, T5Format.of(self.t5_dtype, dtype)) if name == "t5xxl" else clip_outline(part, name, dtype)
+
+    def encoder_device(self, name: str, device: torch.device) -> torch.device:
+        """With the denoiser, unless T5 is asked for elsewhere."""
+        from library.families.sd3.t5_format import t5_device
+
+        return t5_device(self.t5_device, device) if name == "t5xxl" else device
+
+    def denoiser_inputs(self, files: Sd3Files, size: Size, number: int, text_dtype: torch.dtype) -> dict[str, Tensor]:
+        """Arguments of the MMDiT for so many pictures with full texts."""
+        from library.families.sd3.outlines import denoiser_inputs
+        from library.families.sd3.text_sizes import text_limit
+
+        t5_tokens = text_limit("clip_l" if files.t5xxl is None else "t5xxl", self.t5_length)
+        return denoiser_inputs(
+            files.config,
+            size,
+            number,
+            num_tokens=text_limit("clip_l", self.t5_length) + t5_tokens,
+            text_dtype=text_dtype,
+            cells=self.pixels_per_latent,
+        )
+
+    def tokens_of_full_length(self, names: Sequence[str], number: int) -> dict[str, Tensor]:
+        """Ids and masks of so many captions."""
+        from library.families.sd3.outlines import tokens
+
+        return tokens(tuple(names), number, self.t5_length)
 
     def denoiser_parts(self, denoiser: nn.Module) -> dict[str, list[nn.Module]]:
         """Embedders, joint blocks, final layer."""
@@ -269,8 +332,8 @@ class Sd3Family:
 
         part = _given(files.vae)
         with _naming(part.path):
-            vae = load_vae(read_part(part, dtype=dtype, mmap=self.mmap))
-        return vae.to(device).requires_grad_(False).eval()
+            vae = load_vae(read_part(part, dtype=dtype, device=device, mmap=self.mmap))
+        return vae.requires_grad_(False).eval()
 
     def load_text_encoders(
         self, files: Sd3Files, dtype: torch.dtype, device: torch.device, names: Sequence[str]
@@ -290,7 +353,7 @@ class Sd3Family:
         from library.families.sd3.checkpoint import read_part
         from library.models.text_encoders import load_clip
 
-        return load_clip(read_part(part, dtype=dtype, mmap=self.mmap), kind=name).to(device)
+        return load_clip(read_part(part, dtype=dtype, device=device, mmap=self.mmap), kind=name)
 
     def _load_t5(self, part: Part, dtype: torch.dtype, device: torch.device) -> nn.Module:
         """T5 as `--t5xxl_device` and `--t5xxl_dtype` ask for it."""
@@ -300,15 +363,17 @@ class Sd3Family:
         is_as_given = form.dtype == dtype and place == device
         return load_t5(part, form if is_as_given else form.on(place), place, mmap=self.mmap)
 
-    def check_encoder_devices(self, device: torch.device) -> None:
-        """See whether T5 can run where it is asked to.
+    def check_devices(self, device: torch.device) -> None:
+        """See whether T5 can run where it is asked to, and whether the devices know the formats of weights.
 
         Raises:
-            EnvironmentFault: It cannot.
+            EnvironmentFault: They do not.
         """
+        from library.families.sd3.quantized_mmdit import check_form
         from library.families.sd3.t5_format import check_place
 
         check_place(self.t5_device, self.t5_dtype, device)
+        check_form(self.weights_format, device)
 
     def check_changed_encoders(self, names: Sequence[str], why: str) -> None:
         """A T5 whose weights change is where the denoiser is, in the format that training asks for.
@@ -421,11 +486,15 @@ class Sd3Family:
         """Bytes of cached encoder outputs; padding that a mask makes zero takes none."""
         from library.families.sd3.text_sizes import text_state_bytes
 
-        masks = {"clip_l": self.apply_lg_attn_mask, "clip_g": self.apply_lg_attn_mask, "t5xxl": self.apply_t5_attn_mask}
-        masked = [name for name, is_masked in masks.items() if is_masked]
         return text_state_bytes(
-            files, names, lengths, t5_length=self.t5_length, masked=masked, element_bytes=element_bytes
+            files, names, lengths, t5_length=self.t5_length, masked=self._masked, element_bytes=element_bytes
         )
+
+    @property
+    def _masked(self) -> list[str]:
+        """Encoders whose padding is set to zero."""
+        masks = {"clip_l": self.apply_lg_attn_mask, "clip_g": self.apply_lg_attn_mask, "t5xxl": self.apply_t5_attn_mask}
+        return [name for name, is_masked in masks.items() if is_masked]
 
     def encode_text(self, encoders: Mapping[str, nn.Module], tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """States of the given encoders: "clip_l", "clip_l_pooled", "clip_g", "clip_g_pooled", "t5xxl"."""
@@ -438,18 +507,32 @@ class Sd3Family:
             apply_t5_attn_mask=self.apply_t5_attn_mask,
         )
 
+    def text_rows(self, tokens: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+        """Tokens of each caption, of encoders with a mask."""
+        from library.families.sd3.text import text_rows
+
+        return text_rows(tokens, self._masked)
+
     def drop_text(self, states: Mapping[str, Tensor], uniform: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Zero an encoder's states where its draw falls below its dropout rate."""
         from library.families.sd3.text import drop
 
         return drop(states, uniform, self.dropout_rates)
 
-    def join_text(self, states: Mapping[str, Tensor], denoiser: nn.Module) -> Conditioning:
+    def join_text(
+        self,
+        states: Mapping[str, Tensor],
+        denoiser: nn.Module,
+        rows: Mapping[str, Sequence[int]] | None = None,
+    ) -> Conditioning:
         """[CLIP-L and CLIP-G side by side ; T5] along the tokens, and both pooled vectors."""
-        from library.families.sd3.text import join
+        from library.families.sd3.text import join, used_rows
 
         config = _mmdit(denoiser).config
-        return join(states, context_dim=config.context_dim, pooled_dim=config.pooled_dim)
+        joined = join(states, context_dim=config.context_dim, pooled_dim=config.pooled_dim)
+        if rows is None or not self.merges_padding or not self._masked:
+            return joined
+        return replace(joined, is_used=used_rows(states, rows))
 
     # Images
 
@@ -490,15 +573,17 @@ class Sd3Family:
         position_draw: tuple[float, float, float] | None = None,
     ) -> Tensor:
         """The velocity. Shape [B, 16, h, w]."""
-        positions = self._positions(_mmdit(denoiser), noisy_latents, position_draw)
+        mmdit = _mmdit(denoiser)
+        positions = self._positions(mmdit, noisy_latents, position_draw)
+        context, bias = _merged(mmdit, noisy_latents, conditioning)
         result: Tensor = denoiser(
-            noisy_latents, timesteps, conditioning.context, conditioning.pooled, positions=positions
+            noisy_latents, timesteps, context, conditioning.pooled, context_bias=bias, positions=positions
         )
         return result
 
     def _positions(self, mmdit: MMDiT, latents: Tensor, draw: tuple[float, float, float] | None) -> Tensor | None:
         """None for the usual centred window of the stored table; otherwise the rows to use instead."""
-        from library.models.positions import centred_window, window_at
+        from library.models.positions import window_at
 
         patch = mmdit.config.patch_size
         height, width = latents.shape[-2] // patch, latents.shape[-1] // patch
@@ -509,16 +594,35 @@ class Sd3Family:
         if self.enable_scaled_pos_embed:
             table = _scaled_table(self.resolutions, self.buckets, table.shape[-1], patch, height, width)
         if draw is not None and is_random:
-            window = window_at(table, height, width, draw[1], draw[2])
-        else:
-            window = centred_window(table, height, width)
-        return window if window.device == latents.device else send(window, latents.device)
+            return send(window_at(table, height, width, draw[1], draw[2]), latents.device)
+        return mmdit.windows.centred(table, height, width, latents.device)
+
+
+def _drops_single_values(options: Any) -> bool:
+    """Whether a network that trains has dropout that is drawn for each token."""
+    network = getattr(options, "network", None)  # which not every script has
+    if network is None:
+        return False
+    return bool(network.network_dropout) or any(item.startswith(_DROPOUTS) for item in network.network_args or ())
 
 
 def _given(part: Part | None) -> Part:
     """A part that `inspect` has made sure of."""
     assert part is not None
     return part
+
+
+def _merged(mmdit: MMDiT, latents: Tensor, conditioning: Conditioning) -> tuple[Tensor, Tensor | None]:
+    """The context, and the bias that goes with it: with rows merged that are zero, where that is of use."""
+    from library.models.merged_padding import merging, pays
+
+    context = conditioning.context
+    if conditioning.is_used is None or not mmdit.takes_bias:
+        return context, None
+    merged, num_patches = merging(conditioning.is_used), latents[0, 0].numel() // mmdit.config.patch_size**2
+    if merged is None or not pays(merged, context.shape[1], num_patches, latents.device):
+        return context, None
+    return merged.context(context), merged.bias_for(context)
 
 
 @contextmanager

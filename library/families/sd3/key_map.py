@@ -7,7 +7,7 @@ halves exchanged: (shift, scale) in published files, (scale, shift) in diffusers
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -119,14 +119,20 @@ def diffusers_parts(pair: ModulePair, tensor: Tensor) -> tuple[Tensor, ...]:
     return tuple(whole.chunk(len(pair.diffusers)))
 
 
+def published_tensor(pair: ModulePair, parts: Sequence[Tensor]) -> Tensor:
+    """The inverse of `diffusers_parts`. What is kept of a tensor for each of its rows may be given as well."""
+    import torch
+
+    whole = torch.cat(list(parts)) if len(parts) > 1 else parts[0]
+    return _swap_halves(whole) if pair.is_swapped else whole
+
+
 def mmdit_from_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Names of diffusers' SD3Transformer2DModel to published names. The inverse of `mmdit_to_diffusers`.
 
     Raises:
         CheckpointError: A name that is not of an MMDiT, or a part of a fused projection is missing.
     """
-    import torch
-
     converted: dict[str, Tensor] = {}
     for pair in _tensor_pairs(depth_of(tensors)):
         parts = [tensors[name] for name in pair.diffusers if name in tensors]
@@ -138,8 +144,7 @@ def mmdit_from_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 f"the transformer has no tensor {', '.join(missing)}. "
                 "The file is incomplete: download it again, or use another."
             )
-        whole = torch.cat(parts) if len(parts) > 1 else parts[0]
-        converted[pair.published] = _swap_halves(whole) if pair.is_swapped else whole
+        converted[pair.published] = published_tensor(pair, parts)
     known = {name for pair in _tensor_pairs(depth_of(tensors)) for name in pair.diffusers}
     _refuse_unknown(set(tensors) - known)
     return converted

@@ -119,7 +119,8 @@ def load_t5(part: Part, form: T5Format, device: torch.device, *, mmap: bool) -> 
 
 def _load_in_8_bits(part: Part, bits: str, dtype: torch.dtype, device: torch.device, *, mmap: bool) -> nn.Module:
     from library.checkpoint.weights import stored_weights
-    from library.memory.quantize import quantize, replace_linears
+    from library.memory.quantize import quantize
+    from library.memory.quantized_linear import replace_linears
     from library.models import text_encoders
 
     model = text_encoders.empty_t5(part.shapes())

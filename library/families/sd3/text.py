@@ -77,6 +77,16 @@ def encode(
     return states
 
 
+def text_rows(tokens: Mapping[str, Tensor], masked: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """How many rows of each sample's states are not padding.
+
+    Args:
+        tokens: From `tokenize`.
+        masked: Encoders whose padding is set to zero.
+    """
+    return {name: tuple(tokens[f"{name}_mask"].sum(dim=1).tolist()) for name in masked if name in tokens}
+
+
 def _zero_padding(states: Tensor, mask: Tensor | None) -> Tensor:
     return states if mask is None else states.masked_fill(mask[:, :, None] == 0, 0)
 
@@ -97,6 +107,25 @@ def drop(states: Mapping[str, Tensor], uniform: Mapping[str, Tensor], rates: Map
                 is_dropped = (uniform[encoder] < rate).to(state.device)  # [B]
                 dropped[name] = state.masked_fill(is_dropped.reshape(-1, *[1] * (state.ndim - 1)), 0)
     return dropped
+
+
+def used_rows(states: Mapping[str, Tensor], rows: Mapping[str, Sequence[int]]) -> Tensor:
+    """Which rows of what `join` makes may differ from zero.
+
+    Args:
+        states: As for `join`.
+        rows: As from `text_rows`, of encoders where it is known; the others' rows all count as used.
+
+    Returns:
+        On the CPU. Shape [B, 77 + T], bool.
+    """
+    batch, clip_length = states["clip_l"].shape[:2]
+    clip_l, clip_g = (rows.get(name, [clip_length] * batch) for name in ("clip_l", "clip_g"))
+    clip = [max(pair) for pair in zip(clip_l, clip_g, strict=True)]
+    t5_length = states["t5xxl"].shape[1] if "t5xxl" in states else clip_length
+    t5 = rows.get("t5xxl", [t5_length] * batch) if "t5xxl" in states else [0] * batch
+    places = [(clip, torch.arange(clip_length)), (t5, torch.arange(t5_length))]
+    return torch.cat([place < torch.tensor(numbers)[:, None] for numbers, place in places], dim=1)
 
 
 def join(states: Mapping[str, Tensor], *, context_dim: int, pooled_dim: int | None = None) -> Conditioning:

@@ -8,7 +8,10 @@ from typing import ClassVar
 
 from library.options.spec import OptionGroup, opt
 
-_COMPILE = "torch.compile"
+BACKENDS = (
+    *("eager", "aot_eager", "inductor", "aot_ts_nvfuser", "nvprims_nvfuser", "cudagraphs", "ofi", "fx2trt", "onnxrt"),
+    *("tensort", "ipex", "tvm"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,28 +22,33 @@ class ComputeOptions(OptionGroup):
 
     sdpa: bool = opt(False, "Attention of torch, which is used where nothing else is said.")
     mem_eff_attn: bool = opt(False, "Means --sdpa.")
-    xformers: bool = opt(False, "Attention of the xformers package.", later="xformers; use --sdpa")
-    flash_attn: bool = opt(False, "Attention of the flash_attn package.", later="flash_attn; use --sdpa")
-    torch_compile: bool = opt(False, "Compile the denoiser.", later=_COMPILE)
-    dynamo_backend: str = opt(
-        "inductor",
-        "Backend of --torch_compile.",
-        choices=(
-            "eager",
-            "aot_eager",
-            "inductor",
-            "aot_ts_nvfuser",
-            "nvprims_nvfuser",
-            "cudagraphs",
-            "ofi",
-            "fx2trt",
-            "onnxrt",
-            "tensort",
-            "ipex",
-            "tvm",
-        ),
-        later=_COMPILE,
+    xformers: bool = opt(False, "Attention of the xformers package, on an NVIDIA or AMD GPU.")
+    flash_attn: bool = opt(
+        False, "Attention of the flash_attn package, on an NVIDIA or AMD GPU and with --mixed_precision bf16 or fp16."
     )
+    torch_compile: bool = opt(
+        False,
+        "Compile the denoiser's blocks before the first step. That takes from half a minute to some minutes, and then "
+        "every step is faster; how much is told.",
+    )
+    dynamo_backend: str = opt(
+        "inductor", "Backend of --torch_compile. Most of them are not in a usual torch.", choices=BACKENDS
+    )
+
+    @property
+    def attention_package(self) -> str | None:
+        """The package that computes attention; None for torch."""
+        return "xformers" if self.xformers else "flash_attn" if self.flash_attn else None
+
+    def check(self) -> Iterator[str]:
+        names = ("sdpa", "mem_eff_attn", "xformers", "flash_attn")
+        asked = [f"--{name}" for name in names if getattr(self, name)]
+        if self.attention_package and len(asked) > 1:
+            yield f"{' and '.join(asked)} exclude each other. Keep one of them."
+
+    def without_effect(self) -> Iterator[tuple[str, str]]:
+        if not self.torch_compile:
+            yield "dynamo_backend", "without --torch_compile"
 
     def remarks(self) -> Iterator[str]:
         if self.mem_eff_attn:

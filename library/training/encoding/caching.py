@@ -26,6 +26,7 @@ from library.data.cache.npz import find_latents, find_texts
 from library.data.cache.precompute import num_processors
 from library.data.loader import posterior_seed
 from library.data.pixels.pictures import Prepared, prepare_picture
+from library.device import send
 from library.families.base import ModelFamily
 from library.log import get_logger
 from library.records import ImageRecord
@@ -49,7 +50,7 @@ def encode_pictures(family: ModelFamily, vae: nn.Module, images: Tensor, seeds: 
     """Scaled latents of images [B, 3, H, W], as a cache keeps them; each picture's draw has its own seed."""
     cells = family.pixels_per_latent
     shape = (family.latent_channels, images.shape[-2] // cells, images.shape[-1] // cells)
-    noise = normal_per_sample(seeds, shape).to(images.device)
+    noise = send(normal_per_sample(seeds, shape), images.device)
     return stored_precision(family.encode_images(vae, images, noise))
 
 

@@ -6,6 +6,8 @@ so the encoders take turns again where there are many captions.
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,7 @@ from library.training.encoding.encoding_setup import EncodingSetup
 from library.training.encoding.text_stage import TextStage
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     States = dict[str, Tensor]
@@ -55,8 +58,8 @@ class EncoderTurns:
         rows = _rows(self._last, captions)
         before = self._waiting.popleft()
         if not self._waiting:
-            self._last = None
-            release_unused_memory(self.setup.device)
+            stages, self._last = [self._last], None
+            _forget(stages, self.setup.device)
         return [{**first, **row} for first, row in zip(before, rows, strict=True)]
 
     def _begin_turn(self) -> None:
@@ -73,15 +76,14 @@ class EncoderTurns:
     def _read(self, name: str, batches: Sequence[Sequence[str]]) -> Iterator[list[States]]:
         from tqdm import tqdm
 
-        stage = self._load(name)
+        stages = [self._load(name)]
         is_hidden = not self.setup.accelerator.is_main_process
         bar = tqdm(total=sum(map(len, batches)), desc=name, unit=" captions", disable=is_hidden, leave=False)
         with bar:
             for batch in batches:
-                yield _rows(stage, batch)
+                yield _rows(stages[0], batch)
                 bar.update(len(batch))
-        del stage
-        release_unused_memory(self.setup.device)
+        _forget(stages, self.setup.device)
 
     def _load(self, name: str) -> TextStage:
         setup = self.setup
@@ -107,6 +109,15 @@ def _turns(batches: Sequence[Sequence[str]], most: int) -> Iterator[list[Sequenc
         group.append(batch)
     if group:
         yield group
+
+
+def _forget(stages: list[TextStage], device: torch.device) -> None:
+    """Free the encoders of stages that nobody else knows, before the next one is read."""
+    encoders = [weakref.ref(encoder) for stage in stages for encoder in stage.encoders.values()]
+    stages.clear()
+    if any(encoder() is not None for encoder in encoders):  # the frames of an error on their way may know it
+        gc.collect()
+    release_unused_memory(device)
 
 
 def _rows(stage: TextStage, captions: Sequence[str]) -> list[States]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from library.families.base import ModelFamily
     from library.training.planning import DataPlan
     from library.training.run import Run
+    from library.training.trainer import Trainer
 
 NUM_EXAMPLES = 3  # texts of a caption that changes from use to use
 LATENTS, TEXTS = "latents", "text encoder outputs"
@@ -66,6 +67,15 @@ def show_plan(run: Run, *, trained: Sequence[str] = ()) -> None:
         look = look_at_captions(run.family, run.files, run.plan, number=NUM_EXAMPLES)
         report = report_of(run, look, trained=trained)
         write_lines(describe(replace(report, num_never_decoded=num_never_decoded(run.plan.records, run.plan.index))))
+
+
+def show_forecast(trainer: Trainer) -> None:
+    """Print what a training will take of memory and disk, and how it could take less; after `show_plan`."""
+    if not _is_first_process():
+        return
+    from library.training.forecast.showing import forecast_lines
+
+    write_lines(["", *forecast_lines(trainer)])
 
 
 def show_batches(run: Run) -> None:
@@ -121,6 +131,17 @@ def report_of(run: Run, look: CaptionLook, *, trained: Sequence[str] = ()) -> Da
         caches=caches,
         cache_folders=free_spaces(folders),
     )
+
+
+def bytes_in_memory(run: Run, *, trained: Sequence[str] = ()) -> int:
+    """Most bytes of the caches that are kept in memory only: captions count in full length.
+
+    Args:
+        run: Planned and inspected.
+        trained: Names of the text encoders that train.
+    """
+    uncounted = CaptionLook((), {}, {}, {}, None)
+    return sum(cache.num_bytes for cache in _caches(run, uncounted, trained) if not cache.on_disk)
 
 
 def look_at_captions(family: ModelFamily, files: Any, plan: DataPlan, *, number: int) -> CaptionLook:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from library.data.files.file_threads import map_files
 from library.data.problems import first_names
+from library.options.groups import MemoryOptions
 from library.options.spec import OptionGroup, group_options
 
 if TYPE_CHECKING:
@@ -28,14 +29,15 @@ if TYPE_CHECKING:
 _FREE_GROUPS = (
     *("LoggingOptions", "SavingOptions", "MetadataOptions", "SamplingOptions", "HubOptions", "DistributedOptions"),
     *("ConfigOptions", "DatasetOptions", "CacheOptions", "ValidationOptions", "ModelSavingOptions"),
-    "ModelCacheOptions",
+    *("ModelCacheOptions", "ComputeOptions"),
 )
 _FREE = frozenset(
     (
         *("max_train_steps", "max_train_epochs", "seed", "max_data_loader_n_workers", "persistent_data_loader_workers"),
         *("initial_epoch", "initial_step", "skip_until_initial_step", "blocks_to_swap", "lowram", "highvram", "sdpa"),
         *("max_bad_steps", "mem_eff_attn", "disable_mmap_load_safetensors", "network_weights", "t5xxl_device"),
-        *("ema_device", "gradient_checkpointing", "cpu_offload_checkpointing"),
+        *("ema_device", "gradient_checkpointing", "cpu_offload_checkpointing", "fp8_base", "fp8_base_unet"),
+        *("gradient_checkpointing_every_n_blocks", "swap_prefetch", "sample_blocks_to_swap", "fit"),
     )
 )
 _FILES = ("pretrained_model_name_or_path",)  # options that name a file and are not declared as paths
@@ -51,6 +53,9 @@ def run_identity(options: ScriptOptions, plan: DataPlan, *, seed: int | None) ->
         seed: Of the run; None where it is not drawn yet.
     """
     chosen = dict(_options(options.groups()))
+    for group in options.groups():
+        if isinstance(group, MemoryOptions):
+            chosen["base_weights_dtype"] = group.weights_format  # however it was asked for
     identity = {
         "options": {name: value for name, value in chosen.items() if not _is_file(name, value)},
         "files": {name: _file_marks(value) for name, value in chosen.items() if _is_file(name, value)},

@@ -143,6 +143,8 @@ class RunMetadata:
     def _known_hashes(self) -> Mapping[str, FileHashes]:
         """Of the model files; none where their drive has gone since they were read, which is told once."""
         assert self._hashes is not None
+        if not self._hashes.done():
+            logger.info("saving waits for the hash of the model file, which is computed once and remembered.")
         try:
             return self._hashes.result()
         except OSError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from library.training.processes import average_over_processes, shared_gradients
@@ -134,6 +134,13 @@ class Unsharded:
     def average_state(self) -> Mapping[str, Tensor] | None:
         """Of `Ema.state`, as one process would save it; while leading."""
         return None if self.ema is None else self.ema.state()
+
+    def receiving_state(self) -> AbstractContextManager[None]:
+        """A context in which an optimizer's state is put back."""
+        return nullcontext()
+
+    def settle(self) -> None:
+        """Let all weights be where they can be read and changed."""
 
     def own_average_state(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """What this process needs of it."""

@@ -20,14 +20,14 @@ from library.families.base import Conditioning, ModelFamily
 from library.records import Batch
 from library.rng import normal_per_sample, stream_seed, uniform_per_sample
 from library.training.encoding.caching import encode_pictures
-from library.training.encoding.text_stage import TextStage
+from library.training.encoding.text_stage import TextStage, TextStates
 from library.training.stepping.step import OutputPreservation, compute_loss
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Window = tuple[float, float, float]  # chance, top and left of the window of positions
-States = Callable[[], "dict[str, Tensor]"]  # gives the text states of a batch
+States = Callable[[], TextStates]  # gives those of a batch
 
 
 class SampleLosses(NamedTuple):
@@ -81,10 +81,7 @@ class BatchLoss:
         seeds = [stream_seed(seed, "validation noise", sample, str(timestep)) for sample in batch.sample_ids]
         draw = self.family.objective().at(torch.full((len(seeds),), float(timestep)))
 
-        def states() -> dict[str, Tensor]:
-            return {**(batch.text or {}), **self.text.encode(batch.captions)}
-
-        return self._losses(batch, seeds, draw, states, None)
+        return self._losses(batch, seeds, draw, lambda: self.text.of_batch(batch), None)
 
     def _losses(
         self, batch: Batch, seeds: Sequence[int], draw: Draw, states: States, window: Window | None
@@ -112,7 +109,8 @@ class BatchLoss:
 
     def _conditioning(self, states: States) -> Conditioning:
         with self.autocast():
-            return self.family.join_text(states(), self.denoiser)
+            own = states()
+            return self.family.join_text(own.states, self.denoiser, own.rows)
 
     def _predict(
         self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning, window: Window | None
@@ -126,14 +124,14 @@ class BatchLoss:
         """For the samples that ask for it, the unchanged model; its text encoders are the unchanged ones, too."""
         if batch.preserves_output is None or not bool(batch.preserves_output.any()):
             return None
-        rows = send(batch.preserves_output.nonzero().flatten(), batch.loss_weights.device)
+        wanted = batch.preserves_output.nonzero().flatten()
+        rows = send(wanted, batch.loss_weights.device)
 
         @torch.no_grad()
         def predict(noisy_latents: Tensor, timesteps: Tensor) -> Tensor:
             with self.unchanged():
                 own = self._conditioning(states) if self.text.trained else conditioning
-                own = Conditioning(own.context[rows], own.pooled[rows])
-                return self._predict(noisy_latents, timesteps, own, window)
+                return self._predict(noisy_latents, timesteps, own.take(rows, wanted), window)
 
         return OutputPreservation(rows, predict)
 

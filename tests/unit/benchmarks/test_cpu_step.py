@@ -65,3 +65,9 @@ def test_all_variants_step_on_the_trainers_own_model(monkeypatch, tmp_path):
     seconds = cpu_step.measure(steps, rounds=2, repeats=1)
     assert trainer.step == 4 and len(trainer.loss_history) == 3  # two to warm up; a loss is read one step late
     assert {name: len(times) for name, times in seconds.items()} == dict.fromkeys(steps, 2)
+
+
+def test_what_was_not_measured_is_compared_with_nothing():
+    seconds = {cpu_step.REAL: [2.0, 3.0, 4.0], cpu_step.PLAIN: [1.0, 1.0, 2.0]}
+    assert cpu_step.ratio(seconds, cpu_step.REAL, cpu_step.PLAIN).startswith("2.00 ")
+    assert cpu_step.ratio(seconds, cpu_step.REAL, cpu_step.FROZEN) == "-"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.live_memory import LiveMemory, num_bytes
+from library.memory.live_memory import LiveMemory, num_bytes
 from benchmarks.memory_table import (
     FUSED,
     GIB,

@@ -13,7 +13,7 @@ from library.families.sd3.family import Sd3Family
 from library.families.sd3.options import NETWORK_SCRIPT, Sd3NetworkOptions
 from library.families.sd3.t5_format import T5Format, load_t5
 from library.memory import quantize as quantize_module
-from library.memory.quantize import QuantizedLinear
+from library.memory.quantized_linear import QuantizedLinear
 from library.options.spec import parse_options
 
 CPU = torch.device("cpu")
@@ -60,7 +60,7 @@ def test_linear_layers_take_a_byte_a_number_and_all_else_stays_wide(tiny_sd3, fo
     assert len(layers) == 7 * len(t5.encoder.block)
     assert num_bytes(layer.weight for layer in layers) == sum(layer.weight.numel() for layer in layers)
     assert {parameter.dtype for parameter in t5.parameters()} == {torch.bfloat16}
-    assert not any(isinstance(module, torch.nn.Linear) for module in t5.modules())
+    assert not any(type(module) is torch.nn.Linear for module in t5.modules())
 
 
 def test_second_matrix_of_the_feed_forward_layers_computes_in_float32_in_fp16(tiny_sd3):
@@ -146,15 +146,15 @@ def test_what_is_no_device_is_refused_with_the_options(tiny_sd3, name):
 def test_devices_that_are_not_there_are_refused(tiny_sd3):
     family = family_of(tiny_sd3, "--t5xxl_device=cuda:99")
     with pytest.raises(EnvironmentFault, match=r"--t5xxl_device cuda:99: there is no such device, only cpu"):
-        family.check_encoder_devices(CPU)
-    family_of(tiny_sd3, "--t5xxl_device=cpu").check_encoder_devices(CPU)
-    family_of(tiny_sd3).check_encoder_devices(CPU)
+        family.check_devices(CPU)
+    family_of(tiny_sd3, "--t5xxl_device=cpu").check_devices(CPU)
+    family_of(tiny_sd3).check_devices(CPU)
 
 
 def test_apples_gpus_get_int8_advised(tiny_sd3):
     with pytest.raises(EnvironmentFault, match="--t5xxl_dtype fp8: this device does not know fp8. Use int8"):
-        family_of(tiny_sd3, "--t5xxl_dtype=fp8").check_encoder_devices(torch.device("mps"))
-    family_of(tiny_sd3, "--t5xxl_dtype=fp8", "--t5xxl_device=cpu").check_encoder_devices(torch.device("mps"))
+        family_of(tiny_sd3, "--t5xxl_dtype=fp8").check_devices(torch.device("mps"))
+    family_of(tiny_sd3, "--t5xxl_dtype=fp8", "--t5xxl_device=cpu").check_devices(torch.device("mps"))
 
 
 def test_where_there_is_no_room_the_cpu_goes_before_the_option():

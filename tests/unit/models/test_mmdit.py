@@ -137,6 +137,16 @@ def test_checkpointing_changes_no_gradient_and_runs_each_block_twice(config):
         torch.testing.assert_close(checkpointed[name], gradient, msg=name)
 
 
+@pytest.mark.parametrize(("every", "num_recomputed"), [(1, 3), (2, 2), (3, 1), (7, 1)])
+def test_of_so_many_blocks_the_first_is_recomputed_and_no_bit_changes(every, num_recomputed):
+    model = build(CONFIGS["5-medium"])
+    plain, num_calls = gradients_and_block_calls(model)
+    model.gradient_checkpointing, model.checkpoint_every = True, every
+    checkpointed, num_checkpointed_calls = gradients_and_block_calls(model)
+    assert num_checkpointed_calls - num_calls == num_recomputed
+    assert all(torch.equal(checkpointed[name], gradient) for name, gradient in plain.items())
+
+
 def test_checkpointing_does_nothing_without_gradients(config):
     model = build(config)
     model.gradient_checkpointing = True

@@ -1,0 +1,153 @@
+"""Forecasts of host memory against what real trainings take on the CPU: `python -m benchmarks.forecast_check`.
+
+Every row is two processes: one that makes the forecast, as --dry_run does, and one that trains two steps on a random
+model and is watched. Without a GPU all memory is host memory, so one number tells of weights, gradients, optimizer and
+activations together. Linux.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.host_memory import copy_pictures, measure
+from benchmarks.sized_model import ModelSize, SizedModel, build_model
+
+ROOT = Path(__file__).resolve().parent.parent
+MIB = 1 << 20
+GOAL = 0.15  # of what is measured
+CACHED = ("--cache_latents", "--cache_text_encoder_outputs")
+UNET_ONLY = ("--network_train_unet_only", *CACHED)
+LORA, FULL = "sd3_train_network", "sd3_train"
+SIZE = ModelSize(denoiser=(640, 8), clip_l=(256, 4), clip_g=(512, 6), t5xxl=(768, 6))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A training.
+
+    Attributes:
+        words: For the table.
+        script: Name of the script.
+        flags: Of its own.
+        side: Of the pictures, in pixels.
+    """
+
+    words: str
+    script: str
+    flags: tuple[str, ...] = ()
+    side: int = 256
+
+    def arguments(self, model: Sequence[str], folder: Path) -> list[str]:
+        """The command line."""
+        config = folder / f"dataset{self.side}.toml"
+        subset = f"[[datasets.subsets]]\nimage_dir = '{(folder / 'pictures').as_posix()}'\n"
+        keys = f"resolution = {self.side}\nbatch_size = 2\ncaption_extension = '.txt'\n"
+        config.write_text(f"[[datasets]]\n{keys}{subset}", encoding="utf-8")
+        common = (f"--dataset_config={config}", f"--output_dir={folder / 'out'}", "--overwrite", "--seed=1")
+        size = ("--max_train_steps=2", "--max_data_loader_n_workers=0", "--t5xxl_max_token_length=77")
+        own = ("--network_module=networks.lora", "--network_dim=16") if self.script == LORA else ()
+        return [*model, *common, *size, *own, "--learning_rate=1e-4", *self.flags]
+
+
+BF16 = ("--mixed_precision=bf16", "--full_bf16")
+FUSED = ("--optimizer_type=Adafactor", "--fused_backward_pass", "--max_grad_norm=0")
+SETTINGS = (
+    Setting("LoRA", LORA, UNET_ONLY),
+    Setting("LoRA, --gradient_checkpointing", LORA, (*UNET_ONLY, "--gradient_checkpointing")),
+    Setting("LoRA, --base_weights_dtype=int8", LORA, (*UNET_ONLY, "--base_weights_dtype=int8")),
+    Setting("whole model, AdamW, float32", FULL, CACHED, side=128),
+    Setting("whole model, --full_bf16, Adafactor, --fused_backward_pass", FULL, (*CACHED, *BF16, *FUSED)),
+    Setting("LoRA with CLIP, encoders and VAE live", LORA, ("--gradient_checkpointing",)),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Bytes that were foretold and that were measured."""
+
+    foretold: int
+    measured: int
+
+    @property
+    def error(self) -> float:
+        """Of the forecast, as a share of what was measured."""
+        return self.foretold / self.measured - 1
+
+
+def predict(script: str, arguments: Sequence[str]) -> int:
+    """Bytes of host memory of a training, in this process."""
+    from library.training.forecast.forecast import Forecaster
+
+    trainer = make_trainer(script, arguments)
+    return Forecaster(trainer).of(trainer.options).host
+
+
+def make_trainer(script: str, arguments: Sequence[str]) -> Any:
+    """A trainer that knows its data and the headers of its files."""
+    from library.families.sd3.options import FULL_SCRIPT, NETWORK_SCRIPT, Sd3FullOptions, Sd3NetworkOptions
+    from library.options.spec import parse_options
+
+    module = importlib.import_module(script)
+    is_lora = script == LORA
+    options: Any = parse_options(
+        Sd3NetworkOptions if is_lora else Sd3FullOptions, arguments, **(NETWORK_SCRIPT if is_lora else FULL_SCRIPT)
+    )
+    trainer = (module.Sd3NetworkTrainer if is_lora else module.Sd3FullTrainer)(options)
+    with trainer.continuation:
+        trainer.check_options()
+        trainer.plan_run()
+        trainer.inspect_files()
+    return trainer
+
+
+def check(setting: Setting, model: SizedModel, folder: Path) -> Row:
+    """Both numbers of a row."""
+    arguments = setting.arguments(model.flags(), folder)
+    command = [sys.executable, "-m", "benchmarks.forecast_check", "--predict", setting.script, *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    foretold = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    measured = measure([sys.executable, f"{setting.script}.py", *arguments])
+    return Row(int(foretold.stdout.split()[-1]), measured.whole)
+
+
+def table(settings: Iterable[Setting], folder: Path, size: ModelSize = SIZE) -> Iterator[str]:
+    """Lines of the table."""
+    import torch
+
+    model = build_model(folder / "model", size, torch.float32)
+    copy_pictures(folder)
+    yield "| training | forecast, MiB | measured, MiB | error |"
+    yield "| --- | --- | --- | --- |"
+    for setting in settings:
+        row = check(setting, model, folder)
+        yield f"| {setting.words} | {row.foretold // MIB:,} | {row.measured // MIB:,} | {row.error:+.1%} |"
+
+
+def main(argv: Iterable[str] | None = None) -> int:
+    """Print the table, or one forecast."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    if arguments[:1] == ["--predict"]:
+        logging.disable(logging.CRITICAL)
+        print(predict(arguments[1], arguments[2:]))
+        return 0
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=list(range(len(SETTINGS))), help="numbers, from 0")
+    args = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        for line in table([SETTINGS[row] for row in args.rows], Path(folder)):
+            print(line, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,178 @@
+"""The trainers of sd3_train_network.py and sd3_train.py, without model files and caches.
+
+Options, plan, optimizer, step and what watches it are the trainers' own, and so is everything that options such as
+--blocks_to_swap or --torch_compile do to the model. Different are three things: the MMDiT is drawn at random on its
+device, text encoders and VAE are not there, and batches, of random latents and text states, lie ready in page-locked
+memory, where a loader's process would put them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from benchmarks.random_model import RandomFamily, Sizes
+from library.data.plan.batches import sample_id
+from library.families.sd3.options import FULL_SCRIPT, NETWORK_SCRIPT, Sd3FullOptions, Sd3NetworkOptions
+from library.models.mmdit import MMDiTConfig
+from library.options.spec import parse_options
+from library.records import Batch, BatchPlan
+from library.training.encoding.text_stage import TextStage
+from library.training.trainer import Trainer
+from sd3_train import Sd3FullTrainer
+from sd3_train_network import Sd3NetworkTrainer
+
+NUM_BATCHES = 2  # different ones, in turn
+NUM_STEPS = 1000  # of the run that is begun; it never ends
+
+
+class NoEncoders:
+    """Stands where caches and encoders are: all is cached, and nothing has to be loaded."""
+
+    latents = texts = None
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.text = TextStage(trainer.family, trainer.device)
+
+    def load(self) -> None:
+        """Nothing."""
+
+    def vae(self) -> Any:
+        """Is not needed."""
+        raise AssertionError("latents are cached")
+
+
+class Unfiled(Trainer):
+    """What both trainings share.
+
+    Args:
+        options: Of the script.
+        config: Sizes of the model.
+        sizes: Of the text.
+    """
+
+    def __init__(self, options: Any, config: MMDiTConfig, sizes: Sizes) -> None:
+        super().__init__(options)
+        self.config, self.sizes = config, sizes
+
+    def make_family(self) -> RandomFamily:
+        """SD3 without files."""
+        return RandomFamily.of(self.options, self.config)
+
+    def build(self) -> None:
+        """The phases of a run up to its first step. The claim on the output folder ends with them."""
+        with self.continuation:
+            self._phases()
+
+    def _phases(self) -> None:
+        self.check_options()
+        self.plan_run()
+        self.inspect_files()
+        self.start()
+        self.encoders = NoEncoders(self)  # type: ignore[assignment]
+        self.load()
+        self.build_trainables()
+        self.build_optimizer()
+        self.build_loop()
+
+    def batches_from(self, step: int) -> Iterator[Batch]:
+        """Without end, of the pictures of the plan in turn."""
+        plans = (plan for epoch in count(1) for plan in self.plan.epoch(epoch, seed=self.seed, rank=0))
+        ready = [self._ready(plan) for plan, _ in zip(plans, range(NUM_BATCHES), strict=False)]
+        for number, plan in enumerate(plans):
+            yield self._batch(plan, ready[number % NUM_BATCHES])
+
+    def _ready(self, plan: BatchPlan) -> dict[str, Any]:
+        """The tensors of a batch, where the loader leaves them."""
+        number, cells = len(plan.items), self.family.pixels_per_latent
+        latents = torch.randn(number, self.config.in_channels, plan.size.height // cells, plan.size.width // cells)
+        text = self.sizes.text_states(self.config, number, self.weight_dtype)
+        loss_weights, latents = torch.ones(number), latents.to(self.weight_dtype)
+        if self.device.type == "cuda":
+            text = {name: state.pin_memory() for name, state in text.items()}
+            loss_weights, latents = loss_weights.pin_memory(), latents.pin_memory()
+        return {"loss_weights": loss_weights, "latents": latents, "text": text}
+
+    def _batch(self, plan: BatchPlan, ready: Mapping[str, Any]) -> Batch:
+        records = [self.plan.records[item.record] for item in plan.items]
+        ids = tuple(sample_id(record, item.repeat) for record, item in zip(records, plan.items, strict=True))
+        return Batch(plan, ids, tuple(record.caption for record in records), **ready)
+
+    def one_step(self, batches: Iterator[Batch]) -> None:
+        """A step as the loop makes it, with what watches it."""
+        self.optimizer_step([next(batches)])
+        if (report := self.take_report()) is not None:
+            self.watch.step(report)
+
+    def let_go(self) -> None:
+        """Take the hooks off the weights: with them, a training is a circle that Python cannot see, and stays."""
+        for parameter in (*self.denoiser.parameters(), *self.trained_parameters()):
+            hooks = getattr(parameter, "_post_accumulate_grad_hooks", None)
+            if hooks:
+                hooks.clear()
+
+
+class UnfiledNetworkTrainer(Unfiled, Sd3NetworkTrainer):
+    """A LoRA."""
+
+
+class UnfiledFullTrainer(Unfiled, Sd3FullTrainer):
+    """The whole MMDiT."""
+
+
+def write_dataset(folder: Path, side: int, batch: int) -> Path:
+    """As many pictures of one colour as two batches have, for the plan; returns the dataset configuration."""
+    pictures = folder / "pictures"
+    pictures.mkdir()
+    for index in range(NUM_BATCHES * batch):
+        Image.new("RGB", (side, side)).save(pictures / f"{index}.png")
+        (pictures / f"{index}.txt").write_text("a photo", encoding="utf-8")
+    config = folder / "dataset.toml"
+    subset = f"[[datasets.subsets]]\nimage_dir = '{pictures.as_posix()}'\n"
+    config.write_text(f"[[datasets]]\nresolution = {side}\nbatch_size = {batch}\ncaption_extension = '.txt'\n{subset}")
+    return config
+
+
+def build_training(
+    folder: Path, config: MMDiTConfig, sizes: Sizes, flags: Sequence[str], *, side: int, batch: int, is_network: bool
+) -> Unfiled:
+    """A training just before its first step.
+
+    Args:
+        folder: Empty; for the pictures and the output.
+        config: Of the model.
+        sizes: Of the text.
+        flags: Of the script, beside those that all runs have.
+        side: Of the pictures, in pixels.
+        batch: Pictures of a step.
+        is_network: A LoRA; else the whole model.
+
+    Raises:
+        UserError: Options that contradict each other or that this machine cannot run.
+    """
+    values = {
+        "pretrained_model_name_or_path": folder / "random_numbers.safetensors",
+        "dataset_config": write_dataset(folder, side, batch),
+        "output_dir": folder / "output",
+        "cache_dir": folder / "caches",
+        "max_train_steps": NUM_STEPS,
+        "max_data_loader_n_workers": 0,
+        "mixed_precision": "bf16",
+        "seed": 1,
+    }
+    switches = ["cache_latents_to_disk", "cache_text_encoder_outputs_to_disk", "no_metadata"]
+    line = [f"--{name}={value}" for name, value in values.items()] + [f"--{name}" for name in switches] + [*flags]
+    if is_network:
+        line += ["--network_module=networks.lora_sd3", "--network_train_unet_only"]
+    trainer: Unfiled
+    if is_network:
+        trainer = UnfiledNetworkTrainer(parse_options(Sd3NetworkOptions, line, **NETWORK_SCRIPT), config, sizes)
+    else:
+        trainer = UnfiledFullTrainer(parse_options(Sd3FullOptions, line, **FULL_SCRIPT), config, sizes)
+    trainer.build()
+    return trainer

@@ -1,0 +1,75 @@
+"""Whether a frozen denoiser in fewer bits can be had, and whether the network beside it can work with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from library.errors import EnvironmentFault, OptionError
+from library.options.groups import MemoryOptions
+
+
+def check_base_format(memory: MemoryOptions, network_module: str, network_args: Mapping[str, str]) -> None:
+    """See, before anything is read, that the package of a format is there and that the network can do without weights.
+
+    Ours can, and so can those of lycoris.kohya that add to what a layer gives ("bypass"). Others compute with the bits
+    as if these were the weights.
+
+    Args:
+        memory: Says the format.
+        network_module: `--network_module`.
+        network_args: `--network_args`.
+
+    Raises:
+        OptionError: A network that would compute with the bits.
+        EnvironmentFault: A package is missing or broken.
+    """
+    if memory.weights_format is None:
+        return
+    flag = _flag(memory)
+    if not network_module.startswith("networks."):
+        _check_bypass(flag, network_module, network_args)
+    if memory.weights_format == "nf4":
+        _import_bitsandbytes(flag)
+
+
+def _flag(memory: MemoryOptions) -> str:
+    if memory.base_weights_dtype is not None:
+        return f"--base_weights_dtype {memory.base_weights_dtype}"
+    return "--fp8_base" if memory.fp8_base else "--fp8_base_unet"
+
+
+def _check_bypass(flag: str, module: str, args: Mapping[str, str]) -> None:
+    if module != "lycoris.kohya":
+        raise OptionError(
+            f"{flag} cannot be used with --network_module {module}, which may compute with the weights themselves. "
+            "Use networks.lora, or leave it out."
+        )
+    if _is_on(args, "dora_wd"):
+        raise OptionError(
+            f"{flag} cannot be used with --network_args dora_wd={args['dora_wd']}, which needs the norms of the "
+            "weights themselves. Leave one of them out."
+        )
+    if not _is_on(args, "bypass_mode"):
+        raise OptionError(
+            f"{flag}: lycoris.kohya would compute with the bits of the weights. Add bypass_mode=True to "
+            "--network_args, or use networks.lora."
+        )
+
+
+def _is_on(args: Mapping[str, str], name: str) -> bool:
+    """As lycoris reads its switches."""
+    return args.get(name, "False").lower() != "false"
+
+
+def _import_bitsandbytes(flag: str) -> None:
+    from library.training.optimization.lean_optimizer import compilation_off
+
+    try:
+        with compilation_off():
+            import bitsandbytes.functional  # noqa: F401
+    except ImportError as error:
+        reason = str(error).partition("\n")[0]
+        raise EnvironmentFault(
+            f"{flag} needs the package bitsandbytes, which cannot be imported ({reason}). "
+            "Run `pip install bitsandbytes`, or use int8."
+        ) from error

@@ -1,0 +1,148 @@
+"""Compiled blocks: each block's forward pass goes through `torch.compile`, and equal blocks share what comes out.
+
+Blocks are compiled one by one, not the model as a whole, so that recomputing activations, swapping blocks and sharding,
+which act between them, stay as they are. A block compiles once for the first size of picture and once more, for all
+sizes, when another one comes. Nothing is assumed about where weights lie.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from library.errors import EnvironmentFault, OptionError
+from library.log import get_logger
+from library.memory.blocks import blocks
+from library.memory_use import is_out_of_memory
+from library.options.groups.compute import BACKENDS
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from library.options.groups import ComputeOptions, MemoryOptions
+
+logger = get_logger(__name__)
+
+MOST_VARIANTS = 64  # kinds of blocks x with and without gradients x sizes; a tenth of it is usual
+_INNER_LOGS = ("torch._dynamo", "torch._inductor", "torch._functorch", "torch.fx.experimental.symbolic_shapes")
+
+
+def check_compiler(compute: ComputeOptions, memory: MemoryOptions) -> None:
+    """See whether this torch can do what `--torch_compile` asks for. Loads torch's compiler, if it does.
+
+    Raises:
+        OptionError: It has no such backend, or one that does not go with block swap.
+    """
+    if not compute.torch_compile:
+        return
+    import torch
+    from torch._dynamo import list_backends
+
+    name, known = compute.dynamo_backend, list_backends(exclude_tags=())
+    if name not in known:
+        there = ", ".join(choice for choice in BACKENDS if choice in known)
+        raise OptionError(
+            f"--dynamo_backend {name}: torch {torch.__version__} has no such backend here. Leave it out, or use one of "
+            f"{there}."
+        )
+    if name == "cudagraphs" and memory.swaps:
+        raise OptionError(
+            "--dynamo_backend cudagraphs cannot be used with --blocks_to_swap: it wants weights to stay where they "
+            "are. Use inductor."
+        )
+
+
+class CompiledBlock:
+    """Stands for a block's forward pass, and compiles it when it is called.
+
+    Attributes:
+        is_on: False computes as written.
+    """
+
+    _has_told = False
+
+    def __init__(self, forward: Callable[..., Any], backend: str | Callable[..., Any]) -> None:
+        import torch
+
+        self.is_on, self._plain, self._backend = True, forward, backend
+        # random numbers as torch draws them: dropout is the same with and without compiling
+        options: dict[str, Any] | None = {"fallback_random": True} if backend == "inductor" else None
+        self._compiled = torch.compile(forward, backend=backend, options=options)
+
+    def __call__(self, *inputs: Any) -> Any:
+        """What the block gives.
+
+        Raises:
+            EnvironmentFault: It cannot be compiled.
+        """
+        if not self.is_on:
+            return self._plain(*inputs)
+        from torch._dynamo.exc import FailOnRecompileLimitHit
+
+        try:
+            return self._compiled(*inputs)
+        except FailOnRecompileLimitHit:
+            self._tell_limit()
+        except Exception as error:
+            if is_out_of_memory(error) or not _is_of_compiler(error):
+                raise
+            raise self.fault(error) from error
+        return self._plain(*inputs)
+
+    def fault(self, error: BaseException) -> EnvironmentFault:
+        """What to tell of an error of the compiler."""
+        inner = getattr(error, "inner_exception", None) or error
+        reason = next((line for line in str(inner).splitlines() if line.strip()), "no reason given").strip()
+        name = type(inner).__name__
+        words = reason if reason.startswith(name) else f"{name}: {reason}"
+        return EnvironmentFault(
+            f"--torch_compile: {self._backend} could not compile the model ({words}). Leave --torch_compile out, or "
+            "mend what it misses."
+        )
+
+    @classmethod
+    def _tell_limit(cls) -> None:
+        if not CompiledBlock._has_told:
+            CompiledBlock._has_told = True
+            logger.warning(
+                "compiled blocks: there are more than %d kinds of passes; those that come now are not compiled.",
+                MOST_VARIANTS,
+            )
+
+
+def compile_blocks(model: nn.Module, backend: str | Callable[..., Any] = "inductor") -> list[CompiledBlock]:
+    """Put a `CompiledBlock` in the place of each block's forward pass; nothing is compiled yet.
+
+    Adapters may be attached to layers inside the blocks before or afterwards. What wraps whole blocks comes afterwards.
+
+    Args:
+        model: With rows of blocks, see `library/memory/blocks.py`.
+        backend: Of torch's compiler.
+    """
+    import torch._dynamo
+
+    config: Any = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, MOST_VARIANTS)
+    config.fail_on_recompile_limit_hit = True
+    _quiet()
+    compiled = []
+    for block in blocks(model):
+        compiled.append(CompiledBlock(block.forward, backend))
+        block.forward = compiled[-1]
+    return compiled
+
+
+def _quiet() -> None:
+    """What the compiler tells of itself is nothing for users; `TORCH_LOGS` still shows what it asks for."""
+    for name in _INNER_LOGS:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", module=r"torch\.(_dynamo|_inductor|_functorch|fx)\b")
+
+
+def _is_of_compiler(error: BaseException) -> bool:
+    from torch._dynamo.exc import TorchDynamoException
+
+    home = type(error).__module__
+    return isinstance(error, TorchDynamoException) or home.startswith(("torch._inductor", "triton"))

@@ -1,0 +1,175 @@
+"""What the models of a run take, counted once for all settings that are compared.
+
+Settings that only say where something lies (swapped blocks, what is recomputed) change no count: they are put together
+from the same ones.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from library.families.base import ModelFamily
+from library.memory.live_memory import num_bytes
+from library.training.forecast.batch_sizes import BatchSize, largest_batch, largest_picture
+from library.training.forecast.fake_passes import Counted, FakeDenoiser, Passes
+from library.training.forecast.frozen_passes import (
+    Frozen,
+    Trained,
+    text_encoding,
+    text_training,
+    vae_decoding,
+    vae_encoding,
+    weight_bytes,
+)
+from library.training.forecast.outline import Formats, formats_of, model_bytes, num_block_bytes, outline_of
+
+if TYPE_CHECKING:
+    from library.records import Size
+    from library.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class TrainedNumbers:
+    """What trains.
+
+    Attributes:
+        shapes: Of all of it.
+        dtype: It is kept in.
+        beside: Bytes that are no part of the models themselves: adapters.
+        in_blocks: Some of it is in the blocks of the denoiser.
+    """
+
+    shapes: tuple[tuple[int, ...], ...]
+    dtype: torch.dtype
+    beside: int
+    in_blocks: bool
+
+    @property
+    def count(self) -> int:
+        """Numbers."""
+        return sum(map(prod, self.shapes))
+
+    @property
+    def bytes(self) -> int:
+        """Of all of it, and of its gradients."""
+        return self.count * self.dtype.itemsize
+
+
+class Counts:
+    """Counts for a trainer whose options and files are known, with its denoiser in one format.
+
+    Args:
+        trainer: It is only asked.
+        device: Where the denoiser will be; it need not be there.
+    """
+
+    def __init__(self, trainer: Trainer, device: torch.device) -> None:
+        self.trainer, self.device = trainer, device
+        self.family: ModelFamily = trainer.family
+        self.files = trainer.files
+        self.batch: BatchSize = largest_batch(trainer.plan)
+        self.formats: Formats = formats_of(trainer, device)
+        outline = outline_of(trainer, self.formats)
+        own = {id(p) for model in (outline.denoiser, *outline.encoders.values()) for p in model.parameters()}
+        blocks = num_block_bytes(outline.denoiser)
+        in_blocks = {id(p) for p in _block_parameters(outline.denoiser)}
+        self.note = outline.note
+        self.block_bytes: Sequence[int] = blocks
+        self.rest_bytes = model_bytes(outline.denoiser) - sum(blocks)
+        self.trained = TrainedNumbers(
+            shapes=tuple(tuple(p.shape) for p in outline.trained),
+            dtype=outline.trained[0].dtype,
+            beside=num_bytes(p for p in outline.trained if id(p) not in own),
+            in_blocks=any(id(p) in in_blocks for p in outline.trained),
+        )
+        self._outline = outline
+        self._passes: dict[tuple[BatchSize, Passes], Counted] = {}
+        self._frozen: dict[tuple[Any, ...], Frozen] = {}
+        self._encoders: dict[tuple[bool, bool], Mapping[str, Trained]] = {}
+
+    @cached_property
+    def _denoiser(self) -> FakeDenoiser:
+        return FakeDenoiser(self._outline.denoiser)
+
+    def denoiser(self, passes: Passes, batch: BatchSize | None = None) -> Counted:
+        """The denoiser's passes; by default with the largest batch."""
+        batch, own = batch or self.batch, replace(passes, autocast=self.formats.autocast)
+        if (batch, own) not in self._passes:
+            self._passes[batch, own] = self._denoiser.count(lambda: self.inputs(batch), own)
+        return self._passes[batch, own]
+
+    def inputs(self, batch: BatchSize) -> dict[str, torch.Tensor]:
+        """Arguments of the denoiser."""
+        return self.family.denoiser_inputs(self.files, batch.size, batch.number, self.formats.encoders)
+
+    def input_bytes(self) -> int:
+        """Of the largest batch."""
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
+        with FakeTensorMode():
+            return num_bytes(self.inputs(self.batch).values())
+
+    def trained_encoders(self, *, recomputes: bool, is_freed: bool) -> Mapping[str, Trained]:
+        """Text encoders that train, with the largest batch."""
+        key = recomputes, is_freed
+        if key not in self._encoders:
+            self._encoders[key] = {
+                name: text_training(
+                    copy.deepcopy(encoder),
+                    self.family,
+                    name,
+                    self.batch.number,
+                    autocast=self.formats.autocast,
+                    recomputes=recomputes,
+                    is_freed=is_freed,
+                )
+                for name, encoder in self._outline.encoders.items()
+            }
+        return self._encoders[key]
+
+    def encoder(self, name: str, number: int) -> Frozen:
+        """A frozen text encoder that reads so many captions."""
+        key = ("text", name, number)
+        if key not in self._frozen:
+            outline = self.family.encoder_outline(self.files, name, self.formats.encoders)
+            self._frozen[key] = text_encoding(outline, self.family, name, number)
+        return self._frozen[key]
+
+    def vae(self, size: Size, number: int) -> Frozen:
+        """The VAE that encodes so many pictures."""
+        key = ("encode", size, number)
+        if key not in self._frozen:
+            outline = self.family.vae_outline(self.files, self.formats.vae)
+            self._frozen[key] = vae_encoding(outline, self.family, size, number)
+        return self._frozen[key]
+
+    def drawing_vae(self, size: Size) -> Frozen:
+        """The VAE that draws a picture."""
+        key = ("decode", size)
+        if key not in self._frozen:
+            outline = self.family.vae_outline(self.files, self.formats.vae)
+            self._frozen[key] = vae_decoding(outline, self.family, size)
+        return self._frozen[key]
+
+    @cached_property
+    def vae_weights(self) -> int:
+        """Bytes of the VAE."""
+        return weight_bytes(self.family.vae_outline(self.files, self.formats.vae))
+
+    @property
+    def largest_picture(self) -> Size:
+        """Of the data."""
+        return largest_picture(self.trainer.plan)
+
+
+def _block_parameters(denoiser: torch.nn.Module) -> list[torch.nn.Parameter]:
+    from library.training.forecast.fake_passes import block_list
+
+    return list(block_list(denoiser).parameters())
