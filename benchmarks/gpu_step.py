@@ -123,6 +123,7 @@ class Bench:
     def _steps(self, step: Callable[[], None]) -> Figures:
         """Time and memory of a step."""
         if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # of what building the model has taken
             torch.cuda.reset_peak_memory_stats(self.device)
         first, seconds = self._times(step)
         return Figures(median(seconds), self._peak(), _long(first, median(seconds)))

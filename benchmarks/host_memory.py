@@ -163,9 +163,7 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="depth of the models; 1 is 0.6 GB in 16 bits")
     parser.add_argument("--stored", nargs="+", choices=STORED, default=STORED)
     args = parser.parse_args()
-    print(
-        "| stored | largest part, MiB | filling caches: peak, MiB | own | times | complete: peak, MiB | own | times |"
-    )
+    print("| stored | largest part, MiB | filling caches: peak, MiB | own | times | complete: peak | own | times |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as name:
         for what, base, row in rows(args.scale, Path(name), args.stored):

@@ -127,6 +127,8 @@ class RandomFamily(Sd3Family):
         dtype: torch.dtype,
         device: torch.device,
         change: Callable[[nn.Module], None] | None = None,
+        *,
+        rounds_on: torch.device | None = None,
     ) -> nn.Module:
         """Drawn where it runs, and then put into fewer bits where options ask for it."""
         model = random_mmdit(files.config, dtype, device)
@@ -134,4 +136,4 @@ class RandomFamily(Sd3Family):
             change(model)
         if self.weights_format is None:
             return model
-        return quantize_mmdit(model, self.weights_format, dtype, device)
+        return quantize_mmdit(model, self.weights_format, dtype, device, rounds_on=rounds_on)

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from library.memory.live_memory import LiveMemory
 from library.memory.fused_backward import BackwardParts, by_block, each_alone
+from library.memory.live_memory import LiveMemory
 from library.models.mmdit import MMDiT, MMDiTConfig
 
 CLIP_TOKENS, T5_TOKENS = 77, 256

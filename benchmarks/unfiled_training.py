@@ -77,6 +77,8 @@ class Unfiled(Trainer):
         self.encoders = NoEncoders(self)  # type: ignore[assignment]
         self.load()
         self.build_trainables()
+        self.compile_blocks()
+        self.swap_blocks()
         self.build_optimizer()
         self.build_loop()
 

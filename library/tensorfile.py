@@ -215,15 +215,31 @@ class TensorReader:
         self.header = header
         self._mmap = mmap
         self._mapped: Any = None
+        self._borrowed: Tensor | None = None
 
     def read(self, name: str) -> Tensor:
         """A tensor in memory of its own. Nothing else stays: no page of the file, no open file."""
+        return self._read(name, _bytes)
+
+    def borrow(self, name: str) -> Tensor:
+        """A tensor to be copied from at once: the next one lies in the same memory, so that reading leaves no holes."""
+        return self._read(name, self._room)
+
+    def _room(self, num_bytes: int) -> Tensor:
+        if self._borrowed is None or self._borrowed.numel() < num_bytes:
+            self._borrowed = None  # before there is another one
+            self._borrowed = _bytes(num_bytes)
+        return self._borrowed[:num_bytes]
+
+    def _read(self, name: str, room: Callable[[int], Tensor]) -> Tensor:
         info = self.header.tensors[name]
         dtype = torch_dtype(info.dtype)
+        data = room(info.end - info.start)
         try:
-            return _read_one(self.header.path, info, dtype)
+            _read_into(data, self.header.path, info.start)
         except OSError as error:
             raise self._fault(error) from None
+        return data.view(dtype).reshape(info.shape)
 
     def view(self, name: str) -> Tensor:
         """A tensor that lies in the mapped file where mapping is allowed; it keeps the mapping alive."""
@@ -244,16 +260,20 @@ class TensorReader:
         return CheckpointError(f"{self.header.path} cannot be read ({error}). Download or copy the file again.")
 
 
-def _read_one(path: Path, info: TensorInfo, dtype: torch.dtype) -> Tensor:
+def _bytes(number: int) -> Tensor:
     import torch
 
-    data = torch.empty(info.end - info.start, dtype=torch.uint8)
-    if data.numel():
-        with open(path, "rb") as file:
-            file.seek(info.start)
-            if file.readinto(data.numpy().data) < data.numel():  # type: ignore[arg-type]
-                raise OSError("it ends too early")
-    return data.view(dtype).reshape(info.shape)
+    return torch.empty(number, dtype=torch.uint8)
+
+
+def _read_into(data: Tensor, path: Path, start: int) -> None:
+    """Fill bytes from a place in a file."""
+    if not data.numel():
+        return
+    with open(path, "rb") as file:
+        file.seek(start)
+        if file.readinto(data.numpy().data) < data.numel():
+            raise OSError("it ends too early")
 
 
 def torch_dtype(name: str) -> torch.dtype:

@@ -206,13 +206,18 @@ class LoraAdapter(nn.Module):
         return base + F.conv2d(inner if mask is None else inner * mask, up.to(dtype)).to(base.dtype)
 
     def _skips_this_pass(self) -> bool:
-        return bool(self.training and self.dropouts.module and torch.rand(()) < self.dropouts.module)
+        if not self.training or not self.dropouts.module or torch.compiler.is_compiling():
+            return False
+        return bool(torch.rand(()) < self.dropouts.module)
 
     def _mask(self, shape: tuple[int, ...], device: torch.device) -> Tensor | None:
         """Dropout as factors for the rank-sized product [B, ..., rank] or [B, rank, h, w]; None where none is due."""
-        if not self.training or not (self.dropouts.neuron or self.dropouts.rank):
+        drops_all = self.dropouts.module if torch.compiler.is_compiling() else 0.0  # a graph cannot skip the adapter
+        if not self.training or not (self.dropouts.neuron or self.dropouts.rank or drops_all):
             return None
         mask = torch.ones(shape, device=device)
+        if drops_all:
+            mask = mask * (torch.rand((), device=device) >= drops_all)
         if neuron := self.dropouts.neuron:
             mask = mask * (torch.rand(shape, device=device) >= neuron) / (1 - neuron)
         if rank := self.dropouts.rank:

@@ -254,7 +254,7 @@ class StoredWeight:
 
         wanted = self._held_dtype(dtype)
         if self.scale is None and wanted == self.dtype and torch.device(device).type == "cpu":
-            tensor = self.file.view(self.key)
+            tensor = self.file.view(self.key)  # what is only borrowed must not get out, so this comes first
         else:
             tensor = self._converted(wanted, device)
         _refuse_non_finite(self.part, self.key, tensor)
@@ -271,7 +271,7 @@ class StoredWeight:
 
     def _converted(self, dtype: torch.dtype, device: torch.device | str) -> Tensor:
         """Converted on the side on which it is smaller, so that the fewest bytes travel and none lies wide for long."""
-        stored = self.stored
+        stored = self.file.borrow(self.key)
         if self.scale is None and dtype.itemsize < stored.itemsize:
             return stored.to(dtype).to(device)
         stored = stored.to(device)

@@ -73,10 +73,17 @@ class ModelFamily(Protocol):
         """Longest side of a picture that the denoiser can place, in pixels; None for any."""
 
     def load_denoiser(
-        self, files: Any, dtype: torch.dtype, device: torch.device, change: Callable[[nn.Module], None] | None = None
+        self,
+        files: Any,
+        dtype: torch.dtype,
+        device: torch.device,
+        change: Callable[[nn.Module], None] | None = None,
+        *,
+        rounds_on: torch.device | None = None,
     ) -> nn.Module:
         """The denoiser, frozen. `change` is called with it before options put its weights into fewer bits; until then
-        it may be on the host, in the precision of its file."""
+        it may be on the host, in the precision of its file. `rounds_on` is the device that puts them there, one after
+        the other, if it is not `device`."""
 
     def denoiser_outline(self, files: Any) -> nn.Module:
         """The denoiser with the shapes of its weights and without numbers. Fast."""

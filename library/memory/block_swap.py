@@ -120,9 +120,7 @@ class BlockSwapper:
     def _use(self, position: int, *, is_backward: bool = False, is_repeated: bool = False) -> None:
         """Let computing wait until a block is there, and send for those that come next."""
         if self._current is not None and self._current != position:
-            self._release(
-                self._current
-            )  # its backward pass ends without a sign where its inputs are not differentiated
+            self._release(self._current)  # where nothing differentiates its inputs, no sign has told the end
         self._current = position
         self._fetch(position)
         self._lane.hold(self._buffer(position).arrived)

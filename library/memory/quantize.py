@@ -27,11 +27,14 @@ INT8, FP8, E4M3, E5M2, NF4 = "int8", "fp8", "e4m3", "e5m2", "nf4"
 STORED_FORMS = {torch.float8_e4m3fn: E4M3, torch.float8_e5m2: E5M2}  # of a file
 BLOCK = 64  # numbers with one scale, in nf4
 _LARGEST = {INT8: 127.0, FP8: 448.0}
+_AT_A_TIME = 1 << 20  # numbers that are wide in float32 while a matrix is rounded, in whole rows
 
 Widen = Callable[[Tensor, Tensor, torch.dtype], Tensor]  # bits, scale, dtype of the result
 
 
-def empty_state(out_features: int, in_features: int, form: str) -> tuple[Tensor, Tensor]:
+def empty_state(
+    out_features: int, in_features: int, form: str, device: torch.device | None = None
+) -> tuple[Tensor, Tensor]:
     """Bits and scale of a matrix [out, in], without values. Of nf4 the rows must have an even length.
 
     Returns:
@@ -39,8 +42,10 @@ def empty_state(out_features: int, in_features: int, form: str) -> tuple[Tensor,
     """
     if form == NF4:
         num_blocks = -(-out_features * in_features // BLOCK)
-        return torch.empty(out_features, in_features // 2, dtype=torch.uint8), torch.empty(num_blocks)
-    return torch.empty(out_features, in_features, dtype=torch.int8), torch.empty(out_features, 1)
+        packed = torch.empty(out_features, in_features // 2, dtype=torch.uint8, device=device)
+        return packed, torch.empty(num_blocks, device=device)
+    bits = torch.empty(out_features, in_features, dtype=torch.int8, device=device)
+    return bits, torch.empty(out_features, 1, device=device)
 
 
 def quantize(weight: Tensor, form: str, unit: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -55,8 +60,21 @@ def quantize(weight: Tensor, form: str, unit: Tensor | None = None) -> tuple[Ten
         The bits, of 8 bits as int8, whatever they mean, shape [out, in], of nf4 two in a uint8, shape [out, in / 2];
         and float32 scales, shape [out, 1], of nf4 shape [ceil(out * in / 64)]. See `widen`.
     """
+    num_rows, length = weight.shape
+    bits, scale = empty_state(num_rows, length, form, weight.device)
+    step = max(_AT_A_TIME // length // BLOCK, 1) * BLOCK  # so that no block of nf4 is cut
+    for start in range(0, num_rows, step):
+        rows = slice(start, min(start + step, num_rows))
+        scales = slice(start * length // BLOCK, -(-rows.stop * length // BLOCK)) if form == NF4 else rows
+        own_unit = unit[rows] if unit is not None and unit.numel() > 1 else unit
+        bits[rows], scale[scales] = _round(weight[rows], form, own_unit)
+    return bits, scale
+
+
+def _round(weight: Tensor, form: str, unit: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`quantize` at once."""
     if form == NF4:
-        return _quantize_nf4(weight)
+        return _round_nf4(weight)
     rows = weight.float()
     low, high = rows.aminmax(dim=1, keepdim=True)
     largest = torch.maximum(high, -low)  # [out, 1]
@@ -72,7 +90,7 @@ def quantize(weight: Tensor, form: str, unit: Tensor | None = None) -> tuple[Ten
     return scaled.to(torch.float8_e4m3fn).view(torch.int8), scale
 
 
-def _quantize_nf4(weight: Tensor) -> tuple[Tensor, Tensor]:
+def _round_nf4(weight: Tensor) -> tuple[Tensor, Tensor]:
     from bitsandbytes.functional import quantize_4bit
 
     wide = weight if weight.dtype in (torch.float32, torch.float16, torch.bfloat16) else weight.float()

@@ -102,21 +102,30 @@ def replace_linears(model: nn.Module, form: str, dtype_of: Callable[[str], torch
     return frozenset(f"{name}.weight" for name in linears)
 
 
-def quantize_linears(model: nn.Module, form: str, dtype: torch.dtype, device: torch.device | str) -> None:
+def quantize_linears(
+    model: nn.Module,
+    form: str,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    *,
+    rounds_on: torch.device | str | None = None,
+) -> None:
     """Put quantised layers in the place of all linear layers, one after the other; each wide one is then forgotten.
 
     Args:
         model: With its weights, which may be on another device.
         form: "int8", "fp8" or "nf4".
         dtype: Of the arithmetic.
-        device: Where they are rounded and stay.
+        device: Where they stay.
+        rounds_on: Where they are rounded; None is `device`.
     """
     for name in list(_linears(model)):
         layer = model.get_submodule(name)
         assert isinstance(layer, nn.Linear)
         with torch.device("meta"):
             narrow = _empty_like(layer, form, dtype)
-        narrow.weight, narrow.scale = quantize(layer.weight.detach().to(device), form)  # type: ignore[assignment]
+        bits, scale = quantize(layer.weight.detach().to(rounds_on or device), form)
+        narrow.weight, narrow.scale = bits.to(device), scale.to(device)  # type: ignore[assignment]
         if layer.bias is not None:
             narrow.bias = nn.Parameter(layer.bias.detach().to(device, dtype), requires_grad=False)
         _put(model, name, narrow)

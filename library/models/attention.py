@@ -33,10 +33,10 @@ def torch_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | No
 
 def xformers_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
     """The same by the xformers package, on a GPU. Its only kernel for a bias is torch's, so torch takes those."""
-    from xformers.ops import memory_efficient_attention
-
     if bias is not None:
         return torch_attention(query, key, value, bias)
+    from xformers.ops import memory_efficient_attention
+
     return heads_last(memory_efficient_attention, query, key, value)
 
 
@@ -46,10 +46,10 @@ def flash_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | No
     Raises:
         ValueError: A bias is given. See `takes_bias`.
     """
-    from flash_attn import flash_attn_func
-
     if bias is not None:
         raise ValueError("flash_attn takes no bias")
+    from flash_attn import flash_attn_func
+
     return heads_last(flash_attn_func, query, key, value)
 
 

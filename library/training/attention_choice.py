@@ -23,12 +23,12 @@ def check_attention(compute: ComputeOptions, precision: PrecisionOptions) -> Non
     package = compute.attention_package
     if package is None:
         return
-    if find_spec(package) is None:
-        raise OptionError(f"--{package}: the package {package} is not installed. Install it, or use --sdpa.")
     if package == "flash_attn" and precision.mixed_precision == "no":
         raise OptionError(
             "--flash_attn computes in half precision only. Give --mixed_precision bf16 or fp16, or use --sdpa."
         )
+    if find_spec(package) is None:
+        raise OptionError(f"--{package}: the package {package} is not installed. Install it, or use --sdpa.")
 
 
 def check_attention_device(package: str | None, device: torch.device) -> None:

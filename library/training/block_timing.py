@@ -39,6 +39,7 @@ def time_block(
     seconds: float,
     is_trained: bool,
     weights: Sequence[Tensor] = (),
+    clock: Callable[[], float] = perf_counter,
 ) -> BlockTime:
     """Time a block. Gradients are computed and forgotten: no `grad` changes and no hook of a parameter hears of it.
 
@@ -50,33 +51,40 @@ def time_block(
         seconds: About how long; three passes are made in any case.
         is_trained: Also time the backward pass.
         weights: What gradients are taken of beside the inputs. Those that the block does not use are left out.
+        clock: Gives seconds.
 
     Returns:
         Seconds of one pass.
     """
     device = next(value.device for value in inputs if isinstance(value, Tensor))
     times: list[tuple[float, float]] = []
-    _timed(block, inputs, weights, device, is_trained)
+
+    def now() -> float:
+        _wait_for(device)
+        return clock()
+
+    _timed(block, inputs, weights, now, is_trained)
     began = perf_counter()
     while len(times) < _LEAST or (len(times) < _MOST and perf_counter() - began < seconds):
-        times.append(_timed(block, inputs, weights, device, is_trained))
+        times.append(_timed(block, inputs, weights, now, is_trained))
     return BlockTime(median(forward for forward, _ in times), median(backward for _, backward in times))
 
 
 def _timed(
-    block: Callable[..., Any], inputs: Sequence[Any], weights: Sequence[Tensor], device: torch.device, is_trained: bool
+    block: Callable[..., Any],
+    inputs: Sequence[Any],
+    weights: Sequence[Tensor],
+    now: Callable[[], float],
+    is_trained: bool,
 ) -> tuple[float, float]:
-    _wait_for(device)
-    began = perf_counter()
+    began = now()
     with nullcontext() if is_trained else torch.no_grad():
         outputs = block(*inputs)
-    _wait_for(device)
-    between = perf_counter()
+    between = now()
     if not is_trained:
         return between - began, 0.0
     take_gradients(outputs, [*inputs, *weights])
-    _wait_for(device)
-    return between - began, perf_counter() - between
+    return between - began, now() - between
 
 
 def take_gradients(outputs: Any, sources: Sequence[Any]) -> None:

@@ -1,15 +1,17 @@
 """Compiled blocks: each block's forward pass goes through `torch.compile`, and equal blocks share what comes out.
 
 Blocks are compiled one by one, not the model as a whole, so that recomputing activations, swapping blocks and sharding,
-which act between them, stay as they are. A block compiles once for the first size of picture and once more, for all
-sizes, when another one comes. Nothing is assumed about where weights lie.
+which act between them, stay as they are. A run with pictures of several sizes gets graphs for all sizes at once; one
+that turns out to have others after all compiles once more, when the first of them comes. Nothing is assumed about where
+weights lie.
 """
 
 from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from library.errors import EnvironmentFault, OptionError
@@ -17,6 +19,7 @@ from library.log import get_logger
 from library.memory.blocks import blocks
 from library.memory_use import is_out_of_memory
 from library.options.groups.compute import BACKENDS
+from library.records import BatchPlan, Size
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,7 +28,10 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
+Kind = tuple[Size, int]  # of batches
+
 MOST_VARIANTS = 64  # kinds of blocks x with and without gradients x sizes; a tenth of it is usual
+_NEEDS = ", or install what it needs: a C++ compiler, and on a GPU Triton"
 _INNER_LOGS = ("torch._dynamo", "torch._inductor", "torch._functorch", "torch.fx.experimental.symbolic_shapes")
 
 
@@ -63,13 +69,13 @@ class CompiledBlock:
 
     _has_told = False
 
-    def __init__(self, forward: Callable[..., Any], backend: str | Callable[..., Any]) -> None:
+    def __init__(self, forward: Callable[..., Any], backend: str | Callable[..., Any], *, is_varied: bool) -> None:
         import torch
 
         self.is_on, self._plain, self._backend = True, forward, backend
         # random numbers as torch draws them: dropout is the same with and without compiling
         options: dict[str, Any] | None = {"fallback_random": True} if backend == "inductor" else None
-        self._compiled = torch.compile(forward, backend=backend, options=options)
+        self._compiled = torch.compile(forward, backend=backend, options=options, dynamic=is_varied or None)
 
     def __call__(self, *inputs: Any) -> Any:
         """What the block gives.
@@ -98,8 +104,8 @@ class CompiledBlock:
         name = type(inner).__name__
         words = reason if reason.startswith(name) else f"{name}: {reason}"
         return EnvironmentFault(
-            f"--torch_compile: {self._backend} could not compile the model ({words}). Leave --torch_compile out, or "
-            "mend what it misses."
+            f"--torch_compile: {self._backend} could not compile the model ({words}). Leave --torch_compile out"
+            f"{_NEEDS if self._backend == 'inductor' else ''}."
         )
 
     @classmethod
@@ -112,7 +118,9 @@ class CompiledBlock:
             )
 
 
-def compile_blocks(model: nn.Module, backend: str | Callable[..., Any] = "inductor") -> list[CompiledBlock]:
+def compile_blocks(
+    model: nn.Module, backend: str | Callable[..., Any] = "inductor", *, is_varied: bool = False
+) -> list[CompiledBlock]:
     """Put a `CompiledBlock` in the place of each block's forward pass; nothing is compiled yet.
 
     Adapters may be attached to layers inside the blocks before or afterwards. What wraps whole blocks comes afterwards.
@@ -120,6 +128,7 @@ def compile_blocks(model: nn.Module, backend: str | Callable[..., Any] = "induct
     Args:
         model: With rows of blocks, see `library/memory/blocks.py`.
         backend: Of torch's compiler.
+        is_varied: Batches of several sizes will come.
     """
     import torch._dynamo
 
@@ -129,9 +138,14 @@ def compile_blocks(model: nn.Module, backend: str | Callable[..., Any] = "induct
     _quiet()
     compiled = []
     for block in blocks(model):
-        compiled.append(CompiledBlock(block.forward, backend))
+        compiled.append(CompiledBlock(block.forward, backend, is_varied=is_varied))
         block.forward = compiled[-1]
     return compiled
+
+
+def kinds_of_batches(plans: Iterable[BatchPlan]) -> Counter[Kind]:
+    """How many batches there are of each size of pictures and number of them."""
+    return Counter((plan.size, len(plan.items)) for plan in plans)
 
 
 def _quiet() -> None:

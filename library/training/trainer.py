@@ -26,7 +26,7 @@ from library.training.checks import (
     check_steps_in_backward,
     check_writable,
 )
-from library.training.compiling import check_compiler, compile_blocks
+from library.training.compiling import check_compiler, compile_blocks, kinds_of_batches
 from library.training.course import Course
 from library.training.processes import scale_fp16_gradients
 from library.training.sampling.prompts import PromptDefaults, PromptFile
@@ -147,10 +147,23 @@ class Trainer(BuiltTraining):
             keeps_state=True,
             rounding=precision.bf16_rounding if precision.full_bf16 else None,
         )
+        self._fit_memory()
         self._foresee_memory()
         self.course = Course(self.plan.steps)
         self.saves = self._save_plan()
         self.continuation.check_files()
+
+    def _fit_memory(self) -> None:
+        """With `--fit` or `--blocks_to_swap auto`, go on with options that fit; who only looks is told them later."""
+        memory, data = self.options.memory, self.options.data
+        is_asked = memory.fit is not None or memory.blocks_to_swap == "auto"
+        if not is_asked or data.dry_run or data.debug_dataset:
+            return
+        from library.training.forecast.fitting import fit_run
+
+        self.options = fit_run(self)
+        self.family = self.make_family()
+        self.set_plan(self.plan)
 
     def _save_plan(self) -> SavePlan:
         return SavePlan(
@@ -261,7 +274,7 @@ class Trainer(BuiltTraining):
 
         self.encoders.load()
         self.text = self.encoders.text
-        load = partial(self.family.load_denoiser, self.files, change=self.denoiser_change())
+        load = partial(self.family.load_denoiser, self.files, change=self.denoiser_change(), rounds_on=self.device)
         home = torch.device("cpu") if self.swaps() else self.device
         self.denoiser = self.shards.load(load, self.model_dtype(), home)
         if self.attend is not None:
@@ -319,7 +332,9 @@ class Trainer(BuiltTraining):
     def compile_blocks(self) -> None:
         """With `--torch_compile`: the denoiser's blocks are compiled when they are first used."""
         if self.options.compute.torch_compile:
-            self.compiled = compile_blocks(self.denoiser, self.options.compute.dynamo_backend)
+            kinds = kinds_of_batches(self.plan.epoch(1, seed=self.seed, rank=self.accelerator.process_index))
+            backend = self.options.compute.dynamo_backend
+            self.compiled = compile_blocks(self.denoiser, backend, is_varied=len(kinds) > 1)
 
     def warm_up(self) -> None:
         """With `--torch_compile`: use them, before anything is trained, and tell what it gains."""

@@ -21,10 +21,11 @@ from library.memory.blocks import blocks
 from library.memory_use import is_out_of_memory
 from library.training.block_timing import BlockTime, take_gradients, time_block
 from library.training.building import make_dataset
+from library.training.compiling import kinds_of_batches
 from library.training.sampling.sampling import unchanged_random_state
 
 if TYPE_CHECKING:
-    from library.records import BatchPlan
+    from library.records import Batch
     from library.training.trainer import Trainer
 
 logger = get_logger(__name__)
@@ -90,16 +91,16 @@ def first_inputs(block: nn.Module, run: Callable[[], object]) -> Inputs:
     raise AssertionError("the model does not run this block")
 
 
-def _usual_batch(trainer: Trainer) -> Any:
-    """A batch of the size, and of the number of pictures, that most batches of this epoch have."""
+def _usual_batch(trainer: Trainer) -> Batch:
+    """A batch of the size, and of the number of pictures, that most batches of this epoch have; the largest of equals.
+
+    It is of the same kind in every epoch, so that a run that goes on gets the same graphs.
+    """
     epoch = trainer.course.epoch(trainer.step + 1)
     plans = trainer.plan.epoch(epoch, seed=trainer.seed, rank=trainer.accelerator.process_index)
-
-    def kind(plan: BatchPlan) -> object:
-        return plan.size, len(plan.items)
-
-    usual = Counter(map(kind, plans)).most_common(1)[0][0]
-    plan = next(plan for plan in plans if kind(plan) == usual)
+    kinds = kinds_of_batches(plans)
+    size, number = max(kinds, key=lambda kind: (kinds[kind], kind))
+    plan = next(plan for plan in plans if plan.size == size and len(plan.items) == number)
     return make_dataset(trainer)[plan].to(trainer.device)
 
 

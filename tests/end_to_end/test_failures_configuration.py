@@ -105,9 +105,7 @@ BAD = {
         "--lerning_rate=1 --cache_latent",
         *("--lerning_rate is not an option", "mean --learning_rate?", "mean --cache_latents?"),
     ),
-    "C2 not available": options(
-        "--dataset_class=a.B --xformers", "--dataset_class: not available yet", "--xformers: not"
-    ),
+    "C2 not available": options("--dataset_class=a.B", "--dataset_class: not available yet"),
     # types
     "C3 config file": config(
         "config_types.toml",
@@ -448,6 +446,25 @@ def test_c23_room_for_not_even_one_save_gives_5_before_the_first_step(training, 
     assert caught.value.exit_code == 5
     assert str(training.folder / "out1") in str(caught.value) and "Free some space" in str(caught.value)
     assert not contents(training.folder / "out1")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--cache_text_encoder_outputs", "--mixed_precision=bf16", "--full_bf16"],
+        ["--train_text_encoder", "--ema_decay=0.9", "--save_state", "--save_clip", "--save_precision=fp16"],
+    ],
+    ids=["in half precision", "with encoders, average and state"],
+)
+def test_c23_room_for_not_even_one_whole_model_is_told_before_weights_are_read(full_training, data, free, flags):
+    """By the same size that is known when everything is built."""
+    told = []
+    for phase in ("plan_run", "build_optimizer"):
+        with pytest.raises(OutputError, match="one save takes about") as caught:
+            full_training.run(data, STEP, *flags, "--cache_latents", after={phase: lambda: free(1000)})
+        told.append(str(caught.value).partition(" has ")[2])
+        free(1 << 40)
+    assert told[0] == told[1]
 
 
 @pytest.mark.parametrize(

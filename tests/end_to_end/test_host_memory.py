@@ -13,7 +13,8 @@ from benchmarks.host_memory import GOAL, command, copy_pictures
 from benchmarks.sized_model import ModelSize, build_model
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-SIZE = ModelSize(denoiser=(512, 5), clip_l=(64, 1), clip_g=(384, 5), t5xxl=(512, 11))  # MMDiT of 190 MB in 32 bits
+SIZE = ModelSize(denoiser=(640, 5), clip_l=(64, 1), clip_g=(384, 4), t5xxl=(512, 11))  # MMDiT of 280 MB in 32 bits
+STEP = 16 << 20  # bytes that a step of this model takes beside its weights, above one of the tiny model
 
 # Trains as each of the command lines asks; prints the most memory that there was after each.
 TWO_RUNS = """
@@ -35,7 +36,7 @@ print(json.dumps(peaks))
 
 
 def arguments(model, folder):
-    copy_pictures(folder)
+    copy_pictures(folder, 2)
     return command(model, folder, "--network_dim=1", "--no_metadata", "--mixed_precision=no")[2:]
 
 
@@ -52,4 +53,4 @@ def test_filling_caches_and_training_takes_little_more_than_the_largest_part(tin
     assert done.returncode == 0, done.stderr
     before, after = json.loads(done.stdout.splitlines()[-1])
     largest = 4 * max(model.numbers.values())
-    assert 0.9 * largest < after - before < GOAL * largest, done.stderr
+    assert 0.9 * largest < after - before < GOAL * largest + STEP, done.stderr

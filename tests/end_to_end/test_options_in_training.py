@@ -149,12 +149,16 @@ def test_bf16_trains_about_the_same(training, dataset):
     assert {tensor.dtype for tensor in factors.values()} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize("flags", [(), ("--network_train_unet_only",)], ids=["with encoders", "denoiser"])
-def test_gradient_checkpointing_changes_nothing_but_memory(training, dataset, flags):
+@pytest.mark.parametrize(
+    ("flags", "every"), [((), 1), (("--network_train_unet_only",), 2)], ids=["with encoders", "denoiser"]
+)
+def test_gradient_checkpointing_changes_nothing_but_memory(training, dataset, flags, every):
     flags = (STEPS, "--network_dropout=0.1", *flags)
     plain = training.compare(dataset, *flags)
-    recomputed = training.compare(dataset, *flags, "--gradient_checkpointing")
+    checkpoints = ("--gradient_checkpointing", f"--gradient_checkpointing_every_n_blocks={every}")
+    recomputed = training.compare(dataset, *flags, *checkpoints)
     assert_same(recomputed.weights, plain.weights)
+    assert recomputed.trainer.denoiser.checkpoint_every == every
 
 
 # Models

@@ -82,3 +82,9 @@ def test_what_cannot_be_is_told_before_weights_are_read(refused, dataset, flags,
     ended = refused(dataset, STEPS, *flags)
     assert (ended.code, ended.error) == (code, f"error: {sentence}")
     assert not ended.has_read_weights
+
+
+def test_a_dry_run_tells_that_the_device_of_t5_is_not_there(refused, dataset):
+    ended = refused(dataset, STEPS, "--dry_run", "--t5xxl_device=cuda:3")
+    sentence = "--t5xxl_device cuda:3: there is no such device, only cpu. Choose another."
+    assert (ended.code, ended.error) == (3, f"error: {sentence}")

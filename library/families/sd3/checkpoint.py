@@ -194,6 +194,7 @@ def load_mmdit(
     mmap: bool = True,
     *,
     form: str | None = None,
+    rounds_on: torch.device | None = None,
 ) -> MMDiT:
     """Build the denoiser with its weights, frozen.
 
@@ -204,6 +205,7 @@ def load_mmdit(
         device: Where they go, but for the table of positions, of which a device needs windows only.
         mmap: See `read_weights`.
         form: "fp8", "int8" or "nf4" for the linear layers of the blocks, which then compute in `dtype`.
+        rounds_on: Where their weights are rounded; None is `device`.
 
     Raises:
         CheckpointError: See `read_weights`.
@@ -215,5 +217,5 @@ def load_mmdit(
     else:
         from library.families.sd3.quantized_mmdit import fill_quantized
 
-        fill_quantized(model, files.denoiser, form, dtype, device, mmap=mmap)
+        fill_quantized(model, files.denoiser, form, dtype, device, rounds_on=rounds_on, mmap=mmap)
     return model.requires_grad_(False).eval()

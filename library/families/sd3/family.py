@@ -249,13 +249,15 @@ class Sd3Family:
         dtype: torch.dtype,
         device: torch.device,
         change: Callable[[nn.Module], None] | None = None,
+        *,
+        rounds_on: torch.device | None = None,
     ) -> nn.Module:
         """The MMDiT, frozen, in evaluation mode; in 8 or 4 bits where it is asked for."""
         from library.families.sd3.checkpoint import load_mmdit
 
         form = self.weights_format
         if change is None:
-            return load_mmdit(files, dtype, str(device), self.mmap, form=form)
+            return load_mmdit(files, dtype, str(device), self.mmap, form=form, rounds_on=rounds_on)
         if form is None:
             model = load_mmdit(files, dtype, str(device), self.mmap)
             change(model)
@@ -264,7 +266,7 @@ class Sd3Family:
 
         model = load_mmdit(files, None, "cpu", self.mmap)
         change(model)
-        return quantize_mmdit(model, form, dtype, device)
+        return quantize_mmdit(model, form, dtype, device, rounds_on=rounds_on)
 
     def denoiser_outline(self, files: Sd3Files) -> nn.Module:
         """The MMDiT with shapes only."""

@@ -36,7 +36,14 @@ def check_form(form: str | None, device: torch.device) -> None:
 
 
 def fill_quantized(
-    model: MMDiT, part: Part, form: str, dtype: torch.dtype, device: torch.device | str, *, mmap: bool
+    model: MMDiT,
+    part: Part,
+    form: str,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    *,
+    rounds_on: torch.device | None = None,
+    mmap: bool,
 ) -> None:
     """Read the weights of a denoiser, of which never more than one is wide beside those that stay so.
 
@@ -45,7 +52,8 @@ def fill_quantized(
         part: Its weights.
         form: "fp8", "int8" or "nf4". Weights that a file has in fp8 stay for "fp8" as they are, bits and scales.
         dtype: Of the arithmetic, and of all weights that stay wide but the table of positions.
-        device: Where weights are rounded and stay.
+        device: Where the weights stay.
+        rounds_on: Where they are rounded, one after the other; None is `device`.
         mmap: See `read_weights`.
 
     Raises:
@@ -59,8 +67,8 @@ def fill_quantized(
     for weight in _published_weights(part, names, mmap=mmap):
         if weight.name in layers:
             name = weight.name.removesuffix(".weight")
-            bits, scale, own_form = _narrow(weight, form, device)
-            tensors |= {f"{name}.weight": bits, f"{name}.scale": scale}
+            bits, scale, own_form = _narrow(weight, form, rounds_on or device)
+            tensors |= {f"{name}.weight": bits.to(device), f"{name}.scale": scale.to(device)}
             layer = model.get_submodule(name)
             assert isinstance(layer, QuantizedLinear)
             layer.form = own_form
@@ -70,18 +78,21 @@ def fill_quantized(
     model.load_state_dict(tensors, assign=True)
 
 
-def quantize_mmdit(model: MMDiT, form: str, dtype: torch.dtype, device: torch.device | str) -> MMDiT:
+def quantize_mmdit(
+    model: MMDiT, form: str, dtype: torch.dtype, device: torch.device | str, *, rounds_on: torch.device | None = None
+) -> MMDiT:
     """The same for a denoiser that has been read, and perhaps changed.
 
     Args:
         model: With all weights wide. It is used up.
-        form: See `fill_quantized`; so are the next two.
-        dtype: Of the arithmetic, and of all weights that stay wide but the table of positions.
+        form: See `fill_quantized`, also for what follows.
+        dtype: Of the arithmetic.
         device: Where the result is.
+        rounds_on: None is `device`.
     """
     from library.memory.quantized_linear import quantize_linears
 
-    quantize_linears(model.joint_blocks, form, dtype, device)
+    quantize_linears(model.joint_blocks, form, dtype, device, rounds_on=rounds_on)
     model.to(device, dtype)  # but for the table of positions, which stays as it is
     return model.requires_grad_(False).eval()
 
@@ -120,7 +131,7 @@ def _narrow(weight: _PublishedWeight, form: str, device: torch.device | str) -> 
     """Bits, scale and form of a linear layer's weight."""
     from library.memory.quantize import FP8, keep_fp8, quantize
 
-    types = {piece.stored.dtype for piece in weight.pieces}
+    types = {piece.dtype for piece in weight.pieces}
     wide = weight.wide(None, device)  # also where it is not needed: it refuses numbers that are not finite
     if form != FP8 or len(types) > 1 or not weight.pieces[0].is_fp8:
         return *quantize(wide, form), form

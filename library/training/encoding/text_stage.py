@@ -94,7 +94,8 @@ class TextStage:
     @torch.no_grad()
     def for_prompts(self, texts: Sequence[str], denoiser: nn.Module) -> Conditioning:
         """Conditioning of sample prompts; no dropout."""
-        cached, rows = dict[str, Tensor](), dict[str, tuple[int, ...]]()
+        cached: dict[str, Tensor] = {}
+        rows: dict[str, tuple[int, ...]] = {}
         if self.prompts:
             known = [self.prompts[text] for text in texts]
             cached = {name: torch.stack([one[name] for one in known]).to(self.device) for name in known[0]}

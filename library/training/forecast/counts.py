@@ -68,9 +68,10 @@ class Counts:
     Args:
         trainer: It is only asked.
         device: Where the denoiser will be; it need not be there.
+        frozen: Takes what is counted of frozen models, which may be shared.
     """
 
-    def __init__(self, trainer: Trainer, device: torch.device) -> None:
+    def __init__(self, trainer: Trainer, device: torch.device, frozen: dict[tuple[Any, ...], Frozen]) -> None:
         self.trainer, self.device = trainer, device
         self.family: ModelFamily = trainer.family
         self.files = trainer.files
@@ -91,7 +92,7 @@ class Counts:
         )
         self._outline = outline
         self._passes: dict[tuple[BatchSize, Passes], Counted] = {}
-        self._frozen: dict[tuple[Any, ...], Frozen] = {}
+        self._frozen = frozen
         self._encoders: dict[tuple[bool, bool], Mapping[str, Trained]] = {}
 
     @cached_property
@@ -104,6 +105,15 @@ class Counts:
         if (batch, own) not in self._passes:
             self._passes[batch, own] = self._denoiser.count(lambda: self.inputs(batch), own)
         return self._passes[batch, own]
+
+    def kinds(self) -> list[int]:
+        """For each block of the denoiser the first one that is like it."""
+        return self._denoiser.models
+
+    def block_inputs(self, batch: BatchSize, index: int) -> tuple[Any, ...]:
+        """What block `index`, the first of its kind, is called with in training: tensors without numbers."""
+        passes = Passes(autocast=self.formats.autocast)
+        return self._denoiser.block_inputs(lambda: self.inputs(batch), passes, index)
 
     def inputs(self, batch: BatchSize) -> dict[str, torch.Tensor]:
         """Arguments of the denoiser."""

@@ -19,6 +19,7 @@ from library.training.forecast.segments import Segment, highest, highest_forward
 from library.training.processes import EXCHANGE
 
 OVERHEAD = 9 * GIB // 10  # assumed: CUDA's context, work space of its libraries, gaps that the allocator cannot use
+HEAP = GIB // 8  # assumed on the CPU: what the allocator has got back and keeps, and buffers of kernels
 _LOSS_COPIES = 8  # of the latents in float32: noise, noisy latents, target, prediction, differences
 _FLOAT = 4
 
@@ -55,7 +56,10 @@ class DeviceMemory:
     @property
     def overhead(self) -> int:
         """Assumed."""
-        return 0 if self.is_on_cpu else OVERHEAD
+        return HEAP if self.is_on_cpu else OVERHEAD
+
+    def _assumed(self) -> dict[str, int]:
+        return {"kept by the allocator (assumed)" if self.is_on_cpu else "CUDA (assumed)": self.overhead}
 
     @property
     def is_on_cpu(self) -> bool:
@@ -66,7 +70,7 @@ class DeviceMemory:
 
     def _latents(self) -> Phase:
         vae = self.counts.vae(self.counts.largest_picture, self.options.cache.vae_batch_size)
-        parts = {"weights": vae.weights, "activations": vae.passing, "CUDA (assumed)": self.overhead}
+        parts = {"weights": vae.weights, "activations": vae.passing, **self._assumed()}
         return Phase("latents, by the VAE", sum(parts.values()), parts=_some(parts))
 
     def _texts(self) -> Iterator[Phase]:
@@ -75,7 +79,7 @@ class DeviceMemory:
             if name in self.counts.trainer.trained_encoders():
                 continue
             encoder = self.counts.encoder(name, number)
-            parts = {"weights": encoder.weights, "activations": encoder.passing, "CUDA (assumed)": self.overhead}
+            parts = {"weights": encoder.weights, "activations": encoder.passing, **self._assumed()}
             is_here = self._is_beside(name)
             yield Phase(
                 f"texts, by {name}",
@@ -100,7 +104,7 @@ class DeviceMemory:
         step, gradients = self._step_bytes, self._gradients
         passes = self._passes()
         most = max(passes + step, 0) if self._stepping else max(passes, gradients + step)
-        parts = {**resting, "gradients and activations": most, "CUDA (assumed)": self.overhead}
+        parts = {**resting, "gradients and activations": most, **self._assumed()}
         return Phase(TRAINING, sum(parts.values()), parts=_some(parts))
 
     def _resting(self, swapped: int | str | None) -> dict[str, int]:
@@ -156,7 +160,8 @@ class DeviceMemory:
         return EACH if optimizer.fused_backward_pass else BLOCK if optimizer.blockwise_fused_optimizers else ""
 
     @property
-    def _optimizer(self) -> Stepping:
+    def optimizer(self) -> Stepping:
+        """As the options ask for it."""
         chosen, precision = self.options.optimizer, self.options.precision
         is_half = precision.full_bf16 or precision.full_fp16
         return Stepping(
@@ -168,13 +173,13 @@ class DeviceMemory:
 
     @cached_property
     def state_bytes(self) -> int:
-        return state_bytes(self.counts.trained.shapes, self._optimizer)
+        return state_bytes(self.counts.trained.shapes, self.optimizer)
 
     @cached_property
     def _step_bytes(self) -> int:
         """For a moment, while the optimizer steps."""
         shapes = self.counts.trained.shapes
-        return step_bytes(shapes, self._optimizer, is_alone=self._stepping == EACH) // self._cards
+        return step_bytes(shapes, self.optimizer, is_alone=self._stepping == EACH) // self._cards
 
     @property
     def _gradients(self) -> int:
@@ -253,7 +258,7 @@ class DeviceMemory:
         resting = self._resting(swapped)
         prompts = {(Size(p.width, p.height), len(p.texts)) for p in self.counts.trainer.prompts}
         passing = max(self._drawing(size, number) for size, number in prompts)
-        parts = {**resting, "activations": passing, "CUDA (assumed)": self.overhead}
+        parts = {**resting, "activations": passing, **self._assumed()}
         return Phase(SAMPLES, sum(parts.values()), parts=_some(parts))
 
     def _drawing(self, size: Size, number: int) -> int:

@@ -74,15 +74,18 @@ class FakeDenoiser:
     Args:
         outline: On the meta device, with whatever is attached to its layers. It is changed and of no use afterwards.
         is_whole: Run every block, and not one of each kind.
+
+    Attributes:
+        models: For each block the first one that is like it.
     """
 
     def __init__(self, outline: nn.Module, *, is_whole: bool = False) -> None:
         self.model, self.mode = outline, FakeTensorMode(allow_non_fake_inputs=True)
         self._list = block_list(outline)
         kinds = block_kinds(self._list)
-        models = list(range(len(kinds))) if is_whole else [kinds.index(kind) for kind in kinds]
-        chosen = list(dict.fromkeys(models))
-        self._places = [chosen.index(model) for model in models]  # of each block among those that are run
+        self.models = list(range(len(kinds))) if is_whole else [kinds.index(kind) for kind in kinds]
+        chosen = list(dict.fromkeys(self.models))
+        self._places = [chosen.index(model) for model in self.models]  # of each block among those that are run
         blocks = [self._list[index] for index in chosen]
         del self._list[:]
         self._list.extend(blocks)
@@ -106,6 +109,18 @@ class FakeDenoiser:
                 segments = _run(model, given, passes, recorder)
         head, *found, tail = segments
         return Counted(head, tuple(found[place] for place in self._places), tail)
+
+    def block_inputs(self, inputs: Callable[[], Inputs], passes: Passes, index: int) -> tuple[Any, ...]:
+        """What block `index`, the first of its kind, is called with: tensors without numbers, and other values."""
+        seen: list[tuple[Any, ...]] = []
+        block = self._list[list(dict.fromkeys(self.models)).index(index)]
+        handle = block.register_forward_pre_hook(lambda _, args: seen.append(args))
+        model: Any = self.model
+        model.gradient_checkpointing = False
+        with self.mode, passes.context():
+            self.model(**inputs())
+        handle.remove()
+        return seen[0]
 
 
 def _run(model: nn.Module, inputs: Inputs, passes: Passes, recorder: _Recorder) -> list[Segment]:
@@ -254,9 +269,8 @@ def block_kinds(blocks: Sequence[nn.Module] | nn.ModuleList) -> list[tuple[Any, 
 def _signature(block: nn.Module) -> Iterator[tuple[Any, ...]]:
     for name, module in block.named_modules():
         for own in (module, *attached(module)):
-            yield from ((name, key, tuple(p.shape), p.requires_grad) for key, p in own.named_parameters(recurse=False))
-            for key, parameter in own.named_parameters() if own is not module else ():
-                yield name, key, tuple(parameter.shape), parameter.requires_grad
+            for key, weight in own.named_parameters(recurse=own is not module):
+                yield name, key, tuple(weight.shape), weight.requires_grad
 
 
 def attached(layer: nn.Module) -> Iterator[nn.Module]:
@@ -268,10 +282,11 @@ def attached(layer: nn.Module) -> Iterator[nn.Module]:
 
 def all_parameters(model: nn.Module) -> list[Parameter]:
     """Of the model and of what is attached to it."""
-    return [parameter for module in _modules(model) for parameter in module._parameters.values() if parameter is not None]
+    return [weight for module in modules_of(model) for weight in module._parameters.values() if weight is not None]
 
 
-def _modules(model: nn.Module) -> Iterator[nn.Module]:
+def modules_of(model: nn.Module) -> Iterator[nn.Module]:
+    """All modules of a model and of what is attached to it."""
     for module in model.modules():
         yield module
         for owner in attached(module):
@@ -280,7 +295,7 @@ def _modules(model: nn.Module) -> Iterator[nn.Module]:
 
 def fake(model: nn.Module) -> None:
     """Give all weights of a model on the meta device fake ones on the CPU; for inside of a FakeTensorMode."""
-    for module in _modules(model):
+    for module in modules_of(model):
         for name, parameter in module._parameters.items():
             if parameter is not None and parameter.is_meta:
                 own = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")

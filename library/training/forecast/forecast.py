@@ -10,7 +10,9 @@ from library.device import choose_device
 from library.training.forecast.counts import Counts
 from library.training.forecast.device_memory import DeviceMemory
 from library.training.forecast.figures import SAMPLES, TRAINING, Forecast, Phase
+from library.training.forecast.frozen_passes import Frozen
 from library.training.forecast.host_memory import HostMemory, process_bytes, worker_bytes
+from library.training.looking.look import bytes_in_memory
 from library.training.processes import num_processes
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ class Forecaster:
     def __init__(self, trainer: Trainer, device: torch.device | None = None) -> None:
         self.trainer, self.device = trainer, device or choose_device()
         self._counts: dict[Any, Counts] = {}
+        self._frozen: dict[tuple[Any, ...], Frozen] = {}
+        self._caches: dict[Any, int] = {}
 
     def of(self, options: Any) -> Forecast:
         """The forecast with these options."""
@@ -39,7 +43,7 @@ class Forecaster:
         is_sharded = sharding is not None
         offloads = sharding is not None and sharding.offloads
         memory = DeviceMemory(counts, options, num_processes(), is_sharded, offloads)
-        host = HostMemory(counts, options)
+        host = HostMemory(counts, options, self._cache_bytes(options))
         phases = tuple(_with_host(phase, host, memory) for phase in memory.phases())
         return Forecast(
             phases,
@@ -57,8 +61,16 @@ class Forecaster:
         family = sketch.family
         key = options.memory.weights_format, *(str(family.encoder_device(n, self.device)) for n in family.encoder_names)
         if key not in self._counts:
-            self._counts[key] = Counts(sketch, self.device)
+            self._counts[key] = Counts(sketch, self.device, self._frozen)
         return self._counts[key]
+
+    def _cache_bytes(self, options: Any) -> int:
+        """Of the caches that are kept in memory only."""
+        key = options.cache
+        if key not in self._caches:
+            sketch = self.trainer_with(options)
+            self._caches[key] = bytes_in_memory(sketch, trained=sketch.trained_encoders())
+        return self._caches[key]
 
     def trainer_with(self, options: Any) -> Trainer:
         """A copy of the trainer that has these options, to be asked."""
@@ -73,7 +85,7 @@ class Forecaster:
 
 def _with_host(phase: Phase, host: HostMemory, memory: DeviceMemory) -> Phase:
     """The phase with what lies in host memory then."""
-    caches = host.caches()
+    caches = host.caches
     if phase.name not in (TRAINING, SAMPLES):
         return replace(phase, host=phase.host + caches)
     most = max(host.training() + host.saving(memory.state_bytes), host.loading() + caches)

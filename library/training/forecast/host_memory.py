@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +19,12 @@ class HostMemory:
     Attributes:
         counts: With the denoiser in the format that `options` ask for.
         options: Of the run, or such as might be chosen.
+        caches: Bytes of latents and text states that are kept in memory only.
     """
 
     counts: Counts
     options: Any
+    caches: int
 
     @property
     def is_on_cpu(self) -> bool:
@@ -32,7 +33,7 @@ class HostMemory:
 
     def training(self) -> int:
         """All the time while training."""
-        return self._masters() + self.caches() + self._average() + self._parked() + self._encoders()
+        return self._masters() + self.caches + self._average() + self._parked() + self._encoders()
 
     def saving(self, state_bytes: int) -> int:
         """For a moment, while what was trained is saved.
@@ -44,14 +45,6 @@ class HostMemory:
         has_state = saving.save_state or saving.save_state_on_train_end
         copies = trained.bytes + (state_bytes if has_state else 0)
         return 0 if self.is_on_cpu else copies
-
-    def caches(self) -> int:
-        """Latents and text states that are kept in memory only."""
-        from library.training.looking.look import bytes_in_memory
-
-        run = copy.copy(self.counts.trainer)
-        run.options = self.options
-        return bytes_in_memory(run, trained=run.trained_encoders())
 
     def loading(self) -> int:
         """While the denoiser is read whose blocks will be swapped: all of it waits on the host first."""

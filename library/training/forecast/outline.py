@@ -129,9 +129,10 @@ def _with_network(
         except UserError:
             raise
         except Exception as fault:  # what other packages do without numbers is theirs
-            note = f"{options.network.network_module} cannot be made without numbers ({type(fault).__name__}); counted "
-            note += f"as {_STAND_IN} of the same rank"
-            network = _network(importlib.import_module(_STAND_IN), options.network, {}, list(encoders.values()), denoiser)
+            name, kind = options.network.network_module, type(fault).__name__
+            note = f"{name} cannot be made without numbers ({kind}); counted as {_STAND_IN} of the same rank"
+            stand_in = importlib.import_module(_STAND_IN)
+            network = _network(stand_in, options.network, {}, list(encoders.values()), denoiser)
         has_encoders = bool(encoders) and not options.network.network_train_unet_only
         network.apply_to(
             list(encoders.values()), denoiser, has_encoders, not options.network.network_train_text_encoder_only
@@ -187,4 +188,3 @@ def num_block_bytes(denoiser: nn.Module) -> list[int]:
 def model_bytes(denoiser: nn.Module) -> int:
     """Bytes of all weights, buffers included, without what is attached."""
     return sum(tensor.numel() * tensor.element_size() for tensor in [*denoiser.parameters(), *denoiser.buffers()])
-

@@ -39,7 +39,8 @@ def forecast_lines(trainer: Trainer) -> Iterator[str]:
         from library.training.forecast.run_time import time_lines
 
         yield ""
-        yield from time_lines(trainer)
+        here = forecaster if has_one else Forecaster(trainer)
+        yield from time_lines(trainer, here.counts(options))
 
 
 def _proposal(forecaster: Forecaster, trainer: Trainer) -> Iterator[str]:
@@ -51,5 +52,5 @@ def _proposal(forecaster: Forecaster, trainer: Trainer) -> Iterator[str]:
     yield f"TO FIT INTO {fitting.words}"
     for line in lines:
         yield from wrapped(line)
-    if flags := flags_of(trainer.options, chosen):
+    if flags := list(flags_of(trainer.options, chosen)):
         yield from wrapped(f"flags to add: {' '.join(flags)}")

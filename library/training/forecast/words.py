@@ -25,7 +25,8 @@ def describe_forecast(
     lines = [f"{where}{cards}, about; the largest batch is {forecast.batch}"]
     if forecast.is_on_cpu:
         lines.append(f"  the program itself takes {gib(forecast.process)}, and beside it:")
-    lines += table(["phase", "at most", "made of"], [[p.name, gib(p.device), _parts(p)] for p in forecast.phases])
+    lines += table(["phase", "at most"], [[phase.name, gib(phase.device)] for phase in forecast.phases])
+    lines += wrapped(f"training: {_parts(forecast.training)}")
     lines += wrapped(_peak(forecast, device_bytes))
     lines += ["", *wrapped(_host(forecast, host_bytes)), *wrapped(_disk(disk))]
     for note in forecast.notes:
@@ -40,7 +41,7 @@ def gib(number: int) -> str:
 
 
 def _parts(phase: Phase) -> str:
-    return ", ".join(f"{words} {number / GIB:.2g}" for words, number in phase.parts.items() if number >= GIB // 100)
+    return ", ".join(f"{words} {gib(number)}" for words, number in phase.parts.items())
 
 
 def _peak(forecast: Forecast, device_bytes: int | None) -> str:

@@ -14,6 +14,8 @@ from benchmarks.gpu_rows import OURS, TRAININGS, VARIANTS, Row, rows
 from benchmarks.other_loops import other_step
 from benchmarks.random_model import SIZES, random_mmdit
 from benchmarks.unfiled_training import build_training
+from library.families.sd3.options import FULL_SCRIPT, NETWORK_SCRIPT, Sd3FullOptions, Sd3NetworkOptions
+from library.options.spec import parse_options
 
 TINY = SIZES["tiny"]
 FEW = ["--device=cpu", "--sizes=tiny", "--models=SD3-medium", "--pixels=512", "--seconds=0.1"]
@@ -75,6 +77,16 @@ def test_what_a_row_is_compared_with_comes_before_it():
         base = replace(row, variant=VARIANTS[row.variant].against)
         assert VARIANTS[base.variant].loop == OURS
         assert base == row or place.get(base, -1) < number
+
+
+def test_our_scripts_accept_the_flags_of_every_row():
+    kinds = {(row.training, row.variant) for row in rows() if VARIANTS[row.variant].loop == OURS}
+    for training, variant in kinds:
+        script = (Sd3NetworkOptions, NETWORK_SCRIPT) if TRAININGS[training].rank else (Sd3FullOptions, FULL_SCRIPT)
+        flags = [*TRAININGS[training].all_flags(), *VARIANTS[variant].all_flags(TINY.models["SD3-medium"])]
+        needed = ["--pretrained_model_name_or_path=a", "--dataset_config=b", "--output_dir=c", "--mixed_precision=bf16"]
+        network = ["--network_module=networks.lora_sd3"] if TRAININGS[training].rank else []
+        parse_options(script[0], [*needed, *network, *flags], **script[1])
 
 
 @pytest.mark.parametrize("training", ["LoRA 16", "LoRA 128, attention"])

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from library.memory.live_memory import LiveMemory, num_bytes
 from benchmarks.memory_table import (
     FUSED,
     GIB,
@@ -21,6 +20,7 @@ from benchmarks.memory_table import (
 )
 from benchmarks.step_memory import Work, count_passes, make_model, weights_alone
 from library.memory.fused_backward import BackwardParts, each_alone
+from library.memory.live_memory import LiveMemory, num_bytes
 from library.models.mmdit import MMDiTConfig
 from library.training.optimization.optimizers import make_optimizer
 from library.training.optimization.part_steps import PartSteps

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -232,6 +233,20 @@ def test_hashing_in_the_background_gives_the_same(tmp_path):
     facts = describe_file("sd_model", files["model"], file_hashes(files["model"]))
     assert list(build_metadata({}, facts)) == ["ss_sd_model_name", "ss_sd_model_hash", "ss_new_sd_model_hash"]
     assert facts["sd_model_name"] == "model"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no priority of their own")
+def test_hashing_steps_back_for_the_training_beside_it(tmp_path):
+    class Files(dict):
+        """Notes how nice the thread is that looks at it."""
+
+        def items(self):
+            self.niceness = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+            return super().items()
+
+    before, files = os.getpriority(os.PRIO_PROCESS, 0), Files(model=tmp_path / "missing")
+    hash_in_background(files).result(30)
+    assert files.niceness > before == os.getpriority(os.PRIO_PROCESS, 0)
 
 
 def test_an_edited_file_has_another_hash(tmp_path):

@@ -79,3 +79,12 @@ def test_rows_whose_length_is_no_multiple_of_64_are_fine_in_4_bits():
     kept = quantize(weight, NF4)
     assert [tuple(t.shape) for t in kept] == [tuple(t.shape) for t in empty_state(6, 10, NF4)] == [(6, 5), (1,)]
     assert (widen(*kept, NF4, torch.float64) - weight).norm() < 0.2 * weight.norm()
+
+
+def test_a_large_matrix_which_is_rounded_in_pieces_keeps_what_small_ones_keep(bits):
+    weight, unit = bell(200, 8192), torch.linspace(0.001, 2, 200)
+    units = (unit,) if bits == FP8 else ()
+    whole = widen(*quantize(weight, bits, *units), bits, torch.float32)
+    for row in (0, 127, 128, 199):
+        alone = quantize(weight[row : row + 1], bits, *(unit[row : row + 1] for _ in units))
+        assert torch.equal(widen(*alone, bits, torch.float32)[0], whole[row])

@@ -1,6 +1,8 @@
 """What a run says in its files: of itself, of half a million tags, and when it is continued."""
 
 import json
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -123,6 +125,18 @@ def test_a_run_without_metadata_has_a_session_too(make):
     silent = make("--no_metadata", session={"session_id": 5, "training_started_at": 1.5})
     assert header(silent) == {}
     assert silent.session == {"session_id": 5, "training_started_at": 1.5}
+
+
+def test_a_file_that_is_saved_before_the_hash_is_known_waits_for_it(make, caplog):
+    metadata = make()
+    known, metadata._hashes = metadata._hashes.result(30), Future()
+    with ThreadPoolExecutor(1) as pool, caplog.at_level("INFO"):
+        saved = pool.submit(header, metadata)
+        while "saving waits for the hash of the model file" not in caplog.text:
+            assert not saved.done()
+            time.sleep(0.01)
+        metadata._hashes.set_result(known)
+        assert saved.result(30)["ss_new_sd_model_hash"] == known["model"].sha256
 
 
 def test_a_whole_model_tells_the_same_but_for_hashes_that_are_known_when_it_is_written(make):

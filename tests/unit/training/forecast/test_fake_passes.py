@@ -1,0 +1,104 @@
+"""Passes that are counted block by block are those of the whole model, and of real tensors."""
+
+import pytest
+import torch
+
+from benchmarks.step_memory import Work, count_passes
+from library.memory.live_memory import LiveMemory
+from library.memory.quantized_linear import replace_linears
+from library.models.mmdit import MMDiT, MMDiTConfig
+from library.training.forecast.fake_passes import BLOCK, EACH, FakeDenoiser, Passes
+from library.training.forecast.segments import Segment, highest, highest_forward
+from networks.lora_sd3 import create_network
+
+CONFIG = MMDiTConfig(
+    depth=5, num_heads=2, context_dim=96, pooled_dim=80, position_side=16, qk_norm=True, dual_attention=(0, 1)
+)
+SIDE, TOKENS = 16, 20
+
+
+def inputs():
+    return {
+        "latents": torch.ones(1, 16, SIDE, SIDE),
+        "timesteps": torch.full((1,), 500.0),
+        "context": torch.ones(1, TOKENS, CONFIG.context_dim, dtype=torch.bfloat16),
+        "pooled": torch.ones(1, CONFIG.pooled_dim, dtype=torch.bfloat16),
+        "positions": torch.ones(1, (SIDE // 2) ** 2, CONFIG.hidden),
+    }
+
+
+def outline(dtype=torch.float32, form=None, *, has_network=True, device="meta"):
+    with torch.device(device):
+        model = MMDiT(CONFIG).to(dtype).requires_grad_(not has_network)
+        if form:
+            replace_linears(model.joint_blocks, form, lambda _: dtype)
+        if has_network:
+            network = create_network(1.0, 4, 4.0, None, None, model, train_block_indices="0-1,3-4")
+            network.apply_to(None, model)
+    return model
+
+
+@pytest.mark.parametrize("recomputes", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize(
+    ("dtype", "form", "stepping", "has_network"),
+    [
+        (torch.float32, None, "", True),
+        (torch.bfloat16, "int8", EACH, True),
+        (torch.float32, None, EACH, False),
+        (torch.bfloat16, None, BLOCK, False),
+    ],
+)
+def test_one_block_of_each_kind_tells_of_all(dtype, form, stepping, has_network, recomputes):
+    passes = Passes(torch.bfloat16, recomputes, stepping)
+    counted, whole = (
+        FakeDenoiser(outline(dtype, form, has_network=has_network), is_whole=is_whole).count(inputs, passes)
+        for is_whole in (False, True)
+    )
+    assert counted == whole
+    assert len(counted.blocks) == CONFIG.depth and highest(counted.segments) > 0
+
+
+def test_what_is_put_together_is_what_the_whole_model_takes():
+    work = Work(torch.float32, recomputes=False, side=8 * SIDE, num_tokens=TOKENS)
+    whole = count_passes(CONFIG, work)
+    counted = FakeDenoiser(outline(has_network=False)).count(inputs, Passes(torch.bfloat16))
+    prediction = 4 * 16 * SIDE**2  # which the other one keeps alive, in both precisions at most
+    assert highest(counted.segments) == pytest.approx(whole.peak, abs=2 * prediction)
+
+
+@pytest.mark.parametrize("recomputes", [False, True], ids=["kept", "recomputed"])
+def test_adapters_beside_a_real_model_take_what_is_counted(recomputes):
+    counted = FakeDenoiser(outline()).count(inputs, Passes(torch.bfloat16, recomputes))
+    model = outline(device="cpu")
+    model.gradient_checkpointing = recomputes
+    given = inputs()
+    with LiveMemory([*model.parameters(), *_factors(model), *given.values()]) as live:
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+            prediction = model(**given)
+        loss = (prediction.float() - 1).square().mean()
+        del prediction
+        loss.backward()
+    assert live.peak == highest(counted.segments)
+
+
+def _factors(model):
+    owners = {
+        id(m.__dict__["forward"].__self__): m.__dict__["forward"].__self__
+        for m in model.modules()
+        if "forward" in m.__dict__
+    }
+    return [factor for owner in owners.values() for factor in owner.parameters()]
+
+
+def test_without_gradients_nothing_is_kept():
+    denoiser = FakeDenoiser(outline())
+    drawn = denoiser.count(inputs, Passes(torch.bfloat16, has_backward=False))
+    trained = denoiser.count(inputs, Passes(torch.bfloat16))
+    assert highest_forward(drawn.segments) < highest(trained.segments) / 3
+    assert all(block.backward_peak == 0 for block in drawn.blocks)
+
+
+def test_gradients_of_an_earlier_batch_are_there_from_the_beginning():
+    rows = [Segment(10, 15, backward_change=-7, backward_peak=8, gradients=3), Segment(20, 20, -16, 5, 4)]
+    assert highest(rows) == 35  # all that is kept, and the backward pass of the last
+    assert highest(rows, has_gradients=True) == 35 + 7
