@@ -5,6 +5,7 @@ torch and psutil are imported inside the functions, so that importing this file 
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -38,7 +39,8 @@ def free_device_memory() -> int | None:
     """Bytes that the GPU has free for this process now; None where there is none, or its system does not say."""
     import torch
 
-    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None
+    own = int(os.environ.get("LOCAL_RANK", "0") or 0)  # of several processes each has a GPU of its own
+    return torch.cuda.mem_get_info(own)[0] if torch.cuda.is_available() else None
 
 
 def memory_in_use(device: torch.device) -> int | None:

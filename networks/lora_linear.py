@@ -59,10 +59,12 @@ def is_plain_frozen(layer: torch.nn.Module) -> bool:
     if type(layer) is not torch.nn.Linear:
         return False
     tensors = [layer.weight] if layer.bias is None else [layer.weight, layer.bias]
-    return all(
-        not tensor.requires_grad and type(tensor) in (torch.nn.Parameter, Tensor) and tensor.dtype in WIDE_TYPES
-        for tensor in tensors
-    )
+    return all(not tensor.requires_grad and _is_plain(tensor) and tensor.dtype in WIDE_TYPES for tensor in tensors)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Not of a class of its own; but for tensors without numbers, on which memory is counted."""
+    return type(tensor) in (torch.nn.Parameter, Tensor) or type(tensor).__name__ == "FakeTensor"
 
 
 def lora_linear(

@@ -87,6 +87,8 @@ class CacheRun(Run):
         Raises:
             DatasetError: The data is wrong.
         """
+        if self.options.data.dry_run == "measure":
+            logger.warning("--dry_run=measure means --dry_run here: no step is made that could be timed.")
         for line in cache_status(caching.cache, caching.missing, orphans).lines(self.kind):
             logger.info("%s", line)
         cache_dir = self.options.cache.cache_dir

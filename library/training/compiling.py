@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from library.errors import EnvironmentFault, OptionError
 from library.log import get_logger
-from library.memory.blocks import blocks
 from library.memory_use import is_out_of_memory
 from library.options.groups.compute import BACKENDS
 from library.records import BatchPlan, Size
@@ -131,6 +130,8 @@ def compile_blocks(
         is_varied: Batches of several sizes will come.
     """
     import torch._dynamo
+
+    from library.memory.blocks import blocks
 
     config: Any = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, MOST_VARIANTS)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from library.errors import DatasetError
+from library.errors import DatasetError, UserError
 from library.log import get_logger
 from library.memory.blocks import blocks
 from library.memory_use import is_out_of_memory
@@ -135,7 +135,7 @@ def _checked(trainer: Trainer, block: nn.Module, inputs: Inputs, weights: Sequen
     try:
         return run()
     except Exception as error:
-        if is_out_of_memory(error):
+        if isinstance(error, UserError) or is_out_of_memory(error):
             raise
         with _as_written(trainer):
             run()

@@ -5,6 +5,7 @@ import torch
 import torch._dynamo
 from torch._dynamo.utils import counters
 
+from library.errors import EnvironmentFault
 from library.options.groups import ComputeOptions
 
 COMPILED = ("--torch_compile", "--dynamo_backend=aot_eager")
@@ -29,6 +30,7 @@ def test_a_compiled_lora_is_the_same_lora_and_all_is_compiled_before_the_first_s
     flags = ("--network_dropout=0.3", "--max_train_steps=3", "--optimizer_args", "eps=1e-4", "--network_args", *some)
     plain = training.unet_only(dataset, *flags)
     torch._dynamo.reset()
+    counters.clear()
     before, counted = num_graphs(), []
     caches = ("--network_train_unet_only", "--cache_latents", "--cache_text_encoder_outputs")
     arguments = training.arguments(dataset, *caches, *flags, *COMPILED)
@@ -49,6 +51,18 @@ def test_a_compiled_model_trains_the_same_with_checkpoints_steps_in_backward_and
     assert_same(compiled, plain)
     losses = [[loss for _, loss in run.trainer.watch.validations] for run in (plain, compiled)]
     assert losses[0] and losses[1] == pytest.approx(losses[0], rel=1e-6)
+
+
+def test_a_machine_without_a_compiler_is_told_in_one_sentence_before_the_first_step(training, dataset, monkeypatch):
+    from torch._inductor import config
+
+    monkeypatch.setattr(config.cpp, "cxx", ("/nowhere/g++",))
+    few = [f"{part}_dim=0" for part in ("context_attn", "context_mlp", "context_mod", "x_mlp", "x_mod")]
+    with pytest.raises(EnvironmentFault) as caught:
+        training.unet_only(dataset, "--torch_compile", "--max_train_steps=1", "--network_args", *few)
+    message = str(caught.value)
+    assert message.count("could not compile the model") == 1 and "Leave --torch_compile out" in message
+    assert "\n" not in message and "/nowhere/g++" in message
 
 
 def test_what_cannot_be_used_here_is_told_before_weights_are_read(dataset, refused):

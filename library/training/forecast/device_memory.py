@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from library.memory.swap_plan import swap_plan
+from library.memory.swap_plan import SwapPlan, swap_plan
 from library.records import Size
 from library.training.encoding.encoders import text_batch_size
 from library.training.forecast.batch_sizes import BatchSize
@@ -19,7 +19,7 @@ from library.training.forecast.segments import Segment, highest, highest_forward
 from library.training.processes import EXCHANGE
 
 OVERHEAD = 9 * GIB // 10  # assumed: CUDA's context, work space of its libraries, gaps that the allocator cannot use
-HEAP = GIB // 8  # assumed on the CPU: what the allocator has got back and keeps, and buffers of kernels
+HEAP = GIB // 16  # assumed on the CPU: what the allocator has got back and keeps, and buffers of kernels
 _LOSS_COPIES = 8  # of the latents in float32: noise, noisy latents, target, prediction, differences
 _FLOAT = 4
 
@@ -59,7 +59,7 @@ class DeviceMemory:
         return HEAP if self.is_on_cpu else OVERHEAD
 
     def _assumed(self) -> dict[str, int]:
-        return {"kept by the allocator (assumed)" if self.is_on_cpu else "CUDA (assumed)": self.overhead}
+        return {"allocator (assumed)" if self.is_on_cpu else "driver and libraries (assumed)": self.overhead}
 
     @property
     def is_on_cpu(self) -> bool:
@@ -131,8 +131,7 @@ class DeviceMemory:
         if not isinstance(swapped, int) or not swapped or self.is_on_cpu:
             return (sum(counts.block_bytes) + counts.rest_bytes) // self._cards
         plan = swap_plan(len(counts.block_bytes), swapped, self.options.memory.swap_prefetch)
-        gone = [counts.block_bytes[index] for index in plan.swapped]
-        return sum(counts.block_bytes) - sum(gone) + plan.num_buffers * max(gone) + counts.rest_bytes
+        return blocks_on_device(counts.block_bytes, plan) + counts.rest_bytes
 
     @property
     def _cards(self) -> int:
@@ -267,6 +266,12 @@ class DeviceMemory:
         passes = counts.denoiser(Passes(has_backward=False), BatchSize(size, number))
         vae = counts.drawing_vae(size)
         return max(highest_forward(passes.segments), vae.passing if "vae" in self._live else vae.total)
+
+
+def blocks_on_device(sizes: Sequence[int], plan: SwapPlan) -> int:
+    """Bytes of the blocks that stay, and of the buffers that the others take turns in."""
+    gone = [sizes[index] for index in plan.swapped]
+    return sum(sizes) - sum(gone) + plan.num_buffers * max(gone, default=0)
 
 
 def _offloaded(block: Segment) -> Segment:

@@ -23,6 +23,7 @@ Shape = tuple[int, ...]
 NUMBERS_AT_A_TIME = 2**22  # weights in 16 bits take their steps in float32 so many at a time, or one that has more
 LEAST_IN_8_BITS = 4096  # numbers; bitsandbytes keeps the state of smaller weights in float32
 _SIDES = {False: (8, 24), True: (96, 128)}  # of the weights that are tried: fewer and more numbers than that
+_MANY = 4  # weights, with which an optimizer shows whether it treats all at once
 _TABLES = ("qmap",)  # in the name of what all weights share
 
 
@@ -91,8 +92,9 @@ def step_bytes(shapes: Sequence[Shape], stepping: Stepping, *, is_alone: bool) -
         return round(one * max(sizes))
     if stepping.is_rounded and stepping.steps_apart:
         return round(one * max(*sizes, min(NUMBERS_AT_A_TIME, sum(sizes))))
-    is_together = stepping.is_rounded or _passing(stepping, 2) > 1.5 * one
-    return round(one * (sum(sizes) if is_together else max(sizes)))
+    many = _passing(stepping, _MANY)
+    is_together = stepping.is_rounded or many > (_MANY - 1) * one
+    return round(one * sum(sizes) if is_together else many * max(sizes))
 
 
 @cache

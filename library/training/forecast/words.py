@@ -41,7 +41,8 @@ def gib(number: int) -> str:
 
 
 def _parts(phase: Phase) -> str:
-    return ", ".join(f"{words} {gib(number)}" for words, number in phase.parts.items())
+    large = {words: number for words, number in phase.parts.items() if number >= phase.device / 100}
+    return ", ".join(f"{words} {gib(number)}" for words, number in large.items())
 
 
 def _peak(forecast: Forecast, device_bytes: int | None) -> str:

@@ -26,6 +26,12 @@ CONFIG = MMDiTConfig(
 GRAPHS = []
 
 
+@pytest.fixture(autouse=True)
+def compiler_that_knows_nothing():
+    """What torch's compiler has learned of sizes and blocks stays with it from test to test."""
+    torch._dynamo.reset()
+
+
 def kept(graph, examples):
     """A backend that computes as written, and keeps count."""
     GRAPHS.append(graph)

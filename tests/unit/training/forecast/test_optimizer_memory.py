@@ -38,7 +38,7 @@ def test_what_is_kept_of_weights_of_any_shape_is_foretold(name, is_half):
     assert state_bytes(SHAPES, stepping) == pytest.approx(kept(optimizer), rel=0.01)
 
 
-@pytest.mark.parametrize(("name", "is_together"), [("AdamW", False), ("Prodigy", True)])
+@pytest.mark.parametrize(("name", "is_together"), [("AdamW", False), ("AdamWScheduleFree", True)])
 def test_an_optimizer_that_looks_at_all_weights_together_takes_more_for_a_moment(name, is_together):
     stepping = Stepping(name, (), torch.float32, None)
     trained = weights(torch.float32)
