@@ -12,6 +12,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -31,16 +32,17 @@ LORA, FULL = "sd3_train_network", "sd3_train"
 BF16 = ("--mixed_precision=bf16",)
 CACHED = (*BF16, "--cache_latents_to_disk", "--cache_text_encoder_outputs_to_disk")
 CHECKPOINTED = (*CACHED, "--gradient_checkpointing")
+EVERY_SECOND = (*CHECKPOINTED, "--gradient_checkpointing_every_n_blocks=2")
 LORA_SETTINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("nothing", BF16),
+    ("`--mixed_precision=bf16` alone", BF16),
     ("caches", CACHED),
-    ("... `--gradient_checkpointing_every_n_blocks=2`", (*CHECKPOINTED, "--gradient_checkpointing_every_n_blocks=2")),
-    ("... of every block", CHECKPOINTED),
-    ("... `--base_weights_dtype=int8`", (*CHECKPOINTED, "--base_weights_dtype=int8")),
-    ("... `--base_weights_dtype=nf4`", (*CHECKPOINTED, "--base_weights_dtype=nf4")),
-    ("... half of the blocks swapped", (*CHECKPOINTED, "--blocks_to_swap=HALF")),
-    ("... all blocks swapped", (*CHECKPOINTED, "--blocks_to_swap=100")),
-    ("... all swapped, `int8`", (*CHECKPOINTED, "--blocks_to_swap=100", "--base_weights_dtype=int8")),
+    ("caches, `--gradient_checkpointing` with `--gradient_checkpointing_every_n_blocks=2`", EVERY_SECOND),
+    ("caches, `--gradient_checkpointing`", CHECKPOINTED),
+    ("... and `--base_weights_dtype=int8`", (*CHECKPOINTED, "--base_weights_dtype=int8")),
+    ("... and `--base_weights_dtype=nf4`", (*CHECKPOINTED, "--base_weights_dtype=nf4")),
+    ("... and half of the blocks swapped", (*CHECKPOINTED, "--blocks_to_swap=HALF")),
+    ("... and all blocks swapped", (*CHECKPOINTED, "--blocks_to_swap=100")),
+    ("... and both: `int8`, half swapped", (*CHECKPOINTED, "--blocks_to_swap=HALF", "--base_weights_dtype=int8")),
 )
 LEAN = (*BF16, "--full_bf16", "--optimizer_type=Adafactor", "--fused_backward_pass", "--max_grad_norm=0")
 CARDS = ("6GB", "8GB", "10GB", "12GB", "16GB", "24GB")
@@ -79,6 +81,7 @@ def write_models(folder: Path, config: MMDiTConfig) -> list[str]:
         vae = AutoencoderKL(**level, **no_quant, block_out_channels=_VAE_WIDTHS, layers_per_block=2, latent_channels=16)
         base = {**_shapes(MMDiT(config), "model.diffusion_model."), **_shapes(vae, "first_stage_model.")}
         files = {"pretrained_model_name_or_path": base, "t5xxl": _shapes(T5EncoderModel(t5))}
+        del files["t5xxl"]["encoder.embed_tokens.weight"]  # the same as shared.weight
         for name, (width, layers, heads) in _CLIPS.items():
             clip = CLIPTextConfig(
                 hidden_size=width,
@@ -126,12 +129,13 @@ def settings_table(models: Mapping[str, list[str]]) -> Iterator[str]:
 
 
 def fitting_table(models: Mapping[str, list[str]], script: str, flags: Sequence[str]) -> Iterator[str]:
-    """What `--fit` chooses, by model and card."""
+    """What `--fit` chooses, by model and card; cards for which it chooses the same share a row."""
     yield "| model | `--fit` | adds | GPU, GiB | host, GiB |"
     yield "| --- | --- | --- | --- | --- |"
     for name, common in models.items():
-        for card in CARDS:
-            yield f"| {name} | `{card}` | {' | '.join(_fitted(common, [*flags, f'--fit={card}'], name, script))} |"
+        found = [(card, _fitted(common, [*flags, f"--fit={card}"], name, script)) for card in CARDS]
+        for cells, group in groupby(found, key=lambda pair: pair[1]):
+            yield f"| {name} | {', '.join(f'`{card}`' for card, _ in group)} | {' | '.join(cells)} |"
 
 
 def _fitted(common: Sequence[str], flags: Sequence[str], name: str, script: str) -> tuple[str, str, str]:
@@ -144,8 +148,10 @@ def _fitted(common: Sequence[str], flags: Sequence[str], name: str, script: str)
     except OptionError:
         return "does not fit", "", ""
     found = forecaster.of(chosen)
-    added = " ".join(f"`{flag}`" for flag in flags_of(options, chosen)) or "nothing"
-    return added, f"{found.peak.device / GIB:.1f}", f"{found.host / GIB:.1f}"
+    added = [flag for flag in flags_of(options, chosen) if not flag.startswith("--cache_")]
+    caches = ["caches"] if chosen.cache != options.cache else []
+    words = ", ".join([*caches, *(f"`{flag}`" for flag in added)]) or "nothing"
+    return words, f"{found.peak.device / GIB:.1f}", f"{found.host / GIB:.1f}"
 
 
 def main(argv: Iterable[str] | None = None) -> int:

@@ -26,7 +26,7 @@ from library.training.sampling.sampling import unchanged_random_state
 
 if TYPE_CHECKING:
     from library.records import Batch
-    from library.training.trainer import Trainer
+    from library.training.denoiser_phases import DenoiserPhases
 
 logger = get_logger(__name__)
 
@@ -35,7 +35,7 @@ _SECONDS = 5.0  # of measuring, for each of the two
 Inputs = tuple[Any, ...]
 
 
-def warm_up(trainer: Trainer) -> None:
+def warm_up(trainer: DenoiserPhases) -> None:
     """Compile the denoiser's blocks for training, and tell how much faster they are.
 
     Raises:
@@ -91,7 +91,7 @@ def first_inputs(block: nn.Module, run: Callable[[], object]) -> Inputs:
     raise AssertionError("the model does not run this block")
 
 
-def _usual_batch(trainer: Trainer) -> Batch:
+def _usual_batch(trainer: DenoiserPhases) -> Batch:
     """A batch of the size, and of the number of pictures, that most batches of this epoch have; the largest of equals.
 
     It is of the same kind in every epoch, so that a run that goes on gets the same graphs.
@@ -112,7 +112,7 @@ def _usual_block(rows: Sequence[nn.Module]) -> int:
 
 
 def _pass_through(
-    trainer: Trainer, rows: Sequence[nn.Module], inputs: Inputs, weights: Sequence[Tensor]
+    trainer: DenoiserPhases, rows: Sequence[nn.Module], inputs: Inputs, weights: Sequence[Tensor]
 ) -> list[Inputs]:
     """Run all blocks, forward and backward, each for itself; what each was called with."""
     seen = []
@@ -124,7 +124,7 @@ def _pass_through(
     return seen
 
 
-def _checked(trainer: Trainer, block: nn.Module, inputs: Inputs, weights: Sequence[Tensor]) -> Inputs:
+def _checked(trainer: DenoiserPhases, block: nn.Module, inputs: Inputs, weights: Sequence[Tensor]) -> Inputs:
     """A pass through a compiled block. Where it fails and would not as written, the compiler has failed."""
 
     def run() -> Inputs:
@@ -143,7 +143,7 @@ def _checked(trainer: Trainer, block: nn.Module, inputs: Inputs, weights: Sequen
 
 
 def _compare(
-    trainer: Trainer, block: nn.Module, inputs: Inputs, weights: Sequence[Tensor]
+    trainer: DenoiserPhases, block: nn.Module, inputs: Inputs, weights: Sequence[Tensor]
 ) -> tuple[BlockTime, BlockTime]:
     """A block as written, and compiled."""
     with _as_written(trainer):
@@ -152,7 +152,7 @@ def _compare(
 
 
 @contextmanager
-def _as_written(trainer: Trainer) -> Iterator[None]:
+def _as_written(trainer: DenoiserPhases) -> Iterator[None]:
     for block in trainer.compiled:
         block.is_on = False
     try:

@@ -1,6 +1,9 @@
 """Runs with swapped blocks are the same runs. The device is the CPU here, and its copies come late and bring poison."""
 
 import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
 
 from library.errors import OptionError
 from library.training.trainer import Trainer
@@ -8,6 +11,7 @@ from tests.late_device import LateDevice
 
 CACHED = ("--cache_latents", "--cache_text_encoder_outputs")
 ONE_AT_A_TIME = ("--blocks_to_swap=2", "--swap_prefetch=0")  # the model has two blocks: each takes the other's place
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 ALL = ("--blocks_to_swap=2", "--swap_prefetch=1")
 
 
@@ -31,19 +35,46 @@ def assert_same_run(swapped, plain):
         assert (swapped.file.parent / name).read_bytes() == (plain.file.parent / name).read_bytes(), name
 
 
+UNET = ("--network_train_unet_only", *CACHED)
+
+
 @pytest.mark.parametrize(
-    "flags",
+    ("flags", "swap"),
     [
-        ("--network_train_unet_only", *CACHED),
-        ("--gradient_checkpointing", "--gradient_accumulation_steps=2"),
-        ("--network_train_unet_only", *CACHED, "--mixed_precision=bf16", "--network_args", "emb_dims=[2,2,2,2,2,2]"),
+        (("--gradient_checkpointing", "--gradient_accumulation_steps=2"), ONE_AT_A_TIME),
+        ((*UNET, "--mixed_precision=bf16", "--network_args", "emb_dims=[2,2,2,2,2,2]"), ONE_AT_A_TIME),
+        (UNET, ALL),
+        ((*UNET, "--base_weights_dtype=int8", "--gradient_checkpointing"), ONE_AT_A_TIME),
+        ((*UNET, "--torch_compile", "--dynamo_backend=aot_eager"), ONE_AT_A_TIME),
     ],
-    ids=["adapters", "encoders too, recomputed, accumulated", "bf16, embedders too"],
+    ids=["encoders too, recomputed, accumulated", "bf16, embedders too", "two buffers", "8 bits", "compiled"],
 )
-@pytest.mark.parametrize("swap", [ONE_AT_A_TIME, ALL], ids=["one buffer", "two buffers"])
 def test_adapters_train_the_same_bits(training, dataset, flags, swap):
-    flags = ("--max_train_steps=3", *flags)
+    flags = ("--max_train_steps=2", *flags)
     assert_same_run(training.run(dataset, *flags, *swap), training.run(dataset, *flags))
+
+
+SWAPPING = """
+import library.memory.block_swap
+from library.training.trainer import Trainer
+from tests.late_device import LateDevice
+Trainer.swaps = lambda trainer: bool(trainer.options.memory.swaps)
+library.memory.block_swap.copy_lane = lambda device: LateDevice()
+"""
+
+
+def test_two_processes_swap_each_for_itself(training, launch, tmp_path):
+    script = tmp_path / "witness.py"
+    script.write_text(SWAPPING + script.read_text(encoding="utf-8"), encoding="utf-8")
+    dataset = training.dataset(training.pictures(), batch_size=1)
+    flags = (*UNET, "--max_train_steps=2", "--optimizer_args", "eps=1e-4")
+    plain = training.run(dataset, *flags, "--gradient_accumulation_steps=2")
+    run = launch(training.arguments(dataset, *flags, *ONE_AT_A_TIME), TORCHRUN)
+    assert run.code == 0 and len(run.accounts) == 2, run.output
+    assert "2 of 2 blocks wait in host memory" in run.output
+    assert run.accounts[0]["losses"] == pytest.approx(plain.losses, rel=1e-5)
+    (saved,) = run.accounts[0]["saved"]
+    torch.testing.assert_close(load_file(saved), plain.weights, rtol=0, atol=1e-5)
 
 
 def test_samples_validation_and_states_in_between_change_nothing(training, full_training):
@@ -55,25 +86,28 @@ def test_samples_validation_and_states_in_between_change_nothing(training, full_
         *(f"--sample_prompts={prompts}", "--sample_every_n_steps=1", "--validation_split=0.5", "--output_name=x"),
     )
     plain = training.run(dataset, *flags)
-    for own in ((), ("--sample_blocks_to_swap=0",), ("--sample_blocks_to_swap=1",)):
+    for own in ((), ("--sample_blocks_to_swap=1",)):
         swapped = training.run(dataset, *flags, *ONE_AT_A_TIME, *own)
         assert_same_run(swapped, plain)
         assert swapped.trainer.sampler.num_drawn == 3
-        for picture in plain.file.parent.glob("sample/*.png"):
-            assert len(list((swapped.file.parent / "sample").glob("*.png"))) == len(
-                list((plain.file.parent / "sample").glob("*.png"))
-            ), picture
+        pictures = pixels_of(plain.file.parent / "sample")
+        assert len(pictures) == 4 and pixels_of(swapped.file.parent / "sample") == pictures
+
+
+def pixels_of(folder):
+    """Of every sample, and of the sheet of all."""
+    names = sorted(folder.glob("x_*.png"))
+    return [Image.open(path).tobytes() for path in names]
 
 
 @pytest.mark.parametrize(
     "flags",
     [
-        ("--fused_backward_pass",),
         ("--blockwise_fused_optimizers", "--gradient_checkpointing", "--ema_decay=0.9"),
         ("--fused_backward_pass", "--mixed_precision=bf16", "--full_bf16", "--optimizer_type=Adafactor"),
         ("--fused_backward_pass", "--block_lr=0,1e-3,0,0"),
     ],
-    ids=["fused", "blockwise, recomputed, average", "bf16, Adafactor", "one block trains"],
+    ids=["blockwise, recomputed, average", "bf16, Adafactor", "one block trains"],
 )
 def test_a_whole_model_trains_saves_and_goes_on_the_same_bits(full_training, flags):
     dataset = full_training.dataset(full_training.pictures())

@@ -286,7 +286,9 @@ class Sd3Family:
         from library.families.sd3.t5_format import T5Format
 
         part = _given(self._part(files, name))
-        return t5_outline(part, T5Format.of(self.t5_dtype, dtype)) if name == "t5xxl" else clip_outline(part, name, dtype)
+        if name == "t5xxl":
+            return t5_outline(part, T5Format.of(self.t5_dtype, dtype))
+        return clip_outline(part, name, dtype)
 
     def encoder_device(self, name: str, device: torch.device) -> torch.device:
         """With the denoiser, unless T5 is asked for elsewhere."""
