@@ -32,7 +32,6 @@ GOAL = 0.15  # of what is measured
 GIVE_BACK = ("env", "MALLOC_MMAP_THRESHOLD_=131072")  # where it begins; given, it stays there
 CACHED = ("--cache_latents", "--cache_text_encoder_outputs")
 UNET_ONLY = ("--network_train_unet_only", *CACHED)
-UNMAPPED = "--disable_mmap_load_safetensors"  # else all pages of the file stay beside the rounded weights, and count
 LORA, FULL = "sd3_train_network", "sd3_train"
 SIZE = ModelSize(denoiser=(640, 8), clip_l=(256, 4), clip_g=(512, 6), t5xxl=(768, 6))
 WIDE = ModelSize(denoiser=(1536, 2), clip_l=(192, 1), clip_g=(320, 1), t5xxl=(768, 1))
@@ -73,7 +72,7 @@ FUSED = ("--optimizer_type=Adafactor", "--fused_backward_pass", "--max_grad_norm
 SETTINGS = (
     Setting("LoRA", LORA, UNET_ONLY),
     Setting("LoRA, --gradient_checkpointing", LORA, (*UNET_ONLY, "--gradient_checkpointing")),
-    Setting("LoRA, --base_weights_dtype=int8", LORA, (*UNET_ONLY, "--base_weights_dtype=int8", UNMAPPED)),
+    Setting("LoRA, --base_weights_dtype=int8", LORA, (*UNET_ONLY, "--base_weights_dtype=int8")),
     Setting("whole model, AdamW, float32", FULL, CACHED, side=128),
     Setting("whole model, --full_bf16, Adafactor, --fused_backward_pass", FULL, (*CACHED, *BF16, *FUSED), size=WIDE),
     Setting("LoRA with CLIP, encoders and VAE live", LORA, ("--gradient_checkpointing",)),

@@ -92,7 +92,7 @@ class Model:
 
     Attributes:
         shapes: Of what trains.
-        num_positions: Numbers of the table of positions, which lies beside, in fp16.
+        num_positions: Numbers of the table of positions, which stays on the host.
         block: Numbers of the largest joint block.
         rest: Numbers outside of blocks.
     """
@@ -159,8 +159,8 @@ def gradient_bytes(model: Model, setting: Setting) -> int:
 
 
 def weight_bytes(model: Model, setting: Setting) -> int:
-    """On a card, with the table of positions."""
-    return -(-model.count // setting.cards) * setting.dtype.itemsize + model.num_positions * 2
+    """On a card. The table of positions stays on the host."""
+    return -(-model.count // setting.cards) * setting.dtype.itemsize
 
 
 @dataclass(frozen=True)

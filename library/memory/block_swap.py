@@ -65,7 +65,8 @@ class BlockSwapper:
                 block.to(device)
         self._homes = [_Home(blocks[index], device) for index in plan.swapped]
         size = max((home.size for home in self._homes), default=0)
-        self._buffers = [_Buffer(size, device) for _ in range(plan.num_buffers)]
+        # the memory of a buffer may have been given up by computing that goes on yet
+        self._buffers = [_Buffer(size, device, self._lane) for _ in range(plan.num_buffers)]
         for position, home in enumerate(self._homes):
             home.know(self._buffer(position).memory)
         self._current: int | None = None
@@ -217,11 +218,11 @@ class _Buffer:
         returned: What trained has been copied to the host, and may be changed again.
     """
 
-    def __init__(self, size: int, device: torch.device) -> None:
+    def __init__(self, size: int, device: torch.device, lane: CopyLane) -> None:
         self.memory = torch.empty(size, dtype=torch.uint8, device=device)
         self.position: int | None = None
         self.arrived: Mark = None
-        self.used: Mark = None
+        self.used: Mark = lane.computed()
         self.returned: Mark = None
 
 

@@ -78,8 +78,9 @@ class Loop:
                 self._save_before()
                 reason = str(error).partition("\n")[0]
                 raise EnvironmentFault(
-                    f"out of memory after step {self.trainer.step} ({reason}). Use --gradient_checkpointing, a lower "
-                    "resolution, a smaller batch or an optimizer in 8 bits."
+                    f"out of memory after step {self.trainer.step} ({reason}). Use --fit with the memory of the "
+                    "GPU, which chooses settings; or --gradient_checkpointing, --blocks_to_swap, a lower resolution, a "
+                    "smaller batch or an optimizer in 8 bits."
                 ) from error
 
     def _steps(self) -> None:

@@ -64,8 +64,9 @@ def flags(text: str) -> set[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_flag_that_a_page_names_exists(page: Path):
     quickstart = flags((ROOT / "quickstart.py").read_text(encoding="utf-8"))
+    benchmarks = flags("\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks").glob("*.py")))
     converter = {flag for action in make_parser()._actions for flag in action.option_strings}
-    known = {f"--{name}" for name in {*OPTIONS, *FULL, *TOOLS}} | quickstart | converter | OTHER_PROGRAMS
+    known = {f"--{name}" for name in {*OPTIONS, *FULL, *TOOLS}} | quickstart | benchmarks | converter | OTHER_PROGRAMS
     prose = re.sub(r"<!--.*?-->|`-- `|`--`", "", page.read_text(encoding="utf-8"))
     assert flags(prose) <= known
 
@@ -74,8 +75,7 @@ def test_every_flag_that_a_page_names_exists(page: Path):
 def test_a_guide_lists_what_is_not_available_yet_and_recommends_none_of_it(guide: str, options: dict[str, Any]):
     later = {f"--{name}" for name, option in options.items() if option.declared.later}
     listed = section("Not available yet", guide)
-    conditional = {"--blocks_to_swap"}  # refused on a GPU only
-    assert flags(listed) - conditional == later
+    assert flags(listed) == later
     assert not flags(guide.replace(listed, "")) & later
 
 

@@ -12,6 +12,7 @@ from library.log import LOGGER_NAME
 from library.memory.live_memory import LiveMemory
 from library.training.forecast.counts import Counts
 from library.training.forecast.fake_passes import Passes
+from library.training.forecast.fitting import Fitting, as_resumed
 from library.training.forecast.forecast import Forecaster
 from library.training.forecast.ladder import ladder
 
@@ -115,6 +116,18 @@ def test_what_is_given_is_not_tried(inspected, dataset):
     assert tried[0] == {"cache_latents"} and tried[-1] == {"base_weights_dtype", "blocks_to_swap"}
     names = {name for rung in ladder(bound, 2) for values in rung.values for name in values}
     assert not names & {"cache_latents", "gradient_checkpointing", "blocks_to_swap"}
+
+
+def test_a_run_that_goes_on_keeps_what_its_weights_were_rounded_to(training, inspected, dataset):
+    flags = (*IN_MEMORY, "--save_state", "--output_name=x", "--max_train_steps=1")
+    state = training.run(dataset, *flags, "--base_weights_dtype=int8").file.parent / "x-state"
+    trainer = inspected(dataset, *IN_MEMORY, "--fit=0.1GB", f"--resume={state}")
+    fitting = Fitting.of(Forecaster(trainer))
+    options, resumed = as_resumed(trainer, fitting)
+    assert options.memory.weights_format == "int8"
+    assert len(resumed.rungs) == len(fitting.rungs) - 1
+    other, same = as_resumed(inspected(dataset, *IN_MEMORY), fitting)
+    assert other.memory.weights_format is None and same == fitting
 
 
 def test_fewer_bits_take_less(inspected, dataset):

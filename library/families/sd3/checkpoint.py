@@ -217,5 +217,5 @@ def load_mmdit(
     else:
         from library.families.sd3.quantized_mmdit import fill_quantized
 
-        fill_quantized(model, files.denoiser, form, dtype, device, rounds_on=rounds_on, mmap=mmap)
+        fill_quantized(model, files.denoiser, form, dtype, device, rounds_on=rounds_on)
     return model.requires_grad_(False).eval()

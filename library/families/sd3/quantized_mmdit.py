@@ -43,7 +43,6 @@ def fill_quantized(
     device: torch.device | str,
     *,
     rounds_on: torch.device | None = None,
-    mmap: bool,
 ) -> None:
     """Read the weights of a denoiser, of which never more than one is wide beside those that stay so.
 
@@ -54,7 +53,8 @@ def fill_quantized(
         dtype: Of the arithmetic, and of all weights that stay wide but the table of positions.
         device: Where the weights stay.
         rounds_on: Where they are rounded, one after the other; None is `device`.
-        mmap: See `read_weights`.
+
+    Nothing is mapped: a view of one small tensor would keep all pages of the file that were read for others.
 
     Raises:
         CheckpointError: See `read_weights`.
@@ -64,7 +64,7 @@ def fill_quantized(
     names = list(model.state_dict())
     layers = {f"{_BLOCKS}.{name}" for name in replace_linears(model.joint_blocks, form, lambda _: dtype)}
     tensors: dict[str, Tensor] = {}
-    for weight in _published_weights(part, names, mmap=mmap):
+    for weight in _published_weights(part, names):
         if weight.name in layers:
             name = weight.name.removesuffix(".weight")
             bits, scale, own_form = _narrow(weight, form, rounds_on or device)
@@ -113,12 +113,12 @@ class _PublishedWeight:
         return published_tensor(self.pair, [piece.wide(dtype, device) for piece in self.pieces])
 
 
-def _published_weights(part: Part, names: Iterable[str], *, mmap: bool) -> Iterator[_PublishedWeight]:
+def _published_weights(part: Part, names: Iterable[str]) -> Iterator[_PublishedWeight]:
     """Each tensor as soon as the file has given all of it."""
     pairs = mmdit_tensors(names) if part.is_diffusers else {name: ModulePair(name, (name,)) for name in names}
     homes = {piece: pair for pair in pairs.values() for piece in pair.diffusers}
     waiting: dict[str, dict[str, StoredWeight]] = {}
-    for weight in stored_weights(part, mmap=mmap):
+    for weight in stored_weights(part, mmap=False):
         pair = homes[weight.name]
         found = waiting.setdefault(pair.published, {})
         found[weight.name] = weight

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from library.errors import OptionError
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
-_STATE_FORMAT = "base_weights_dtype"
+_FORMAT = "base_weights_dtype"
 
 
 @dataclass(frozen=True)
@@ -68,21 +68,24 @@ class Fitting:
         """
         if options.memory.blocks_to_swap == "auto":
             options = with_values(options, {"blocks_to_swap": None})
-        before, lines = self.forecast(options), []
+        first = before = self.forecast(options)
+        lines: list[str] = []
         for rung in self.rungs:
             if self._is_enough(before):
                 break
             values, after = self._best(options, rung)
             if self._excess(after) < self._excess(before):
                 flags = " ".join(flag_of(name, value) for name, value in values.items() if value is not None)
-                lines.append(f"{flags}: {gib(before.peak.device)} -> {gib(after.peak.device)}")
+                lines.append(f"{flags}: {_change(before, after)}")
                 options, before = with_values(options, values), after
         if not self._is_enough(before):
             raise OptionError(self._too_much(before, options))
         if not lines:
             lines.append(f"nothing has to be changed: {gib(before.peak.device)} at most")
         options, more = self._ease_samples(options)
-        return options, [*lines, *more]
+        host = before.host - first.host
+        grown = [f"host memory: {gib(first.host)} -> {gib(before.host)}"] if host > first.host // 10 else []
+        return options, [*lines, *more, *grown]
 
     def _best(self, options: Any, rung: Rung) -> tuple[Mapping[str, Any], Forecast]:
         """The first values that suffice, or those that help the most."""
@@ -123,6 +126,15 @@ class Fitting:
         )
 
 
+def _change(before: Forecast, after: Forecast) -> str:
+    """Of the phase that takes the most; where it stays the same, of the one that shrinks the most."""
+    if after.peak.device < before.peak.device:
+        return f"{gib(before.peak.device)} -> {gib(after.peak.device)}"
+    there = {phase.name: phase.device for phase in after.phases}
+    phase = max(before.phases, key=lambda one: one.device - there.get(one.name, one.device))
+    return f"{phase.name} {gib(phase.device)} -> {gib(there.get(phase.name, phase.device))}"
+
+
 def fit_run(trainer: Trainer) -> Any:
     """The options that a run goes on with: what `--fit` or `auto` chooses is told and set.
 
@@ -141,23 +153,24 @@ def fit_run(trainer: Trainer) -> Any:
             f"--blocks_to_swap auto: this machine does not say how much memory {forecaster.device} has. Give --fit and "
             "a size, or a number of blocks."
         )
-    chosen, lines = fitting.fit(as_resumed(trainer))
+    options, fitting = as_resumed(trainer, fitting)
+    chosen, lines = fitting.fit(options)
     for line in lines:
         logger.info("%s: %s", fitting.flag, line)
     return chosen
 
 
-def as_resumed(trainer: Trainer) -> Any:
-    """The options, with what an earlier start of the run has rounded the weights to, if `--fit` may choose it."""
-    options = trainer.options
-    state = _state_format(trainer)
-    if state is None or _STATE_FORMAT in options.given or options.memory.weights_format is not None:
-        return options
-    return with_values(options, {_STATE_FORMAT: state})
+def as_resumed(trainer: Trainer, fitting: Fitting) -> tuple[Any, Fitting]:
+    """Options and rungs of a run that goes on: what its weights were rounded to stays, for it changes results."""
+    options, state = trainer.options, _options_of_state(trainer)
+    if state is None or options.memory.weights_format is not None:
+        return options, fitting
+    rungs = tuple(rung for rung in fitting.rungs if not any(_FORMAT in values for values in rung.values))
+    return with_values(options, {_FORMAT: state.get(_FORMAT)}), replace(fitting, rungs=rungs)
 
 
-def _state_format(trainer: Trainer) -> str | None:
-    """What weights were rounded to by the run that `--resume` names; None for not at all, or no such run."""
+def _options_of_state(trainer: Trainer) -> Mapping[str, Any] | None:
+    """Those of the run that `--resume` goes on with, as its state has them; None where there is none."""
     from library.training.saving.run_state import find_state, read_progress
 
     saving = trainer.options.saving
@@ -165,7 +178,7 @@ def _state_format(trainer: Trainer) -> str | None:
     if state is None:
         return None
     options: Mapping[str, Any] = read_progress(state.path).get("identity", {}).get("options", {})
-    return options.get(_STATE_FORMAT)
+    return options
 
 
 def flag_of(name: str, value: Any) -> str:

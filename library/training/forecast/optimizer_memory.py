@@ -50,6 +50,14 @@ class Stepping:
 
         return find_optimizer(self.name).steps_apart
 
+    @property
+    def device(self) -> str:
+        """Where it is tried: bitsandbytes on the GPU that it is made for."""
+        from library.training.optimization.optimizers import find_optimizer
+
+        is_made_for_gpu = find_optimizer(self.name).package == "bitsandbytes"
+        return "cuda" if is_made_for_gpu and torch.cuda.is_available() else "cpu"
+
     def make(self, parameters: Sequence[Parameter]) -> Any:
         """The optimizer."""
         from library.training.optimization.optimizers import make_optimizer
@@ -100,7 +108,7 @@ def step_bytes(shapes: Sequence[Shape], stepping: Stepping, *, is_alone: bool) -
 @cache
 def _kept(stepping: Stepping, num_dimensions: int, is_large: bool) -> Kept:
     shape = _trial_shape(num_dimensions, is_large)
-    weight = Parameter(torch.ones(shape, dtype=stepping.dtype))
+    weight = Parameter(torch.ones(shape, dtype=stepping.dtype, device=stepping.device))
     optimizer = stepping.make([weight])
     _step(optimizer, [weight])
     count, last, before = prod(shape), shape[-1], shape[-2] if len(shape) > 1 else 0
@@ -129,7 +137,7 @@ def _trial_shape(num_dimensions: int, is_large: bool) -> Shape:
 def _passing(stepping: Stepping, number: int) -> float:
     """Bytes for a moment, of each number of one of so many weights."""
     shape = _trial_shape(2, True)
-    weights = [Parameter(torch.ones(shape, dtype=stepping.dtype)) for _ in range(number)]
+    weights = [Parameter(torch.ones(shape, dtype=stepping.dtype, device=stepping.device)) for _ in range(number)]
     optimizer = stepping.make(weights)
     _step(optimizer, weights)
     for weight in weights:

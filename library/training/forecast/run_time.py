@@ -24,6 +24,7 @@ from library.training.forecast.device_memory import DeviceMemory
 from library.training.forecast.fake_passes import all_parameters, block_list
 from library.training.forecast.outline import outline_of
 from library.training.forecast.words import wrapped
+from library.training.sampling.sampling import unchanged_random_state
 
 if TYPE_CHECKING:
     from library.training.trainer import Trainer
@@ -91,7 +92,7 @@ def measure_step(trainer: Trainer, counts: Counts, batch: BatchSize, device: tor
     per_number = 0.0
     for index in numbers:
         block = blocks[index]
-        with torch.random.fork_rng():
+        with unchanged_random_state(device):
             fill(block, device)
             inputs = [_random(each, device) for each in counts.block_inputs(batch, index)]
         trained = [parameter for parameter in all_parameters(block) if parameter.requires_grad]

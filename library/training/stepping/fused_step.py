@@ -120,6 +120,7 @@ class FusedStep(OptimizerStep):
             )
         raise EnvironmentFault(
             f"out of memory with {len(batch.sample_ids)} pictures at {batch.plan.size} ({message}), and a batch cannot "
-            "be split where the optimizer steps inside the backward pass. Use --gradient_checkpointing, a lower "
-            "resolution or a smaller --train_batch_size."
+            "be split where the optimizer steps inside the backward pass. Use --fit with the memory of the GPU, "
+            "which chooses settings; or --gradient_checkpointing, --blocks_to_swap, a lower resolution or a smaller "
+            "--train_batch_size."
         )

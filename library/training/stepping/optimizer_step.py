@@ -161,8 +161,9 @@ class OptimizerStep:
         now = self.num_parts.get(key, 1)
         if now >= whole:
             raise EnvironmentFault(
-                f"out of memory with a single picture at {plan.size} ({message}). Use --gradient_checkpointing, a "
-                "lower resolution or --mixed_precision bf16, and train less of the model or with a lower rank."
+                f"out of memory with a single picture at {plan.size} ({message}). Use --fit with the memory of "
+                "the GPU, which chooses settings; or --gradient_checkpointing, --blocks_to_swap, a lower resolution, "
+                "--mixed_precision bf16, or train less of the model or with a lower rank."
             )
         self.num_parts[key] = min(whole, now * 2)
         logger.warning(
