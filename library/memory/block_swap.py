@@ -81,6 +81,12 @@ class BlockSwapper:
         return sum(home.size for home in self._homes)
 
     @property
+    def unlocked_bytes(self) -> int:
+        """Of masters that the system has not let be page-locked."""
+        is_cuda = self._device.type == "cuda"
+        return sum(home.size for home in self._homes if is_cuda and home.size and not home.master.is_pinned())
+
+    @property
     def device_bytes(self) -> int:
         """Of the ring."""
         return sum(buffer.memory.numel() for buffer in self._buffers)
@@ -144,12 +150,16 @@ class BlockSwapper:
         buffer = self._buffer(position)
         if buffer.position == position:
             return
-        if buffer.position is not None:
-            self._homes[buffer.position].move_home()
+        self._empty(buffer)
         home = self._homes[position]
         buffer.arrived = self._lane.copy(home.away, home.master, after=buffer.used)
         buffer.position = position
         home.move_away()
+
+    def _empty(self, buffer: _Buffer) -> None:
+        if buffer.position is not None:
+            self._homes[buffer.position].move_home()
+            buffer.position = None
 
     def _buffer(self, position: int) -> _Buffer:
         return self._buffers[self.plan.buffer(position)]
@@ -161,9 +171,7 @@ class BlockSwapper:
         if self._current is not None:
             self._release(self._current)
         for buffer in self._buffers:
-            if buffer.position is not None:
-                self._homes[buffer.position].move_home()
-                buffer.position = None
+            self._empty(buffer)
         self._lane.finish()
 
     @contextmanager

@@ -6,18 +6,13 @@ copies and computing on the device alone, the host waits for neither.
 
 from __future__ import annotations
 
+import mmap
 import weakref
 from contextlib import suppress
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-
-from library.log import get_logger
-
-logger = get_logger(__name__)
-
-_MIB = 2**20
 
 Mark = Any  # of a lane; None is always reached
 
@@ -88,24 +83,19 @@ def host_bytes(size: int, device: torch.device) -> Tensor:
     """Host memory for copies to a device: on CUDA page-locked, without which copies hold everything up.
 
     torch's own page-locked memory comes in powers of two; a block of a large model would waste up to half of it, so
-    ordinary memory is locked here. Where the system allows no more of it, copies are slower and right.
+    ordinary memory is locked here. Processes that this one starts do not get it: they would get copies of it, as its
+    pages may not move. Where the system allows no more locked memory, it is unlocked (`is_pinned`), slower, and right.
     """
-    memory = torch.empty(size, dtype=torch.uint8)
-    if device.type == "cuda" and size:
-        _lock(memory, device)
-    return memory
-
-
-def _lock(memory: Tensor, device: torch.device) -> None:
-    """Lock the pages of a tensor for as long as it lives."""
+    if device.type != "cuda" or not size:
+        return torch.empty(size, dtype=torch.uint8)
+    pages = mmap.mmap(-1, size)
+    if hasattr(mmap, "MADV_DONTFORK"):
+        pages.madvise(mmap.MADV_DONTFORK)
+    memory = torch.frombuffer(pages, dtype=torch.uint8)
     address, runtime = memory.data_ptr(), torch.cuda.cudart()
-    if int(runtime.cudaHostRegister(address, memory.numel(), 0)):
-        logger.warning(
-            "%d MiB of host memory cannot be page-locked, so copies to the GPU are slower. Close other programs, or "
-            "raise the limit of locked memory (ulimit -l).",
-            memory.numel() // _MIB,
-        )
-        with suppress(RuntimeError):  # CUDA tells of the failure once more, to whoever asks next
-            torch.cuda.synchronize(device)
-        return
-    weakref.finalize(memory, runtime.cudaHostUnregister, address)
+    if int(runtime.cudaHostRegister(address, size, 0)):
+        with suppress(RuntimeError):  # CUDA tells of the failure once more, to what runs next
+            torch.ones(1, device=device).add_(1)
+        return memory
+    weakref.finalize(memory, runtime.cudaHostUnregister, address).atexit = False
+    return memory

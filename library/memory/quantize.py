@@ -120,11 +120,14 @@ def widen(weight: Tensor, scale: Tensor, form: str, dtype: torch.dtype) -> Tenso
 
 
 def _widen_int8(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    if dtype == torch.float16:  # small scales are no numbers of fp16
+        return (weight * scale).to(dtype)
     return weight * scale.to(dtype)  # one pass: torch widens as it multiplies
 
 
 def _widen_fp8(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    return weight.view(torch.float8_e4m3fn).to(dtype).mul_(scale.to(dtype))
+    own = torch.float32 if dtype == torch.float16 else dtype  # small scales are no numbers of fp16
+    return weight.view(torch.float8_e4m3fn).to(own).mul_(scale.to(own)).to(dtype)
 
 
 def _widen_e4m3(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:

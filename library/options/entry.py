@@ -67,6 +67,8 @@ def run_script(
         return _report(error, is_debug)
     except ModuleNotFoundError as error:
         return _report(_missing_package(error), is_debug)
+    except (RuntimeError, MemoryError) as error:
+        return _report(_no_memory(error), is_debug)
     except KeyboardInterrupt:
         _write(sys.stderr, "interrupted")
         return INTERRUPTED
@@ -80,6 +82,19 @@ def _missing_package(error: ModuleNotFoundError) -> EnvironmentFault:
     return EnvironmentFault(
         f"the Python package {package} is not installed. Run `python3 quickstart.py setup` and use its environment, "
         "or `pip install -r requirements.txt`."
+    )
+
+
+def _no_memory(error: RuntimeError | MemoryError) -> EnvironmentFault:
+    """What has found no memory outside of training itself, which saves first. Other errors are our own mistakes."""
+    from library.memory_use import is_out_of_memory
+
+    if not is_out_of_memory(error):
+        raise error
+    reason = str(error).partition("\n")[0] or type(error).__name__
+    return EnvironmentFault(
+        f"out of memory ({reason}). Close other programs, or use --fit with the memory of the GPU, which chooses "
+        "settings, or a smaller model, resolution or batch."
     )
 
 

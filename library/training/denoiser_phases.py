@@ -95,6 +95,12 @@ class DenoiserPhases(BuiltTraining):
             plan.num_buffers,
             bytes_in_words(self.swapper.device_bytes),
         )
+        if unlocked := self.swapper.unlocked_bytes:
+            logger.warning(
+                "block swap: the system lets %s of that memory not be page-locked, so copies to the GPU are slower. "
+                "Close other programs, or raise the limit of locked memory (ulimit -l).",
+                bytes_in_words(unlocked),
+            )
 
     def compile_blocks(self) -> None:
         """With `--torch_compile`: the denoiser's blocks are compiled when they are first used."""

@@ -220,6 +220,7 @@ class FullTrainer(Trainer):
 
     def trained_state(self) -> dict[str, Tensor]:
         """Every parameter that trains."""
+        self.shards.settle()
         return {name: parameter.detach() for part in self.parts for name, parameter in part.parameters.items()}
 
     def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
