@@ -167,9 +167,8 @@ class Run:
                 cpu=not has_accelerator(),
                 kwargs_handlers=[
                     InitProcessGroupKwargs(timeout=self.options.distributed.timeout),
-                    AutocastKwargs(
-                        cache_enabled=False
-                    ),  # no weight is used twice in a pass: it would keep a copy of all
+                    # no weight is used twice in a pass: a cache would keep a copy of all
+                    AutocastKwargs(cache_enabled=False),
                 ],
             )
         check_started(self.accelerator)

@@ -200,7 +200,7 @@ class Sd3FullOptions(CommonOptions):
     def check(self) -> Iterator[str]:
         yield from _memory_conflicts(self.memory, self.training)
         if self.memory.weights_format is not None:
-            flag = "--base_weights_dtype" if self.memory.base_weights_dtype else "--fp8_base"
+            flag = self.memory.weights_format_flag
             yield f"{flag} is for a frozen denoiser beside a network; here it trains. Leave it out."
         if self.full.train_t5xxl and self.precision.mixed_precision == "fp16":
             yield (

@@ -58,6 +58,12 @@ class MemoryOptions(OptionGroup):
         return self.base_weights_dtype or ("fp8" if self.fp8_base or self.fp8_base_unet else None)
 
     @property
+    def weights_format_flag(self) -> str:
+        """The option that asks for it."""
+        names = ("base_weights_dtype", "fp8_base", "fp8_base_unet")
+        return next(f"--{name}" for name in names if getattr(self, name))
+
+    @property
     def swaps(self) -> bool:
         """Whether any block is to be swapped."""
         return self.blocks_to_swap not in (None, 0)
