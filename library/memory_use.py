@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _GIB = 1024**3
 _OUT_OF_MEMORY = ("out of memory", "ALLOC_FAILED", "can't allocate memory")  # in errors of no class of their own
 _NEARLY_FULL = 0.95  # Windows and the screen keep a little of every GPU for themselves
+_CONTEXT = 3 * _GIB // 10  # of CUDA for a process, assumed: 0.3 to 0.5 GiB, less or more by card and version
 _ALMOST_FREE = 0.9  # reading weights takes a little more than the weights
 
 
@@ -35,12 +36,24 @@ def gpu_memory(device: torch.device) -> GpuMemory | None:
     return GpuMemory(torch.cuda.memory_reserved(device), torch.cuda.get_device_properties(device).total_memory)
 
 
-def free_device_memory() -> int | None:
-    """Bytes that the GPU has free for this process now; None where there is none, or its system does not say."""
+def device_memory_to_have() -> int | None:
+    """Bytes of the GPU that this process can have in all; None where there is none, or its system does not say.
+
+    What is free now, and what the process has already: torch's part is known, and the context of the driver, which
+    is there as soon as this is asked, counts with the least that it takes.
+    """
     import torch
 
+    if not torch.cuda.is_available():
+        return None
     own = int(os.environ.get("LOCAL_RANK", "0") or 0)  # of several processes each has a GPU of its own
-    return torch.cuda.mem_get_info(own)[0] if torch.cuda.is_available() else None
+    free, total = torch.cuda.mem_get_info(own)
+    return with_own(free, total, torch.cuda.memory_reserved(own))
+
+
+def with_own(free: int, total: int, reserved: int) -> int:
+    """Free bytes and those that the process itself has: what torch has reserved, and the driver's context."""
+    return min(free + reserved + _CONTEXT, total)
 
 
 def memory_in_use(device: torch.device) -> int | None:

@@ -63,8 +63,8 @@ def is_plain_frozen(layer: torch.nn.Module) -> bool:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Not of a class of its own; but for tensors without numbers, on which memory is counted."""
-    return type(tensor) in (torch.nn.Parameter, Tensor) or type(tensor).__name__ == "FakeTensor"
+    """Not of a class of its own."""
+    return type(tensor) in (torch.nn.Parameter, Tensor)
 
 
 def lora_linear(

@@ -72,8 +72,7 @@ class CompiledBlock:
         import torch
 
         self.is_on, self._plain, self._backend = True, forward, backend
-        # random numbers as torch draws them: dropout is the same with and without compiling
-        options: dict[str, Any] | None = {"fallback_random": True} if backend == "inductor" else None
+        options = _inductor_options() if backend == "inductor" else None
         self._compiled = torch.compile(forward, backend=backend, options=options, dynamic=is_varied or None)
 
     def __call__(self, *inputs: Any) -> Any:
@@ -147,6 +146,13 @@ def compile_blocks(
 def kinds_of_batches(plans: Iterable[BatchPlan]) -> Counter[Kind]:
     """How many batches there are of each size of pictures and number of them."""
     return Counter((plan.size, len(plan.items)) for plan in plans)
+
+
+def _inductor_options() -> dict[str, Any]:
+    from library.training.stored_weights import inductor_settings
+
+    # random numbers as torch draws them: dropout is the same with and without compiling
+    return {"fallback_random": True, **inductor_settings()}
 
 
 def _quiet() -> None:

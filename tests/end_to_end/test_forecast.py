@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 
 import pytest
+import torch
 
 import sd3_train
 import sd3_train_network
 from library.log import LOGGER_NAME
 from library.memory.live_memory import LiveMemory
+from library.options.spec import parse_options
 from library.training.forecast.counts import Counts
 from library.training.forecast.fake_passes import Passes
 from library.training.forecast.fitting import Fitting, as_resumed
 from library.training.forecast.forecast import Forecaster
-from library.training.forecast.ladder import ladder
+from library.training.forecast.host_memory import HostMemory
+from library.training.forecast.ladder import ladder, with_values
+from library.training.forecast.run_time import time_lines
 
 IN_MEMORY = ("--cache_latents", "--cache_text_encoder_outputs", "--network_train_unet_only")
 
@@ -45,20 +50,25 @@ def show(training, full_training, nan_model, capsys):
 
 @pytest.fixture
 def inspected(training, nan_model):
-    """inspected(dataset, *flags) is a trainer that knows its data and headers."""
-    from library.families.sd3.options import NETWORK_SCRIPT, Sd3NetworkOptions
-    from library.options.spec import parse_options
+    """inspected(dataset, *flags) is a trainer of a network that knows its data and headers."""
+    return partial(look, training, sd3_train_network.Sd3NetworkTrainer, nan_model)
 
-    def make(dataset, *flags):
-        arguments = training.arguments(dataset, *flags, model=nan_model)
-        trainer = sd3_train_network.Sd3NetworkTrainer(parse_options(Sd3NetworkOptions, arguments, **NETWORK_SCRIPT))
-        with trainer.continuation:
-            trainer.check_options()
-            trainer.plan_run()
-            trainer.inspect_files()
-        return trainer
 
-    return make
+@pytest.fixture
+def whole_inspected(full_training, nan_model):
+    """As `inspected`, of a whole model."""
+    return partial(look, full_training, sd3_train.Sd3FullTrainer, nan_model)
+
+
+def look(training, trainer_class, model, dataset, *flags):
+    """Plan the data and inspect the files."""
+    arguments = training.arguments(dataset, *flags, model=model)
+    trainer = trainer_class(parse_options(training.options_class, arguments, **training.script))
+    with trainer.continuation:
+        trainer.check_options()
+        trainer.plan_run()
+        trainer.inspect_files()
+    return trainer
 
 
 @pytest.mark.parametrize("script", [sd3_train_network, sd3_train], ids=["network", "whole"])
@@ -80,6 +90,13 @@ def test_measuring_adds_the_time_of_a_step_and_of_the_run(dataset, show):
     out = show(dataset, "--dry_run=measure", "--max_train_steps=7", *IN_MEMORY).out
     section = out[out.index("TIME, from random blocks") :]
     assert "a step with batches of 2 at 64x64: " in section and "all 7 steps: about " in section
+
+
+def test_without_time_blocks_run_with_the_smallest_batch_and_that_is_told(dataset, inspected):
+    trainer = inspected(dataset, "--max_train_steps=7", *IN_MEMORY)
+    told = " ".join(" ".join(time_lines(trainer, Forecaster(trainer).counts(trainer.options), 0.0)).split())
+    assert "a step with batches of 2 at 64x64: " in told and "all 7 steps: about " in told
+    assert told.endswith("cut short: computed from blocks that ran with 1 at 64x64, so rough figures")
 
 
 def test_without_a_gpu_there_is_nothing_to_fit(training, dataset):
@@ -126,13 +143,33 @@ def test_a_run_that_goes_on_keeps_what_its_weights_were_rounded_to(training, ins
     options, resumed = as_resumed(trainer, fitting)
     assert options.memory.weights_format == "int8"
     assert len(resumed.rungs) == len(fitting.rungs) - 1
+    away = inspected(dataset, *IN_MEMORY, "--resume=owner/name/x-state", "--resume_from_huggingface")
+    assert as_resumed(away, fitting) == (away.options, resumed)  # what is known later must not be chosen against
     other, same = as_resumed(inspected(dataset, *IN_MEMORY), fitting)
     assert other.memory.weights_format is None and same == fitting
 
 
-def test_fewer_bits_take_less(inspected, dataset):
-    import torch
+def test_the_average_of_swapped_weights_is_kept_on_the_host(whole_inspected, dataset):
+    trainer = whole_inspected(
+        dataset,
+        *IN_MEMORY[:2],
+        "--optimizer_type=Adafactor",
+        "--fused_backward_pass",
+        "--max_grad_norm=0",
+        "--ema_decay=0.9",
+    )
+    forecaster = Forecaster(trainer, torch.device("cuda"))
+    swapping = with_values(trainer.options, {"blocks_to_swap": 1})
+    counts = forecaster.counts(swapping)
+    moved = 4 * counts.trained.in_swapped(1)
+    assert 0 < moved < 4 * counts.trained.in_swapped(2) < 4 * counts.trained.count
+    device = [forecaster.of(options).training.parts["average"] for options in (trainer.options, swapping)]
+    host = [HostMemory(counts, options, 0).training() for options in (trainer.options, swapping)]
+    assert device[0] - device[1] == moved
+    assert host[1] - host[0] == moved + counts.block_bytes[1]
 
+
+def test_fewer_bits_take_less(inspected, dataset):
     takes = {}
     for form in (None, "fp8", "nf4"):
         flags = () if form is None else (f"--base_weights_dtype={form}",)

@@ -257,8 +257,7 @@ def test_prompts_that_cannot_be_encoded_leave_the_others(studio, tiny_sd3, tmp_p
     shutil.copytree(tiny_sd3.parent, tmp_path / "model")
     model = tmp_path / "model" / tiny_sd3.name
     cached = studio(*CACHED, model=model)
-    with open(model, "r+b") as file:  # a mapped file must not shrink
-        file.write(b"\xff" * 8)
+    model.unlink()
     cached.write(CAT, DOG)
     assert len(cached.draw()) == 1
     (error,) = errors(caplog)

@@ -62,8 +62,10 @@ def separate_part(kind, name):
 @cache
 def denoiser_of(name):
     """State of an MMDiT that was trained in the type of the published file."""
+    dtype = next(iter(manifest(name).values()))[1]
     with torch.device("meta"):
-        return MMDiT(inspected(name).config).to(next(iter(manifest(name).values()))[1]).state_dict()
+        model = MMDiT(inspected(name).config).to(dtype)
+    return {**model.state_dict(), "pos_embed": model.pos_embed.to(dtype)}  # which keeps the type of its file
 
 
 def model_of(name, separate=None, encoders=None, dtype=None):

@@ -15,6 +15,7 @@ from library.memory_use import (
     host_memory_note,
     memory_in_use,
     spill_warning,
+    with_own,
 )
 
 GIB = 1024**3
@@ -37,6 +38,12 @@ def test_the_spill_is_told_on_windows_for_a_gpu_that_is_nearly_full(reserved, pl
 @pytest.mark.parametrize(("needed", "available", "is_told"), [(9, 10, False), (9.1, 10, True), (20, 10, True)])
 def test_too_little_host_memory_is_told(needed, available, is_told):
     assert (host_memory_note(int(needed * GIB), available * GIB) is not None) == is_told
+
+
+def test_memory_that_the_process_has_already_counts_as_its_own():
+    assert 10 * GIB < with_own(10 * GIB, 24 * GIB, 0) < 10.5 * GIB  # the context of the driver
+    assert with_own(10 * GIB, 24 * GIB, 3 * GIB) - with_own(10 * GIB, 24 * GIB, 0) == 3 * GIB
+    assert with_own(24 * GIB, 24 * GIB, 0) == 24 * GIB
 
 
 def test_the_note_about_host_memory_names_what_needs_it():

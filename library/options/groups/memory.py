@@ -46,7 +46,8 @@ class MemoryOptions(OptionGroup):
     fit: str | None = opt(
         None,
         "Memory of the GPU that the run has to fit into, as 12GB or 11.5GiB: settings that save memory are chosen "
-        "and applied, those that cost the least time first.",
+        "and applied, those that cost the least time first. 12GB is 12 * 10^9 bytes; 12GiB is what a card of 12 GB "
+        "has.",
         metavar="SIZE",
     )
     lowram: bool = opt(False, "Hint for machines with little memory.", no_effect=_NO_HINT)

@@ -17,8 +17,10 @@ import torch
 
 from library.families.base import ModelFamily
 from library.memory.live_memory import num_bytes
+from library.memory.swap_plan import swap_plan
 from library.training.forecast.batch_sizes import BatchSize, largest_batch, largest_picture
-from library.training.forecast.fake_passes import Counted, FakeDenoiser, Passes
+from library.training.forecast.block_calls import Call, block_calls
+from library.training.forecast.fake_passes import Counted, FakeDenoiser, Passes, block_list
 from library.training.forecast.frozen_passes import (
     Frozen,
     Trained,
@@ -43,13 +45,13 @@ class TrainedNumbers:
         shapes: Of all of it.
         dtype: It is kept in.
         beside: Bytes that are no part of the models themselves: adapters.
-        in_blocks: Some of it is in the blocks of the denoiser.
+        in_blocks: Numbers of it in each block of the denoiser, without what is attached.
     """
 
     shapes: tuple[tuple[int, ...], ...]
     dtype: torch.dtype
     beside: int
-    in_blocks: bool
+    in_blocks: tuple[int, ...]
 
     @property
     def count(self) -> int:
@@ -60,6 +62,12 @@ class TrainedNumbers:
     def bytes(self) -> int:
         """Of all of it, and of its gradients."""
         return self.count * self.dtype.itemsize
+
+    def in_swapped(self, number: int | str | None) -> int:
+        """Numbers of it in blocks that wait on the host where so many blocks are swapped."""
+        if not isinstance(number, int):
+            return 0
+        return sum(self.in_blocks[index] for index in swap_plan(len(self.in_blocks), number).swapped)
 
 
 class Counts:
@@ -80,7 +88,7 @@ class Counts:
         outline = outline_of(trainer, self.formats)
         own = {id(p) for model in (outline.denoiser, *outline.encoders.values()) for p in model.parameters()}
         blocks = num_block_bytes(outline.denoiser)
-        in_blocks = {id(p) for p in _block_parameters(outline.denoiser)}
+        trained = {id(p) for p in outline.trained}
         self.note = outline.note
         self.block_bytes: Sequence[int] = blocks
         self.rest_bytes = model_bytes(outline.denoiser) - sum(blocks)
@@ -88,10 +96,13 @@ class Counts:
             shapes=tuple(tuple(p.shape) for p in outline.trained),
             dtype=outline.trained[0].dtype,
             beside=num_bytes(p for p in outline.trained if id(p) not in own),
-            in_blocks=any(id(p) in in_blocks for p in outline.trained),
+            in_blocks=tuple(
+                sum(p.numel() for p in block.parameters() if id(p) in trained) for block in block_list(outline.denoiser)
+            ),
         )
         self._outline = outline
         self._passes: dict[tuple[BatchSize, Passes], Counted] = {}
+        self._calls: dict[BatchSize, Mapping[int, Call]] = {}
         self._frozen = frozen
         self._encoders: dict[tuple[bool, bool], Mapping[str, Trained]] = {}
 
@@ -110,10 +121,12 @@ class Counts:
         """For each block of the denoiser the first one that is like it."""
         return self._denoiser.models
 
-    def block_inputs(self, batch: BatchSize, index: int) -> tuple[Any, ...]:
-        """What block `index`, the first of its kind, is called with in training: tensors without numbers."""
-        passes = Passes(autocast=self.formats.autocast)
-        return self._denoiser.block_inputs(lambda: self.inputs(batch), passes, index)
+    def block_calls(self, batch: BatchSize) -> Mapping[int, Call]:
+        """How the first block of each kind is called in training, {its index: call}."""
+        if batch not in self._calls:
+            passes = Passes(autocast=self.formats.autocast)
+            self._calls[batch] = block_calls(self._denoiser, lambda: self.inputs(batch), passes)
+        return self._calls[batch]
 
     def inputs(self, batch: BatchSize) -> dict[str, torch.Tensor]:
         """Arguments of the denoiser."""
@@ -177,9 +190,3 @@ class Counts:
     def largest_picture(self) -> Size:
         """Of the data."""
         return largest_picture(self.trainer.plan)
-
-
-def _block_parameters(denoiser: torch.nn.Module) -> list[torch.nn.Parameter]:
-    from library.training.forecast.fake_passes import block_list
-
-    return list(block_list(denoiser).parameters())

@@ -118,13 +118,19 @@ class DeviceMemory:
             "encoders": sum(live.values()),
             "what trains": counts.trained.beside,
             "optimizer": self.state_bytes // cards,
-            "average": _FLOAT * counts.trained.count // cards if ema.ema_decay is not None else 0,
+            "average": _FLOAT * self._averaged // cards if ema.ema_decay is not None else 0,
         }
         if ema.ema_device == "cpu":
             parts.pop("average")
         if self.offloads:
             parts |= {"weights": 0, "optimizer": 0, "average": 0}
         return parts
+
+    @property
+    def _averaged(self) -> int:
+        """Numbers whose average is on the device: that of a swapped weight lies beside it, in host memory."""
+        trained = self.counts.trained
+        return trained.count - (0 if self.is_on_cpu else trained.in_swapped(self.options.memory.blocks_to_swap))
 
     def _denoiser_weights(self, swapped: int | str | None) -> int:
         counts = self.counts

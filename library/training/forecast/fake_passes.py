@@ -20,6 +20,7 @@ from torch.nn import Parameter
 from library.memory.fused_backward import BackwardParts, by_block, each_alone
 from library.memory.live_memory import LiveMemory
 from library.training.forecast.segments import Segment
+from networks.lora_linear import is_plain_frozen
 
 EACH, BLOCK = "each", "block"  # how the optimizer steps inside the backward pass
 Inputs = Mapping[str, Tensor]
@@ -77,6 +78,7 @@ class FakeDenoiser:
 
     Attributes:
         models: For each block the first one that is like it.
+        chosen: {index: block} of those that are run.
     """
 
     def __init__(self, outline: nn.Module, *, is_whole: bool = False) -> None:
@@ -84,11 +86,10 @@ class FakeDenoiser:
         self._list = block_list(outline)
         kinds = block_kinds(self._list)
         self.models = list(range(len(kinds))) if is_whole else [kinds.index(kind) for kind in kinds]
-        chosen = list(dict.fromkeys(self.models))
-        self._places = [chosen.index(model) for model in self.models]  # of each block among those that are run
-        blocks = [self._list[index] for index in chosen]
+        self.chosen = {index: self._list[index] for index in self.models}
+        self._places = [list(self.chosen).index(model) for model in self.models]  # among those that are run
         del self._list[:]
-        self._list.extend(blocks)
+        self._list.extend(self.chosen.values())
         with self.mode:
             fake(outline)
 
@@ -109,18 +110,6 @@ class FakeDenoiser:
                 segments = _run(model, given, passes, recorder)
         head, *found, tail = segments
         return Counted(head, tuple(found[place] for place in self._places), tail)
-
-    def block_inputs(self, inputs: Callable[[], Inputs], passes: Passes, index: int) -> tuple[Any, ...]:
-        """What block `index`, the first of its kind, is called with: tensors without numbers, and other values."""
-        seen: list[tuple[Any, ...]] = []
-        block = self._list[list(dict.fromkeys(self.models)).index(index)]
-        handle = block.register_forward_pre_hook(lambda _, args: seen.append(args))
-        model: Any = self.model
-        model.gradient_checkpointing = False
-        with self.mode, passes.context():
-            self.model(**inputs())
-        handle.remove()
-        return seen[0]
 
 
 def _run(model: nn.Module, inputs: Inputs, passes: Passes, recorder: _Recorder) -> list[Segment]:
@@ -296,6 +285,8 @@ def modules_of(model: nn.Module) -> Iterator[nn.Module]:
 def fake(model: nn.Module) -> None:
     """Give all weights of a model on the meta device fake ones on the CPU; for inside of a FakeTensorMode."""
     for module in modules_of(model):
+        if is_plain_frozen(module):  # an adapter asks; a fake weight of its own class would not look plain to it
+            module.__dict__["frozen_weight"] = _weight_of(module)
         for name, parameter in module._parameters.items():
             if parameter is not None and parameter.is_meta:
                 own = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")
@@ -303,3 +294,7 @@ def fake(model: nn.Module) -> None:
         for name, buffer in module._buffers.items():
             if buffer is not None and buffer.is_meta:
                 module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device="cpu")
+
+
+def _weight_of(layer: nn.Module) -> Callable[[], tuple[Any, ...]]:
+    return lambda: (layer.weight,)

@@ -42,17 +42,17 @@ class Fitting:
     @classmethod
     def of(cls, forecaster: Forecaster) -> Fitting | None:
         """What the options of a trainer ask for; None where `auto` has no device to ask."""
-        from library.memory_use import free_device_memory
+        from library.memory_use import device_memory_to_have
 
         trainer, memory = forecaster.trainer, forecaster.trainer.options.memory
         depth = trainer.family.depth(trainer.files)
         if memory.bytes_to_fit is not None:
             rungs = tuple(ladder(trainer, depth))
             return cls(memory.bytes_to_fit, str(memory.fit), f"--fit {memory.fit}", rungs, forecaster.of)
-        free = free_device_memory()
-        if free is None:
+        limit = device_memory_to_have()
+        if limit is None:
             return None
-        return cls(free, f"{gib(free)} that are free", "--blocks_to_swap auto", (swap_rung(depth),), forecaster.of)
+        return cls(limit, f"{gib(limit)} that are free", "--blocks_to_swap auto", (swap_rung(depth),), forecaster.of)
 
     def fit(self, options: Any) -> tuple[Any, list[str]]:
         """Choose settings.
@@ -162,11 +162,18 @@ def fit_run(trainer: Trainer) -> Any:
 
 def as_resumed(trainer: Trainer, fitting: Fitting) -> tuple[Any, Fitting]:
     """Options and rungs of a run that goes on: what its weights were rounded to stays, for it changes results."""
-    options, state = trainer.options, _options_of_state(trainer)
-    if state is None or options.memory.weights_format is not None:
+    options = trainer.options
+    if options.saving.resume is None or options.memory.weights_format is not None:
         return options, fitting
-    rungs = tuple(rung for rung in fitting.rungs if not any(_FORMAT in values for values in rung.values))
-    return with_values(options, {_FORMAT: state.get(_FORMAT)}), replace(fitting, rungs=rungs)
+    kept = replace(fitting, rungs=tuple(rung for rung in fitting.rungs if not _rounds(rung)))
+    if options.hub.resume_from_huggingface:  # what the state was made with is known when it is here
+        return options, kept
+    state = _options_of_state(trainer)
+    return (options, fitting) if state is None else (with_values(options, {_FORMAT: state.get(_FORMAT)}), kept)
+
+
+def _rounds(rung: Rung) -> bool:
+    return any(_FORMAT in values for values in rung.values)
 
 
 def _options_of_state(trainer: Trainer) -> Mapping[str, Any] | None:
@@ -174,7 +181,7 @@ def _options_of_state(trainer: Trainer) -> Mapping[str, Any] | None:
     from library.training.saving.run_state import find_state, read_progress
 
     saving = trainer.options.saving
-    state = None if saving.resume is None else find_state(saving.resume, trainer.folder, saving.output_name)
+    state = find_state(saving.resume, trainer.folder, saving.output_name)
     if state is None:
         return None
     options: Mapping[str, Any] = read_progress(state.path).get("identity", {}).get("options", {})

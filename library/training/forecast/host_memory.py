@@ -59,12 +59,12 @@ class HostMemory:
         return sum(blocks[index] for index in swap_plan(len(blocks), memory.blocks_to_swap).swapped)
 
     def _average(self) -> int:
-        """Where an average is kept on the host; the weights that it replaces wait there, too."""
+        """What of an average is kept on the host; the weights that it replaces wait there, too."""
         ema, trained = self.options.ema, self.counts.trained
         if ema.ema_decay is None:
             return 0
-        is_beside = ema.ema_device == "cpu" and not self.is_on_cpu
-        return trained.bytes + (_FLOAT * trained.count if is_beside else 0)
+        beside = trained.count if ema.ema_device == "cpu" else trained.in_swapped(self.options.memory.blocks_to_swap)
+        return trained.bytes + (0 if self.is_on_cpu else _FLOAT * beside)
 
     def _parked(self) -> int:
         """The VAE, where only samples need it."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from library.device import choose_device
-from library.memory_use import available_host_memory, free_device_memory
+from library.memory_use import available_host_memory, device_memory_to_have
 from library.training.forecast.disk_space import disk_of
 from library.training.forecast.fitting import Fitting, flags_of
 from library.training.forecast.forecast import Forecaster
@@ -30,7 +30,7 @@ def forecast_lines(trainer: Trainer) -> Iterator[str]:
     yield from describe_forecast(
         forecast,
         disk,
-        device_bytes=free_device_memory() if has_one else None,
+        device_bytes=device_memory_to_have() if has_one else None,
         host_bytes=available_host_memory() if has_one else None,
     )
     if is_proposing or options.memory.blocks_to_swap == "auto":
