@@ -183,6 +183,9 @@ class ModelFamily(Protocol):
         """The states of all encoders as the denoiser wants them. `rows` is as from `text_rows`, of encoders where it
         is known."""
 
+    def may_merge_padding(self, size: Size, device: torch.device) -> bool:
+        """Whether contexts that go with pictures of this size may come with fewer rows, and not all with as many."""
+
     def encode_images(self, vae: nn.Module, images: Tensor, noise: Tensor) -> Tensor:
         """images [B, 3, H, W] in -1..1, noise [B, C, h, w] for the draw from the posterior -> scaled latents."""
 

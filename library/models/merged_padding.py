@@ -99,5 +99,13 @@ def pays(merged: Merging, length: int, num_other: int, device: torch.device) -> 
         num_other: Other tokens in the attention.
         device: That computes.
     """
-    gone = length - merged.rows.shape[1]
-    return device.type == "cpu" or gone >= _LEAST_SHARE * (length + num_other)
+    return _pays(length - merged.rows.shape[1], length + num_other, device)
+
+
+def may_pay(length: int, num_other: int, device: torch.device) -> bool:
+    """Whether there is a merging of contexts that `pays`: that of an empty text, if any."""
+    return length > ROWS and _pays(length - ROWS, length + num_other, device)
+
+
+def _pays(gone: int, num_tokens: int, device: torch.device) -> bool:
+    return device.type == "cpu" or gone >= _LEAST_SHARE * num_tokens

@@ -538,6 +538,16 @@ class Sd3Family:
             return joined
         return replace(joined, is_used=used_rows(states, rows))
 
+    def may_merge_padding(self, size: Size, device: torch.device) -> bool:
+        """Where a mask makes padding zero, and the picture is so small that fewer rows of the context pay."""
+        from library.families.sd3.text_sizes import CLIP_LENGTH
+        from library.models.merged_padding import may_pay
+
+        side = self.bucket_multiple  # of a patch, in pixels
+        num_patches = (size.width // side) * (size.height // side)
+        can_be = self.merges_padding and bool(self._masked)
+        return can_be and may_pay(CLIP_LENGTH + self.t5_length, num_patches, device)
+
     # Images
 
     def encode_images(self, vae: nn.Module, images: Tensor, noise: Tensor) -> Tensor:

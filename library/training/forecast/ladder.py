@@ -17,7 +17,7 @@ from library.training.base_format import check_base_format
 if TYPE_CHECKING:
     from library.training.trainer import Trainer
 
-_FP8 = "fp8"
+_ROUNDED = "int8"  # of the two in 8 bits the nearer one
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def ladder(trainer: Trainer, depth: int) -> Iterator[Rung]:
     if swaps:
         yield swap_rung(depth)
     if "base_weights_dtype" in free and _may_round(trainer):
-        narrow = {"base_weights_dtype": _FP8}
+        narrow = {"base_weights_dtype": _ROUNDED}
         yield Rung(tuple({**narrow, "blocks_to_swap": n} for n in _numbers(depth)) if swaps else (narrow,))
 
 
@@ -109,7 +109,7 @@ def _may_round(trainer: Trainer) -> bool:
     options = trainer.options
     if options.memory.weights_format is not None or not hasattr(options, "network"):
         return False
-    memory, arguments = replace(options.memory, base_weights_dtype=_FP8), getattr(trainer, "network_args", {})
+    memory, arguments = replace(options.memory, base_weights_dtype=_ROUNDED), getattr(trainer, "network_args", {})
     return _is_allowed(lambda: check_base_format(memory, options.network.network_module, arguments))
 
 
