@@ -153,6 +153,8 @@ def _explain_stray(token: str, flags: Mapping[str, Option], previous: Option | N
         return _explain_unknown(name, flags, prog)
     if previous is None:
         return f"'{token}' belongs to no option: every option of {prog} begins with two hyphens."
+    if token in previous.declared.words:
+        return f"'{token}' belongs to no option: write {previous.flag}={token}, without a space."
     if previous.kind == "flag":
         return f"'{token}' belongs to no option: {previous.flag} is a switch and takes no value."
     if previous.is_list:

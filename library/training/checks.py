@@ -97,13 +97,13 @@ def check_block_swap(asked: int | str | None, depth: int, has_accelerator: bool)
     Args:
         asked: The option.
         depth: Blocks of the model.
-        has_accelerator: Whether there is a device to swap with.
+        has_accelerator: Whether there is a device to swap with, or one is meant.
     """
     if not asked:
         return
     if isinstance(asked, int) and asked > depth:
         logger.info("--blocks_to_swap %d: the model has %d blocks, so all of them are meant.", asked, depth)
-    if not has_accelerator:
+    if not has_accelerator and isinstance(asked, int):  # what auto means is told where it is chosen
         logger.warning("--blocks_to_swap has no effect without a GPU: there is nothing to swap.")
 
 

@@ -21,6 +21,7 @@ from library.options.groups.compute import BACKENDS
 from library.records import BatchPlan, Size
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from library.options.groups import ComputeOptions, MemoryOptions
@@ -30,15 +31,23 @@ logger = get_logger(__name__)
 Kind = tuple[Size, int]  # of batches
 
 MOST_VARIANTS = 64  # kinds of blocks x with and without gradients x sizes; a tenth of it is usual
+_FIRST_WITH_FP8 = (8, 9)  # compute capability of Ada
 _NEEDS = ", or install what it needs: a C++ compiler, and on a GPU Triton"
 _INNER_LOGS = ("torch._dynamo", "torch._inductor", "torch._functorch", "torch.fx.experimental.symbolic_shapes")
 
 
-def check_compiler(compute: ComputeOptions, memory: MemoryOptions) -> None:
+def check_compiler(
+    compute: ComputeOptions, memory: MemoryOptions, capability: Callable[[], tuple[int, int] | None] = lambda: None
+) -> None:
     """See whether this torch can do what `--torch_compile` asks for. Loads torch's compiler, if it does.
 
+    Args:
+        compute: Says the backend.
+        memory: Says what it has to go with.
+        capability: Gives the compute capability of the GPU that is computed on; None where it is not NVIDIA's.
+
     Raises:
-        OptionError: It has no such backend, or one that does not go with block swap.
+        OptionError: It has no such backend, or one that does not go with block swap or with weights in fp8.
     """
     if not compute.torch_compile:
         return
@@ -54,9 +63,22 @@ def check_compiler(compute: ComputeOptions, memory: MemoryOptions) -> None:
         )
     if name == "cudagraphs" and memory.swaps:
         raise OptionError(
-            "--dynamo_backend cudagraphs cannot be used with --blocks_to_swap: it wants weights to stay where they "
-            "are. Use inductor."
+            "--dynamo_backend cudagraphs cannot be used with --blocks_to_swap, given or chosen by --fit: it wants "
+            "weights to stay where they are. Use inductor."
         )
+    if name == "inductor" and memory.weights_format == "fp8" and (own := capability()) and own < _FIRST_WITH_FP8:
+        raise OptionError(
+            "--torch_compile with a base in fp8 is not compiled by Triton for this GPU (compute capability "
+            f"{own[0]}.{own[1]}). Use --base_weights_dtype int8, or leave --torch_compile out."
+        )
+
+
+def compute_capability(device: torch.device) -> tuple[int, int] | None:
+    """Of an NVIDIA GPU; None of another device."""
+    import torch
+
+    is_nvidia = device.type == "cuda" and not torch.version.hip
+    return torch.cuda.get_device_capability(device) if is_nvidia else None
 
 
 class CompiledBlock:
@@ -126,7 +148,7 @@ def compile_blocks(
     Args:
         model: With rows of blocks, see `library/memory/blocks.py`.
         backend: Of torch's compiler.
-        is_varied: Batches of several sizes will come.
+        is_varied: Batches of several sizes, or with texts of several lengths, will come.
     """
     import torch._dynamo
 

@@ -44,12 +44,23 @@ class DenoiserPhases(BuiltTraining):
         load = partial(self.family.load_denoiser, self.files, change=self.denoiser_change(), rounds_on=self.device)
         home = torch.device("cpu") if self.swaps() else self.device
         self.denoiser = self.shards.load(load, self.model_dtype(), home)
+        self._tell_format()
         if self.attend is not None:
             from library.models.attention import use_attention
 
             use_attention(self.denoiser, self.attend)
         if self.options.training.recomputes:
             self._recompute_activations()
+
+    def _tell_format(self) -> None:
+        form = self.options.memory.weights_format
+        if form is None:
+            return
+        from library.memory.blocks import blocks
+
+        tensors = (tensor for block in blocks(self.denoiser) for tensor in (*block.parameters(), *block.buffers()))
+        size = bytes_in_words(sum(tensor.nbytes for tensor in tensors))
+        logger.info("base weights: the blocks of the %s are in %s, %s in all", self.family.denoiser_name, form, size)
 
     def denoiser_change(self) -> Callable[[nn.Module], None] | None:
         """What is done to the denoiser before its weights are put into fewer bits; None for nothing."""
@@ -106,8 +117,18 @@ class DenoiserPhases(BuiltTraining):
         """With `--torch_compile`: the denoiser's blocks are compiled when they are first used."""
         if self.options.compute.torch_compile:
             kinds = kinds_of_batches(self.plan.epoch(1, seed=self.seed, rank=self.accelerator.process_index))
-            backend = self.options.compute.dynamo_backend
-            self.compiled = compile_blocks(self.denoiser, backend, is_varied=len(kinds) > 1)
+            merges = any(self.family.may_merge_padding(size, self.device) for size, _ in kinds)
+            is_varied = len(kinds) > 1 or merges or len(self.preserved()) > 1
+            self.compiled = compile_blocks(self.denoiser, self.options.compute.dynamo_backend, is_varied=is_varied)
+            if merges:
+                logger.info(
+                    "compiled blocks: those of batches with merged padding are compiled apart from those without, each "
+                    "when such a batch first comes."
+                )
+
+    def preserved(self) -> set[bool]:
+        """Whether pictures are compared with the model as it was: for some subsets they may be, and for some not."""
+        return {subset.preserves_output for spec in self.plan.specs for subset in spec.subsets}
 
     def warm_up(self) -> None:
         """With `--torch_compile`: use them, before anything is trained, and tell what it gains."""

@@ -22,7 +22,7 @@ from library.training.checks import (
     check_steps_in_backward,
     check_writable,
 )
-from library.training.compiling import check_compiler
+from library.training.compiling import check_compiler, compute_capability
 from library.training.course import Course
 from library.training.denoiser_phases import DenoiserPhases
 from library.training.processes import scale_fp16_gradients
@@ -120,9 +120,12 @@ class Trainer(DenoiserPhases):
         buckets = {crop.bucket: None for crop in self.plan.crops}
         prompts = self.prompts if self.options.sampling.is_on else ()
         check_picture_sizes(self.family.longest_side(self.files), buckets, prompts, self.plan.source)
-        check_block_swap(self.options.memory.blocks_to_swap, self.family.depth(self.files), has_accelerator())
+        is_for_other_machine = bool(self.options.data.dry_run and self.options.memory.fit)
+        check_block_swap(
+            self.options.memory.blocks_to_swap, self.family.depth(self.files), has_accelerator() or is_for_other_machine
+        )
         check_attention_device(self.options.compute.attention_package, choose_device())
-        check_compiler(self.options.compute, self.options.memory)
+        self._check_compiler()
         self.check_trainables()
         self.family.check_changed_encoders(self.trained_encoders(), "trains in this run")
         optimizer, precision = self.options.optimizer, self.options.precision
@@ -148,8 +151,15 @@ class Trainer(DenoiserPhases):
         from library.training.forecast.fitting import fit_run
 
         self.options = fit_run(self)
+        self._check_compiler()
         self.family = self.make_family()
         self.set_plan(self.plan)
+
+    def _check_compiler(self) -> None:
+        from library.device import choose_device
+
+        memory = self.options.memory
+        check_compiler(self.options.compute, memory, lambda: compute_capability(choose_device()))
 
     def _save_plan(self) -> SavePlan:
         return SavePlan(

@@ -2,7 +2,8 @@
 
 A batch of the kind that the run has most of is brought as far as the first block; what it is called with goes through
 all blocks, forward and backward, one block at a time. So a compiler that does not work is told before anything is
-trained, and the first step takes as long as all others. Neither weights nor random numbers of the run are touched.
+trained, and already the first step with such a batch takes as long as all others. Where outputs are preserved, the
+passes without gradients are compiled as well. Neither weights nor random numbers of the run are touched.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from library.errors import DatasetError, UserError
@@ -54,6 +56,9 @@ def warm_up(trainer: DenoiserPhases) -> None:
             began = perf_counter()
             place = _usual_block(rows)
             usual = _pass_through(trainer, rows, inputs, weights)[place]
+            if any(trainer.preserved()):
+                with torch.no_grad(), trainer.unchanged_model():
+                    _pass_through(trainer, rows, _apart(inputs, has_gradients=False), weights)
             compiling = perf_counter() - began
             plain, compiled = _compare(trainer, rows[place], usual, weights)
     except DatasetError:
@@ -162,8 +167,9 @@ def _as_written(trainer: DenoiserPhases) -> Iterator[None]:
             block.is_on = True
 
 
-def _apart(inputs: Inputs) -> Inputs:
-    """The same values without what they were computed from."""
+def _apart(inputs: Inputs, *, has_gradients: bool = True) -> Inputs:
+    """The same values without what they were computed from; those that got gradients still get some, or none does."""
     return tuple(
-        value.detach().requires_grad_(value.requires_grad) if isinstance(value, Tensor) else value for value in inputs
+        value.detach().requires_grad_(value.requires_grad and has_gradients) if isinstance(value, Tensor) else value
+        for value in inputs
     )

@@ -41,6 +41,18 @@ def test_a_compiled_lora_is_the_same_lora_and_all_is_compiled_before_the_first_s
     assert sum("x as fast, compiling took" in line for line in compiled.log) == 1
 
 
+def test_passes_that_preserve_outputs_are_compiled_before_the_first_step(training):
+    dataset = training.dataset(training.pictures(), custom_attributes={"diff_output_preservation": True})
+    flags = ("--network_train_unet_only", "--cache_latents", "--cache_text_encoder_outputs", "--max_train_steps=1")
+    few = [f"{part}_dim=0" for part in ("context_attn", "context_mlp", "context_mod", "x_mlp", "x_mod")]
+    torch._dynamo.reset()
+    before, counted = num_graphs(), []
+    compiled = ("--torch_compile", "--dynamo_backend=eager")
+    arguments = training.arguments(dataset, *flags, *compiled, "--network_args", *few)
+    training.run_arguments(arguments, after={"warm_up": lambda: counted.append(num_graphs() - before)})
+    assert counted == [4] and num_graphs() - before == 4  # a block and the last block, with and without gradients
+
+
 def test_a_compiled_model_trains_the_same_with_checkpoints_steps_in_backward_and_validation(full_training):
     dataset = full_training.dataset(full_training.pictures(), validation_split=0.5)
     flags = ("--cache_latents", "--cache_text_encoder_outputs", "--max_train_steps=3", "--gradient_checkpointing")
@@ -53,12 +65,11 @@ def test_a_compiled_model_trains_the_same_with_checkpoints_steps_in_backward_and
     assert losses[0] and losses[1] == pytest.approx(losses[0], rel=1e-6)
 
 
-def test_a_machine_without_a_compiler_is_told_in_one_sentence_before_the_first_step(training, dataset, monkeypatch):
+def test_a_machine_without_a_compiler_is_told_in_one_sentence_before_the_first_step(training, dataset):
     from torch._inductor import config
 
-    monkeypatch.setattr(config.cpp, "cxx", ("/nowhere/g++",))
     few = [f"{part}_dim=0" for part in ("context_attn", "context_mlp", "context_mod", "x_mlp", "x_mod")]
-    with pytest.raises(EnvironmentFault) as caught:
+    with config.patch({"cpp.cxx": ("/nowhere/g++",)}), pytest.raises(EnvironmentFault) as caught:
         training.unet_only(dataset, "--torch_compile", "--max_train_steps=1", "--network_args", *few)
     message = str(caught.value)
     assert message.count("could not compile the model") == 1 and "Leave --torch_compile out" in message

@@ -540,8 +540,8 @@ class Sd3Family:
 
     def may_merge_padding(self, size: Size, device: torch.device) -> bool:
         """Where a mask makes padding zero, and the picture is so small that fewer rows of the context pay."""
-        from library.families.sd3.text_sizes import CLIP_LENGTH
         from library.models.merged_padding import may_pay
+        from library.models.tokenizers import CLIP_LENGTH
 
         side = self.bucket_multiple  # of a patch, in pixels
         num_patches = (size.width // side) * (size.height // side)

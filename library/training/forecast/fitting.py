@@ -144,8 +144,10 @@ def fit_run(trainer: Trainer) -> Any:
     options = trainer.options
     forecaster = Forecaster(trainer)
     if forecaster.device.type == "cpu":
-        without = "--fit" if options.memory.fit else "--blocks_to_swap auto"
-        logger.warning("%s has no effect without a GPU, unless with --dry_run.", without)
+        if options.memory.fit:
+            logger.warning("--fit has no effect without a GPU, unless with --dry_run, which proposes settings for one.")
+        else:
+            logger.warning("--blocks_to_swap auto has no effect without a GPU: there is nothing to swap.")
         return with_values(options, {"blocks_to_swap": None}) if options.memory.blocks_to_swap == "auto" else options
     fitting = Fitting.of(forecaster)
     if fitting is None:

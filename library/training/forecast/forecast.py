@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from library.training.trainer import Trainer
 
-_COMPILED = "compiled blocks are taken to need as much as others; what the compiler takes for itself is not counted"
+_COMPILED = "compiled blocks are taken to need as much as others, and mostly need less; the compiler is not counted"
 
 
 class Forecaster:

@@ -46,6 +46,8 @@ def forecast_lines(trainer: Trainer) -> Iterator[str]:
 def _proposal(forecaster: Forecaster, trainer: Trainer) -> Iterator[str]:
     fitting = Fitting.of(forecaster)
     if fitting is None:
+        yield ""
+        yield from wrapped("--blocks_to_swap auto: there is no GPU to fit into here. Add --fit and the memory of one.")
         return
     chosen, lines = fitting.fit(trainer.options)
     yield ""

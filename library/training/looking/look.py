@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +76,7 @@ def show_forecast(trainer: Trainer) -> None:
         return
     from library.training.forecast.showing import forecast_lines
 
-    write_lines(["", *forecast_lines(trainer)])
+    write_lines(chain([""], forecast_lines(trainer)))  # line by line: if nothing fits, what it takes is told before
 
 
 def show_batches(run: Run) -> None:

@@ -115,6 +115,14 @@ def test_without_masks_nothing_is_merged(make_family, parts, denoiser):
     assert set(rows) == {LENGTH}
 
 
+def test_padding_may_be_merged_where_fewer_rows_pay(make_family):
+    gpu, small, large = torch.device("cuda"), Size(256, 256), Size(1024, 1024)
+    family = make_family(*MASKS)
+    assert family.may_merge_padding(small, gpu) and not family.may_merge_padding(large, gpu)
+    assert family.may_merge_padding(large, CPU)
+    assert not make_family().may_merge_padding(small, CPU)
+
+
 @pytest.mark.parametrize("flag", ["--network_dropout=0.1", "--network_args=dropout=0.1"])
 def test_dropout_of_single_values_keeps_all_rows(make_family, flag):
     assert not make_family(*MASKS, flag).merges_padding

@@ -1,5 +1,7 @@
 """Compiled blocks: one graph for equal blocks, no storm of them, and errors that are told in one sentence."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch._dynamo
@@ -85,6 +87,19 @@ def test_three_kinds_of_blocks_are_three_graphs_and_sizes_add_three_more():
     torch.testing.assert_close(found[5], found[3])
 
 
+def test_where_padding_is_merged_any_number_of_rows_has_the_same_graphs():
+    model = model_of(replace(CONFIG, depth=1, dual_attention=()))
+    compile_blocks(model, kept, is_varied=True)
+
+    def pass_through(num_rows, bias):
+        model(*inputs(4, 6, num_rows), context_bias=bias).sum().backward()
+
+    assert num_new(lambda: pass_through(64, torch.zeros(2, 64))) == 1
+    assert num_new(lambda: pass_through(96, torch.zeros(2, 96))) == 0
+    assert num_new(lambda: pass_through(154, None)) == 1
+    assert num_new(lambda: pass_through(64, torch.zeros(2, 64))) == 0
+
+
 class Block(nn.Module):
     """Adds its number."""
 
@@ -156,3 +171,12 @@ def test_backends_that_torch_does_not_have_are_refused():
     check_compiler(ComputeOptions(torch_compile=True), MemoryOptions(blocks_to_swap=3))
     with pytest.raises(OptionError, match="cudagraphs cannot be used with --blocks_to_swap"):
         check_compiler(ComputeOptions(torch_compile=True, dynamo_backend="cudagraphs"), MemoryOptions(blocks_to_swap=3))
+
+
+def test_fp8_is_compiled_for_gpus_that_know_it():
+    compute, fp8 = ComputeOptions(torch_compile=True), MemoryOptions(fp8_base=True)
+    for capability in ((8, 9), (9, 0), (12, 0), None):
+        check_compiler(compute, fp8, lambda capability=capability: capability)
+    check_compiler(compute, MemoryOptions(base_weights_dtype="int8"), lambda: (8, 6))
+    with pytest.raises(OptionError, match=r"\(compute capability 8\.6\)\. Use --base_weights_dtype int8"):
+        check_compiler(compute, fp8, lambda: (8, 6))

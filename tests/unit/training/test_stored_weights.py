@@ -131,9 +131,9 @@ def test_inductor_is_told_so(monkeypatch):
     graphs = []
     own = stored_weights.widen_again
     monkeypatch.setattr(stored_weights, "widen_again", lambda graph: (own(graph), graphs.append(graph)))
-    monkeypatch.setattr(config.cpp, "cxx", ("/nowhere/g++",))
     row = Row("int8")
     compile_blocks(row, "inductor")
-    with pytest.raises(EnvironmentFault, match="inductor could not compile the model"):
+    fault = pytest.raises(EnvironmentFault, match="inductor could not compile the model")
+    with config.patch({"cpp.cxx": ("/nowhere/g++",)}), fault:
         train(row)
     assert any(node.meta.get("recompute") for node in graphs[0].nodes)
