@@ -33,9 +33,8 @@ def check_base_format(memory: MemoryOptions, network_module: str, network_args: 
 
 
 def _flag(memory: MemoryOptions) -> str:
-    if memory.base_weights_dtype is not None:
-        return f"--base_weights_dtype {memory.base_weights_dtype}"
-    return "--fp8_base" if memory.fp8_base else "--fp8_base_unet"
+    flag, value = memory.weights_format_flag, memory.base_weights_dtype
+    return flag if value is None else f"{flag} {value}"
 
 
 def _check_bypass(flag: str, module: str, args: Mapping[str, str]) -> None:
