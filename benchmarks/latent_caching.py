@@ -32,11 +32,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from examples.tiny_sd3.make import build_tiny_sd3
-from library.families.sd3.cache_options import LATENT_CACHING_SCRIPT, Sd3LatentCachingOptions
 from library.families.sd3.family import Sd3Family
 from library.options.spec import parse_options
 from library.training.cache_run import LatentCacheRun
 from library.training.encoding.caching import LatentCaching, encode_pictures
+from tools.cache_options import LATENT_CACHING_SCRIPT, LatentCachingOptions
 
 QUALITY = 90
 NUM_BASES = 4  # generated from scratch; the others are shifted and toned differently
@@ -75,7 +75,7 @@ class Caching(LatentCacheRun):
         encoder: A key of FAMILIES.
     """
 
-    def __init__(self, options: Sd3LatentCachingOptions, encoder: str) -> None:
+    def __init__(self, options: LatentCachingOptions, encoder: str) -> None:
         super().__init__(options)
         self.encoder = encoder
 
@@ -133,7 +133,7 @@ def fill_ours(folder: Path, model: Path, resolution: int, encoder: str) -> Times
         f"[[datasets.subsets]]\nimage_dir = '{folder.as_posix()}'\n"
     )
     argv = [f"--pretrained_model_name_or_path={model}", f"--dataset_config={config}"]
-    run = Caching(parse_options(Sd3LatentCachingOptions, argv, **LATENT_CACHING_SCRIPT), encoder)
+    run = Caching(parse_options(LatentCachingOptions, argv, **LATENT_CACHING_SCRIPT), encoder)
     run.run()
     return run.times
 
@@ -156,7 +156,7 @@ def measure(side: int, encoder: str, options: argparse.Namespace, model: Path) -
     """Times for an image of ours and of the plain loop, one for each round, and the mean bytes of a picture."""
     per_folder = max(1, options.images // options.rounds)
     argv = [f"--pretrained_model_name_or_path={model}", "--dataset_config=none.toml"]
-    family = FAMILIES[encoder].from_options(parse_options(Sd3LatentCachingOptions, argv, **LATENT_CACHING_SCRIPT))
+    family = FAMILIES[encoder].from_options(parse_options(LatentCachingOptions, argv, **LATENT_CACHING_SCRIPT))
     vae = family.load_vae(family.inspect(), torch.float32, torch.device("cpu"))
     ours, plain = [], []
     with tempfile.TemporaryDirectory() as place:

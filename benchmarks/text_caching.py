@@ -25,11 +25,11 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from examples.tiny_sd3.make import build_tiny_sd3
-from library.families.sd3.cache_options import TEXT_CACHING_SCRIPT, Sd3TextCachingOptions
 from library.families.sd3.family import Sd3Family
 from library.options.spec import parse_options
 from library.training.cache_run import TextCacheRun
 from library.training.encoding.text_stage import TextStage
+from tools.cache_options import TEXT_CACHING_SCRIPT, TextCachingOptions
 
 WORDS = ("red", "green", "small", "old", "house", "cat", "river", "under", "beside", "bright", "cloudy", "painted")
 REPEATS = 10
@@ -71,7 +71,7 @@ def fill_ours(folder: Path, model: Path) -> float:
         f"[[datasets.subsets]]\nimage_dir = '{folder.as_posix()}'\n"
     )
     argv = [f"--pretrained_model_name_or_path={model}", f"--dataset_config={config}"]
-    run = Caching(parse_options(Sd3TextCachingOptions, argv, **TEXT_CACHING_SCRIPT))
+    run = Caching(parse_options(TextCachingOptions, argv, **TEXT_CACHING_SCRIPT))
     run.run()
     return run.seconds
 
@@ -90,7 +90,7 @@ def fill_plainly(folder: Path, stage: TextStage, captions: list[str]) -> float:
 def make_stage(model: Path) -> TextStage:
     """The encoders and tokenizers, loaded."""
     argv = [f"--pretrained_model_name_or_path={model}", "--dataset_config=none.toml"]
-    family = Sd3Family.from_options(parse_options(Sd3TextCachingOptions, argv, **TEXT_CACHING_SCRIPT))
+    family = Sd3Family.from_options(parse_options(TextCachingOptions, argv, **TEXT_CACHING_SCRIPT))
     files, names, device = family.inspect(), family.encoder_names, torch.device("cpu")
     encoders = family.load_text_encoders(files, torch.float32, device, names)
     return TextStage(family, device, encoders, family.load_tokenizers(files, names))

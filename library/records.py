@@ -35,6 +35,25 @@ class CropPlan:
     bucket: Size
 
 
+class View(NamedTuple):
+    """What a sample shows of its picture.
+
+    Attributes:
+        original: Size of the stored picture, in pixels.
+        crop: How it became the training picture.
+        is_flipped: It was mirrored left and right, after cutting.
+    """
+
+    original: Size
+    crop: CropPlan
+    is_flipped: bool = False
+
+    @classmethod
+    def whole(cls, size: Size) -> View:
+        """All of a picture of this size."""
+        return cls(size, CropPlan(size, 0, 0, size))
+
+
 @dataclass(frozen=True)
 class ImageRecord:
     """One picture of one subset, as found on disk.
@@ -103,6 +122,7 @@ class Batch:
         sample_ids: One stable name per sample; with the epoch it keys the sample's random draws.
         captions: Final captions, after shuffling and dropout.
         loss_weights: Shape [B], float32.
+        views: What each sample shows of its picture.
         images: Shape [B, 3, H, W], -1..1, or None where latents are cached.
         latents: Shape [B, C, h, w], scaled, or None where they have to be encoded.
         text: Named encoder outputs, each [B, ...], or None where nothing is cached.
@@ -121,6 +141,7 @@ class Batch:
     sample_ids: tuple[str, ...]
     captions: tuple[str, ...]
     loss_weights: Tensor
+    views: tuple[View, ...] = ()
     images: Tensor | None = None
     latents: Tensor | None = None
     text: dict[str, Tensor] | None = None
@@ -150,6 +171,7 @@ class Batch:
             sample_ids=self.sample_ids[rows],
             captions=self.captions[rows],
             loss_weights=self.loss_weights[rows],
+            views=self.views[rows],
             images=cut(self.images),
             latents=cut(self.latents),
             text=self.text and {name: tensor[rows] for name, tensor in self.text.items()},

@@ -1,15 +1,11 @@
 """LoRA for one linear or convolution layer, held beside the model.
 
-The layer stays where and what it is: while an adapter is attached only the layer's `forward` is another
-function. Neither its state_dict nor the module tree of the model changes.
-
 Source: Hu et al. 2021, arXiv:2106.09685. Rank and module dropout: as the LyCORIS project defines them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +13,8 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from networks.lora_linear import WIDE_TYPES, compute_dtype, frozen_weight, lora_linear
+from networks.layer_adapter import LayerAdapter
+from networks.lora_linear import compute_dtype, frozen_weight, lora_linear
 
 
 @dataclass(frozen=True)
@@ -76,7 +73,7 @@ class Factor(nn.Module):
         self.weight = nn.Parameter(torch.empty(shape, device=device))
 
 
-class LoraAdapter(nn.Module):
+class LoraAdapter(LayerAdapter):
     """A low-rank addition to one layer.
 
     With `num_parts` above 1 the outputs of the layer (query, key and value, one after another) have their own pair
@@ -108,12 +105,8 @@ class LoraAdapter(nn.Module):
         dropouts: Dropouts = NO_DROPOUT,
         device: torch.device | str | None = None,
     ) -> None:
-        super().__init__()
-        self.name, self.rank, self.alpha, self.num_parts = name, rank, alpha, num_parts
-        self.multiplier, self.dropouts, self.enabled = multiplier, dropouts, True
-        self._target = (target,)  # in a tuple, so that it does not become a part of this module
-        self._replaced: Callable[..., Tensor] | None = None
-        self.base_forward: Callable[..., Tensor] = target.forward
+        super().__init__(name, target, rank, alpha, multiplier=multiplier)
+        self.num_parts, self.dropouts = num_parts, dropouts
         down, up = _factor_shapes(target, rank, num_parts)
         if num_parts == 1:
             self.lora_down: nn.Module = Factor(*down, device=device)
@@ -121,11 +114,6 @@ class LoraAdapter(nn.Module):
         else:
             self.lora_down = nn.ModuleList(Factor(*down, device=device) for _ in range(num_parts))
             self.lora_up = nn.ModuleList(Factor(*up, device=device) for _ in range(num_parts))
-
-    @property
-    def target(self) -> nn.Module:
-        """The adapted layer."""
-        return self._target[0]
 
     @property
     def scale(self) -> float:
@@ -144,54 +132,41 @@ class LoraAdapter(nn.Module):
             return self.lora_down.weight, self.lora_up.weight  # type: ignore[return-value]
         return torch.cat(self._weights(self.lora_down)), torch.block_diag(*self._weights(self.lora_up))
 
+    def pair_of_pass(self) -> tuple[Tensor, Tensor]:
+        """What `forward` computes with."""
+        return self.pair()
+
     def factors(self) -> Factors:
         """What is written to a file, detached. Its alpha counts all parts, so that every reader gets this strength."""
         down, up = self.pair()
         return Factors(down.detach(), up.detach(), self.alpha * self.num_parts)
 
+    def saved(self) -> dict[str, Tensor]:
+        """See `LayerAdapter`."""
+        factors = self.factors()
+        alpha = torch.tensor(factors.alpha, dtype=torch.float32)
+        return {".lora_down.weight": factors.down, ".lora_up.weight": factors.up, ".alpha": alpha}
+
     @torch.no_grad()
-    def load(self, factors: Factors) -> None:
+    def load(self, values: Factors) -> None:
         """Take over values of a file; shapes and alpha must have been compared (networks/weights.py)."""
-        downs, ups = [factors.down], [factors.up]
+        downs, ups = [values.down], [values.up]
         if self.num_parts > 1:
-            downs, ups = _split(factors, self.num_parts, self.rank)
+            downs, ups = _split(values, self.num_parts, self.rank)
         for parameter, value in zip(self._weights(self.lora_down), downs, strict=True):
-            parameter.copy_(value)
+            parameter.copy_(value.reshape(parameter.shape))
         for parameter, value in zip(self._weights(self.lora_up), ups, strict=True):
-            parameter.copy_(value)
-
-    def attach(self) -> None:
-        """Let the layer give its output with the addition. Attaching twice is attaching once."""
-        if self.is_attached:
-            return
-        self._replaced = self.target.__dict__.get("forward")
-        self.base_forward = self.target.forward
-        self.target.forward = self.forward  # type: ignore[method-assign]
-
-    def detach(self) -> None:
-        """Give the layer its own forward back."""
-        if not self.is_attached:
-            return
-        if self._replaced is None:
-            del self.target.forward
-        else:
-            self.target.forward = self._replaced  # type: ignore[method-assign]
-        self._replaced = None
-
-    @property
-    def is_attached(self) -> bool:
-        """Whether the layer's outermost forward is this adapter's."""
-        return getattr(self.target.__dict__.get("forward"), "__self__", None) is self
+            parameter.copy_(value.reshape(parameter.shape))
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The layer's output plus the addition. Shapes as those of the layer."""
         layer = self.target
         if not self.enabled or self.multiplier == 0 or self._skips_this_pass():
             return self.base_forward(x, *args, **kwargs)
-        down, up = self.pair()
+        down, up = self.pair_of_pass()
         strength = self.multiplier * self.scale
         if isinstance(layer, nn.Conv2d):
-            return self._add_to_image(self.base_forward(x, *args, **kwargs), x, strength)
+            return self._add_to_image(self.base_forward(x, *args, **kwargs), x, down, up, strength)
         mask = self._mask((*x.shape[:-1], down.shape[0]), x.device)
         if self._replaced is None and (weight := frozen_weight(layer)) is not None:
             return lora_linear(x, weight, layer.bias, down, up, strength, mask)  # type: ignore[arg-type]
@@ -199,8 +174,8 @@ class LoraAdapter(nn.Module):
         inner = F.linear(x.to(compute_dtype(x)), down.to(compute_dtype(x))) * strength
         return base + F.linear(inner if mask is None else inner * mask, up.to(inner.dtype)).to(base.dtype)
 
-    def _add_to_image(self, base: Tensor, x: Tensor, strength: float) -> Tensor:
-        layer, (down, up), dtype = self.target, self.pair(), compute_dtype(x)
+    def _add_to_image(self, base: Tensor, x: Tensor, down: Tensor, up: Tensor, strength: float) -> Tensor:
+        layer, dtype = self.target, compute_dtype(x)
         inner = F.conv2d(x.to(dtype), down.to(dtype), None, layer.stride, layer.padding, layer.dilation) * strength  # type: ignore[call-overload]
         mask = self._mask(tuple(inner.shape), x.device)
         return base + F.conv2d(inner if mask is None else inner * mask, up.to(dtype)).to(base.dtype)
@@ -227,23 +202,12 @@ class LoraAdapter(nn.Module):
         return mask
 
     @torch.no_grad()
-    def merge(self, factors: Factors | None = None, device: torch.device | str | None = None) -> None:
-        """Add the change, times the multiplier, to the layer's weight; computed in float32.
-
-        Args:
-            factors: Those of a file; None takes the adapter's own, which must not be attached then.
-            device: Where the change is computed; None is where the weight is.
-
-        Raises:
-            ValueError: The weight is in fewer bits. Small changes would be lost there: merge before it is rounded.
-        """
+    def changed_weight(self, values: Factors | None, device: torch.device | str) -> Tensor:
+        """See `LayerAdapter`."""
         weight: Tensor = self.target.weight  # type: ignore[assignment]
-        if weight.dtype not in WIDE_TYPES:
-            raise ValueError(f"{self.name}: a change can only be merged into a weight that is not in fewer bits")
-        given = factors or self.factors()
-        place = device or weight.device
-        delta = Factors(given.down.to(place), given.up.to(place), given.alpha).delta() * self.multiplier
-        weight.copy_(weight.to(delta.dtype) + delta.to(weight.device))
+        given = values or self.factors()
+        delta = Factors(given.down.to(device), given.up.to(device), given.alpha).delta() * self.multiplier
+        return weight.to(delta.dtype) + delta.reshape(weight.shape).to(weight.device)
 
     @torch.no_grad()
     def norm(self) -> Tensor:

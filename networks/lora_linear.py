@@ -1,8 +1,8 @@
 """A frozen linear layer with a low-rank addition, as one autograd node.
 
 y = x Wᵀ + b + s (x Aᵀ) Bᵀ. The strength s is applied to the rank-sized product and the addition is
-accumulated into the base product, so that no full-sized elementwise pass is needed; x and the
-rank-sized product are all that is kept for the backward pass. A weight that is stored in fewer bits
+accumulated into the base product, so that no full-sized elementwise pass is needed; the rank-sized
+product, and x where A is trained, are all that is kept for the backward pass. A weight that is stored in fewer bits
 is widened for each product, so the gradients are those of the widened weight.
 
 Source: Hu et al. 2021, arXiv:2106.09685, section 4.1, with its gradients written out.
@@ -122,7 +122,7 @@ class _LoraLinear(torch.autograd.Function):
         weight = bits if widen is None or bits_scale is None else widen(bits, bits_scale, rows.dtype)
         out = F.linear(rows, *_as_autocast_would(rows, weight, bias)).addmm_(inner, high.t())  # [n, out]
         # the weight is kept as it is stored: its cast or widened copies would be a second model in memory
-        ctx.save_for_backward(rows, inner, bits, bits_scale, low, high, mask)
+        ctx.save_for_backward(rows if down.requires_grad else None, inner, bits, bits_scale, low, high, mask)
         ctx.widen, ctx.scale, ctx.shape, ctx.factor_dtypes = widen, scale, x.shape, (down.dtype, up.dtype)
         return out.view(*x.shape[:-1], out.shape[-1])
 

@@ -6,49 +6,42 @@ The embedders and the final layer come by `emb_dims`, T5 by `train_t5xxl`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from library.errors import CheckpointError, OptionError
+from library.errors import OptionError
 from library.log import get_logger
+from networks.arg_parsing import default_rank
 from networks.sd3_args import Sd3NetworkArgs, parse_network_args
 from networks.sd3_file_check import check_file_of_model, check_file_of_network
-from networks.sd3_targets import default_rank, denoiser_rules, encoder_rules, nothing_to_train, trains_blocks
-from networks.targets import PlannedModule, adapter_name, plan_modules
+from networks.sd3_targets import denoiser_rules, encoder_rules, nothing_to_train, trains_blocks
+from networks.targets import ModelOutline, Slot, plan_modules
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor, nn
 
-    from networks.adapters import Factors
+    from networks.layer_adapter import LayerAdapter
     from networks.network import AdapterNetwork, Part
 
 logger = get_logger(__name__)
 
 FAMILY = "SD3"
-
-
-@dataclass(frozen=True)
-class _Slot:
-    """A model that can have adapters, in the order of the text encoder list; the denoiser comes last."""
-
-    part_name: str
-    prefix: str
-    title: str
+_ADVICE = "Use networks.lora."
 
 
 _ENCODERS = (
-    _Slot("textencoder 1", "lora_te1", "CLIP-L"),
-    _Slot("textencoder 2", "lora_te2", "CLIP-G"),
-    _Slot("textencoder 3", "lora_te3", "T5"),
+    Slot("textencoder 1", "lora_te1", "CLIP-L"),
+    Slot("textencoder 2", "lora_te2", "CLIP-G"),
+    Slot("textencoder 3", "lora_te3", "T5"),
 )
-_DENOISER = _Slot("unet", "lora_unet", "MMDiT")
+_DENOISER = Slot("unet", "lora_unet", "MMDiT")
 
 
 def check_network_args(
     kwargs: Mapping[str, object],
     depth: int | None = None,
     *,
+    model: ModelOutline | None = None,
     network_dim: int | None = None,
     trains_text_encoders: bool = True,
     trains_denoiser: bool = True,
@@ -58,13 +51,16 @@ def check_network_args(
     Args:
         kwargs: {name: value as typed}
         depth: Number of joint blocks, if it is known.
+        model: The model, if it is known.
         network_dim: --network_dim.
         trains_text_encoders: False with --network_train_unet_only.
         trains_denoiser: False with --network_train_text_encoder_only.
 
     Raises:
-        OptionError: Unknown names, wrong values, or arguments that leave nothing to train.
+        OptionError: Unknown names, wrong values, arguments that leave nothing to train, or another family of models.
     """
+    if model is not None and model.family != "sd3":
+        raise OptionError(f"--network_module networks.lora_sd3 is for {FAMILY}, and this model is not. {_ADVICE}")
     args = parse_network_args(kwargs, depth)
     least_depth = depth or max(args.train_block_indices or {0}) + 2
     if not trains_text_encoders and not (trains_denoiser and trains_blocks(args, network_dim, least_depth)):
@@ -77,6 +73,7 @@ def check_network_file(
     what: str,
     *,
     depth: int,
+    model: ModelOutline | None = None,
     args: Sd3NetworkArgs | None = None,
     network_dim: int | None = None,
     trains_text_encoders: bool = True,
@@ -88,6 +85,7 @@ def check_network_file(
         shapes: {key in the file: shape}
         what: The option and the file, for messages.
         depth: Number of joint blocks of the model.
+        model: Part of the contract; the depth is enough.
         args: The network that the file must fit; None for a file that brings its own modules and ranks.
         network_dim: As for `check_network_args`, and so the next two.
 
@@ -119,6 +117,7 @@ def create_network(
     neuron_dropout: float | None = None,
     *,
     generator: Generator | None = None,
+    adapter: Callable[..., LayerAdapter] | None = None,
     **kwargs: Any,
 ) -> AdapterNetwork:
     """A new network; nothing is attached yet.
@@ -132,21 +131,25 @@ def create_network(
         unet: The MMDiT.
         neuron_dropout: As the argument `dropout`, which wins.
         generator: Draws the start values; None is torch's global one.
+        adapter: Makes one adapter from the arguments of `LoraAdapter`, which is the default.
         kwargs: The arguments of `Sd3NetworkArgs`, as strings.
 
     Raises:
         OptionError: A wrong argument, or nothing to train.
         ValueError: A text encoder is in the place of another.
     """
-    from networks.network import AdapterNetwork, LoraPlus, make_part
+    from networks import building
+    from networks.adapters import LoraAdapter
+    from networks.network import AdapterNetwork, make_part
 
-    layers = _layers(unet)
+    layers = building.layers_of(unet)
     args = parse_network_args(kwargs, _depth(layers))
     rank = default_rank(network_dim)
-    shared = {"multiplier": multiplier, "dropouts": _dropouts(args, neuron_dropout)}
+    dropouts = building.dropouts_of(args, neuron_dropout)
+    shared: dict[str, Any] = {"multiplier": multiplier, "dropouts": dropouts, "adapter": adapter or LoraAdapter}
     parts: list[Part] = []
-    for slot, encoder in _trained_encoders(text_encoder, args.train_t5xxl):
-        modules = _encoder_layers(encoder)
+    for slot, encoder in _trained_encoders(text_encoder, args.train_t5xxl).items():
+        modules = building.encoder_layers(encoder)
         planned = plan_modules(modules, encoder_rules(slot.title, rank, network_alpha))
         if not planned:
             raise ValueError(f"the text encoder in the place of {slot.title} is a {type(encoder).__name__}")
@@ -155,9 +158,10 @@ def create_network(
     parts.append(make_part(_DENOISER.part_name, _DENOISER.prefix, layers, planned, is_denoiser=True, **shared))
     if not any(part.adapters for part in parts):
         raise OptionError(nothing_to_train(_depth(layers)))
-    network = AdapterNetwork(parts, family=FAMILY, loraplus=_loraplus(LoraPlus, args))
+    network = AdapterNetwork(parts, family=FAMILY, loraplus=building.loraplus_of(args))
     network.reset(generator)
-    _log(network, args)
+    _warn(args)
+    building.log_network(network, (*_ENCODERS, _DENOISER), is_verbose=args.verbose)
     return network
 
 
@@ -170,6 +174,8 @@ def create_network_from_weights(
     weights_sd: Mapping[str, Tensor] | None = None,
     for_inference: bool = False,
     neuron_dropout: float | None = None,
+    *,
+    adapter: Callable[..., LayerAdapter] | None = None,
     **kwargs: Any,
 ) -> tuple[AdapterNetwork, Mapping[str, Tensor]]:
     """A network with the modules, ranks, alphas and values of a file; nothing is attached yet.
@@ -183,6 +189,7 @@ def create_network_from_weights(
         weights_sd: Content of the file, if it has been read.
         for_inference: The network gets no gradients and is not in training mode.
         neuron_dropout: As the argument `dropout`, which wins.
+        adapter: As in `create_network`.
         kwargs: As in `create_network`; those that choose modules and ranks have no effect, and the log says so.
 
     Returns:
@@ -192,128 +199,57 @@ def create_network_from_weights(
         CheckpointError: The file cannot be read, or is no LoRA for this model and these text encoders.
         OptionError: A wrong argument.
     """
-    from networks.network import AdapterNetwork, LoraPlus
+    from networks import building
+    from networks.adapters import LoraAdapter
+    from networks.network import AdapterNetwork, make_part
     from networks.weights import factors_by_name, read_network
 
     what = f"the network file {file}" if file else "the network"
     if weights_sd is None:
         weights_sd = read_network(str(file), "network file")
-    layers = _layers(unet)
+    layers = building.layers_of(unet)
     args = parse_network_args(kwargs, _depth(layers))
-    found = factors_by_name(weights_sd, what)
-    dropouts = _dropouts(args, neuron_dropout)
-    parts = _parts_of_file(found, what, layers, _encoder_list(text_encoder), multiplier, dropouts)
-    network = AdapterNetwork(parts, family=FAMILY, loraplus=_loraplus(LoraPlus, args))
+    encoders = building.encoders_by_slot(text_encoder, _ENCODERS)
+    models = {slot: building.encoder_layers(encoder) for slot, encoder in encoders.items()} | {_DENOISER: layers}
+    dropouts = building.dropouts_of(args, neuron_dropout)
+    shared: dict[str, Any] = {"multiplier": multiplier, "dropouts": dropouts, "adapter": adapter or LoraAdapter}
+    parts = [
+        make_part(slot.part_name, slot.prefix, models[slot], planned, is_denoiser=slot is _DENOISER, **shared)
+        for slot, planned in building.plans_of_file(factors_by_name(weights_sd, what), what, FAMILY, models).items()
+    ]
+    network = AdapterNetwork(parts, family=FAMILY, loraplus=building.loraplus_of(args))
     network.load_saved_state(weights_sd, what)
     if for_inference:
         network.eval().requires_grad_(False)
     if chosen := [name for name in kwargs if name.endswith("_dim") or name in _CHOOSE_MODULES]:
         logger.warning("--network_args %s: no effect, modules and ranks are those of the file.", ", ".join(chosen))
-    _log(network, args)
+    _warn(args)
+    building.log_network(network, (*_ENCODERS, _DENOISER), is_verbose=args.verbose)
     return network, weights_sd
 
 
 _CHOOSE_MODULES = ("emb_dims", "train_block_indices", "split_qkv", "train_t5xxl", "conv_alpha")
 
 
-def _parts_of_file(
-    found: Mapping[str, Factors],
-    what: str,
-    layers: Mapping[str, nn.Module],
-    encoders: Sequence[nn.Module | None],
-    multiplier: float,
-    dropouts: Any,
-) -> list[Part]:
-    """Adapters for every module that the file names; none may be left over."""
-    from networks.network import make_part
-    from networks.weights import describe_file, how_to_use
-
-    models = [(slot, {} if model is None else _encoder_layers(model)) for slot, model in zip(_ENCODERS, encoders)]  # noqa: B905
-    parts, taken = [], set[str]()
-    for slot, modules in [*models, (_DENOISER, layers)]:
-        names = {name: adapter_name(slot.prefix, name) for name in modules}
-        planned = [
-            PlannedModule(name, found[key].rank, found[key].alpha) for name, key in names.items() if key in found
-        ]
-        taken.update(names[plan.name] for plan in planned)
-        is_denoiser = slot is _DENOISER
-        parts.append(
-            make_part(
-                slot.part_name,
-                slot.prefix,
-                modules,
-                planned,
-                is_denoiser=is_denoiser,
-                multiplier=multiplier,
-                dropouts=dropouts,
-            )
-        )
-    if unknown := sorted(found.keys() - taken):
-        keys = [f"{name}.lora_down.weight" for name in found]
-        raise CheckpointError(
-            f"{what} is {describe_file(keys)}, the model is {FAMILY}: {len(unknown)} of its {len(found)} modules are "
-            f"neither in the model nor in a loaded text encoder ({', '.join(unknown[:3])}). {how_to_use(keys)}"
-        )
-    return parts
-
-
-def _layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The linear and convolution layers of a model by name."""
-    from torch import nn
-
-    return {name: module for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))}
-
-
-def _encoder_layers(encoder: nn.Module) -> dict[str, nn.Module]:
-    """Layers of a text encoder under the names that files use, whatever the installed transformers calls them."""
-    layers = _layers(encoder)
-    return {f"text_model.{name}" if name.startswith("encoder.layers.") else name: layers[name] for name in layers}
-
-
-def _encoder_list(text_encoder: nn.Module | Sequence[nn.Module | None] | None) -> Sequence[nn.Module | None]:
-    if text_encoder is None:
-        return []
-    return list(text_encoder) if isinstance(text_encoder, (list, tuple)) else [text_encoder]  # type: ignore[list-item]
-
-
 def _trained_encoders(
     text_encoder: nn.Module | Sequence[nn.Module | None] | None, trains_t5: bool
-) -> list[tuple[_Slot, nn.Module]]:
+) -> dict[Slot, nn.Module]:
     """The encoders that get adapters. None at all is a run without them, in which train_t5xxl has no effect."""
-    slots = zip(_ENCODERS, _encoder_list(text_encoder), strict=False)
-    given = {slot: encoder for slot, encoder in slots if encoder is not None}
+    from networks import building
+
+    given = building.encoders_by_slot(text_encoder, _ENCODERS)
     if given and trains_t5 and _ENCODERS[2] not in given:
         raise OptionError("--network_args train_t5xxl=True needs T5, which is not loaded. Give --t5xxl, or drop it.")
-    return [(slot, encoder) for slot, encoder in given.items() if slot.title != "T5" or trains_t5]
+    return {slot: encoder for slot, encoder in given.items() if slot.title != "T5" or trains_t5}
 
 
 def _depth(layers: Mapping[str, nn.Module]) -> int:
     indices = [int(name.split(".")[1]) for name in layers if name.startswith("joint_blocks.")]
     if not indices:
-        raise OptionError(f"networks.lora_sd3 is for {FAMILY}, and this model has no joint blocks. Use networks.lora.")
+        raise OptionError(f"networks.lora_sd3 is for {FAMILY}, and this model has no joint blocks. {_ADVICE}")
     return max(indices) + 1
 
 
-def _dropouts(args: Sd3NetworkArgs, neuron_dropout: float | None) -> Any:
-    from networks.adapters import Dropouts
-
-    neuron = neuron_dropout if args.dropout is None else args.dropout
-    return Dropouts(neuron=neuron or 0.0, rank=args.rank_dropout, module=args.module_dropout)
-
-
-def _loraplus(kind: Any, args: Sd3NetworkArgs) -> Any:
-    return kind(
-        text_encoder=args.loraplus_text_encoder_lr_ratio or args.loraplus_lr_ratio,
-        denoiser=args.loraplus_unet_lr_ratio or args.loraplus_lr_ratio,
-    )
-
-
-def _log(network: AdapterNetwork, args: Sd3NetworkArgs) -> None:
+def _warn(args: Sd3NetworkArgs) -> None:
     for warning in args.warnings():
         logger.warning(warning)
-    titles = {slot.part_name: slot.title for slot in (*_ENCODERS, _DENOISER)}
-    counts = [f"{len(part.adapters)} in {titles[part.name]}" for part in network.parts]
-    logger.info("LoRA for %s: %s modules", FAMILY, " + ".join(counts))
-    if args.verbose:
-        for adapter in network.adapters():
-            logger.info("  %s: rank %d, alpha %g", adapter.name, adapter.rank, adapter.alpha)

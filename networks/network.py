@@ -7,7 +7,7 @@ another package (LyCORIS) can take each other's place.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,10 @@ from torch import Generator, Tensor, nn
 
 from library.errors import OptionError
 from library.tensorfile import write_tensors
-from networks.adapters import NO_DROPOUT, Dropouts, Factors, LoraAdapter
+from networks.adapters import NO_DROPOUT, Dropouts, LoraAdapter
+from networks.layer_adapter import LayerAdapter
 from networks.targets import PlannedModule, adapter_name
-from networks.weights import check_fit, factors_by_name, read_network
+from networks.weights import check_fit, factors_by_name, read_network, with_own_names
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,16 @@ class Part:
         prefix: How the names of its modules begin in a file, for instance lora_unet.
         adapters: In the order of the model's modules.
         is_denoiser: False for a text encoder.
+        rate: Learning rate in place of that of the model; None is the model's.
+        rate_factor: The learning rate of the model is multiplied by it.
     """
 
     name: str
     prefix: str
-    adapters: tuple[LoraAdapter, ...]
+    adapters: tuple[LayerAdapter, ...]
     is_denoiser: bool
+    rate: float | None = None
+    rate_factor: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -53,8 +58,11 @@ def make_part(
     planned: Sequence[PlannedModule],
     *,
     is_denoiser: bool,
+    rate: float | None = None,
+    rate_factor: float = 1.0,
     multiplier: float = 1.0,
     dropouts: Dropouts = NO_DROPOUT,
+    adapter: Callable[..., LayerAdapter] = LoraAdapter,
 ) -> Part:
     """Adapters without values for planned modules: on the meta device where the layer is, else on the CPU.
 
@@ -64,11 +72,14 @@ def make_part(
         modules: {name as planned: layer}
         planned: From `plan_modules`.
         is_denoiser: See `Part`.
+        rate: See `Part`.
+        rate_factor: See `Part`.
         multiplier: Strength of all of them.
         dropouts: Of all of them.
+        adapter: Makes one of them, from the arguments of `LoraAdapter`.
     """
     adapters = [
-        LoraAdapter(
+        adapter(
             adapter_name(prefix, plan.name),
             modules[plan.name],
             plan.rank,
@@ -80,7 +91,7 @@ def make_part(
         )
         for plan in planned
     ]
-    return Part(name, prefix, tuple(adapters), is_denoiser)
+    return Part(name, prefix, tuple(adapters), is_denoiser, rate, rate_factor)
 
 
 def _is_meta(layer: nn.Module) -> bool:
@@ -94,16 +105,24 @@ class AdapterNetwork(nn.Module):
         parts: In the order of optimizer groups: text encoders, then the denoiser.
         family: Name of the model family, for messages.
         loraplus: Learning rate ratios.
+        aliases: {another name that a file may have for a module: its name here}
     """
 
-    def __init__(self, parts: Sequence[Part], *, family: str, loraplus: LoraPlus | None = None) -> None:
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        *,
+        family: str,
+        loraplus: LoraPlus | None = None,
+        aliases: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__()
-        self.family, self.loraplus = family, loraplus or LoraPlus()
+        self.family, self.loraplus, self.aliases = family, loraplus or LoraPlus(), dict(aliases or {})
         self.parts = tuple(part for part in parts if part.adapters)
         for adapter in self.adapters():
             self.add_module(adapter.name, adapter)
 
-    def adapters(self) -> Iterator[LoraAdapter]:
+    def adapters(self) -> Iterator[LayerAdapter]:
         """All adapters, part by part."""
         for part in self.parts:
             yield from part.adapters
@@ -179,8 +198,7 @@ class AdapterNetwork(nn.Module):
         groups, descriptions = [], []
         for part in self.parts:
             ratio = self.loraplus.denoiser if part.is_denoiser else self.loraplus.text_encoder
-            rate = unet_lr if part.is_denoiser else _encoder_rate(text_encoder_lr, part.name)
-            rate = default_lr if rate is None else rate
+            rate = _rate(part, text_encoder_lr, unet_lr, default_lr)
             if not rate:
                 continue
             for is_plus, parameters in _by_rate(part.adapters, ratio is not None).items():
@@ -241,14 +259,12 @@ class AdapterNetwork(nn.Module):
         """The tensors of the file, on the CPU.
 
         Args:
-            dtype: Of the factors; None keeps theirs. An alpha is always float32: it sets the strength.
+            dtype: Of what is trained; None keeps its own. An alpha is always float32: it sets the strength.
         """
         state = {}
         for adapter in self.adapters():
-            factors = adapter.factors()
-            state[f"{adapter.name}.lora_down.weight"] = _to_save(factors.down, dtype)
-            state[f"{adapter.name}.lora_up.weight"] = _to_save(factors.up, dtype)
-            state[f"{adapter.name}.alpha"] = torch.tensor(factors.alpha, dtype=torch.float32)
+            for end, tensor in adapter.saved().items():
+                state[adapter.name + end] = _to_save(tensor, dtype if tensor.dim() else None)
         return state
 
     def save_weights(
@@ -278,11 +294,21 @@ class AdapterNetwork(nn.Module):
 
     def load_saved_state(self, tensors: Mapping[str, Tensor], what: str = "the file") -> int:
         """`load_weights` for tensors that have been read; `what` names them in messages. Returns how many modules."""
-        found = factors_by_name(tensors, what)
-        check_fit(list(self.adapters()), found, what, self.family)
+        found = self.values_of_file(tensors, what)
         for adapter in self.adapters():
             adapter.load(found[adapter.name])
         return len(found)
+
+    def values_of_file(self, tensors: Mapping[str, Tensor], what: str) -> Mapping[str, Any]:
+        """{adapter's name: what its `load` takes} of a file that fits exactly.
+
+        Raises:
+            CheckpointError: It does not.
+        """
+        found = factors_by_name(with_own_names(tensors, self.aliases, what), what)
+        own = [adapter for adapter in self.adapters() if isinstance(adapter, LoraAdapter)]
+        check_fit(own, found, what, self.family)
+        return found
 
     def is_mergeable(self) -> bool:
         """LoRA can always be added to the weights."""
@@ -308,16 +334,24 @@ class AdapterNetwork(nn.Module):
         Raises:
             CheckpointError: `weights_sd` does not fit.
         """
-        found: Mapping[str, Factors] = {}
+        found: Mapping[str, Any] = {}
         if weights_sd is not None:
-            found = factors_by_name(weights_sd, "the network to merge")
-            check_fit(list(self.adapters()), found, "the network to merge", self.family)
+            found = self.values_of_file(weights_sd, "the network to merge")
         for adapter in self.adapters():
             adapter.merge(found.get(adapter.name), device)
 
 
 def _to_save(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return tensor.to("cpu", dtype or tensor.dtype).contiguous()
+
+
+def _rate(
+    part: Part, text_encoder_lr: float | Sequence[float] | None, unet_lr: float | None, default_lr: float | None
+) -> float:
+    if part.rate is not None:
+        return part.rate
+    rate = unet_lr if part.is_denoiser else _encoder_rate(text_encoder_lr, part.name)
+    return ((default_lr if rate is None else rate) or 0.0) * part.rate_factor
 
 
 def _encoder_rate(rates: float | Sequence[float] | None, part_name: str) -> float | None:
@@ -329,7 +363,7 @@ def _encoder_rate(rates: float | Sequence[float] | None, part_name: str) -> floa
     return rates[min(index, len(rates) - 1)] if rates else None
 
 
-def _by_rate(adapters: Sequence[LoraAdapter], has_plus: bool) -> dict[bool, list[nn.Parameter]]:
+def _by_rate(adapters: Sequence[LayerAdapter], has_plus: bool) -> dict[bool, list[nn.Parameter]]:
     """Parameters by whether they are trained at the LoRA+ rate."""
     groups: dict[bool, list[nn.Parameter]] = {}
     for adapter in adapters:

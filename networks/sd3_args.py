@@ -5,18 +5,15 @@ Every value is a string, as it is typed. All that is wrong is told at once.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import partial
 
-from library.errors import OptionError
-
-T = TypeVar("T")
+from networks.arg_parsing import LORA_PARSERS, LoraArgs, Parser, WrongValue, above_zero, flag, parse_values, rank
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sd3NetworkArgs:
+class Sd3NetworkArgs(LoraArgs):
     """Parsed --network_args.
 
     Attributes:
@@ -30,9 +27,6 @@ class Sd3NetworkArgs:
             is 0. Without emb_dims they have no effect.
         split_qkv: Query, key and value have their own factors.
         train_t5xxl: T5 gets adapters too.
-        dropout, rank_dropout, module_dropout: Chances in [0, 1).
-        loraplus_lr_ratio, loraplus_unet_lr_ratio, loraplus_text_encoder_lr_ratio: Above 0; the special ones win.
-        verbose: The log lists the modules.
     """
 
     context_attn_dim: int | None = None
@@ -47,13 +41,6 @@ class Sd3NetworkArgs:
     conv_alpha: float | None = None
     split_qkv: bool = False
     train_t5xxl: bool = False
-    dropout: float | None = None
-    rank_dropout: float = 0.0
-    module_dropout: float = 0.0
-    loraplus_lr_ratio: float | None = None
-    loraplus_unet_lr_ratio: float | None = None
-    loraplus_text_encoder_lr_ratio: float | None = None
-    verbose: bool = False
 
     def warnings(self) -> tuple[str, ...]:
         """Arguments that are known but have no effect as they are given."""
@@ -75,75 +62,19 @@ def parse_network_args(kwargs: Mapping[str, object], depth: int | None = None) -
     Raises:
         OptionError: Unknown names and wrong values, all of them.
     """
-    problems: list[str] = []
-    values: dict[str, Any] = {}
-    for name, raw in kwargs.items():
-        if name not in _PARSERS:
-            problems.append(_unknown(name))
-        elif raw is not None:
-            try:
-                values[name] = _PARSERS[name](str(raw).strip(), depth)
-            except _Wrong as wrong:
-                problems.append(f"{name}={raw}: {wrong}")
-    if problems:
-        raise OptionError("--network_args " + "; ".join(problems) + ".")
-    return Sd3NetworkArgs(**values)
+    indices = partial(_block_indices, depth=depth)
+    return Sd3NetworkArgs(**parse_values(kwargs, {**_PARSERS, "train_block_indices": indices}))
 
 
-class _Wrong(Exception):
-    """What a value has to be."""
-
-
-def _unknown(name: str) -> str:
-    near = difflib.get_close_matches(name, _PARSERS, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(_PARSERS)}"
-    return f"{name} is not an argument of this network ({hint})"
-
-
-def _number(convert: Callable[[str], T], text: str, what: str) -> T:
-    try:
-        return convert(text)
-    except ValueError:
-        raise _Wrong(f"must be {what}") from None
-
-
-def _rank(text: str, depth: int | None) -> int:
-    value = _number(int, text, "a rank, 0 or more")
-    if value < 0:
-        raise _Wrong("must be a rank, 0 or more")
-    return value
-
-
-def _chance(text: str, depth: int | None) -> float:
-    value = _number(float, text, "a number from 0 to below 1")
-    if not 0 <= value < 1:
-        raise _Wrong("must be a number from 0 to below 1")
-    return value
-
-
-def _above_zero(text: str, depth: int | None) -> float:
-    value = _number(float, text, "a number above 0")
-    if not 0 < value < float("inf"):
-        raise _Wrong("must be a number above 0")
-    return value
-
-
-def _flag(text: str, depth: int | None) -> bool:
-    table = {"true": True, "1": True, "false": False, "0": False}
-    if text.lower() not in table:
-        raise _Wrong("must be True or False")
-    return table[text.lower()]
-
-
-def _emb_dims(text: str, depth: int | None) -> tuple[int, ...]:
+def _emb_dims(text: str) -> tuple[int, ...]:
     names = "context_embedder, t_embedder, x_embedder, y_embedder, final layer modulation, final layer linear"
     items = [item.strip() for item in text.removeprefix("[").removesuffix("]").split(",")]
     if len(items) != 6 or not all(item.isascii() and item.isdigit() for item in items):
-        raise _Wrong(f"must be six ranks, 0 or more, as in [2,3,4,5,6,7], for {names}")
+        raise WrongValue(f"must be six ranks, 0 or more, as in [2,3,4,5,6,7], for {names}")
     return tuple(int(item) for item in items)
 
 
-def _block_indices(text: str, depth: int | None) -> frozenset[int] | None:
+def _block_indices(text: str, depth: int | None = None) -> frozenset[int] | None:
     if text.lower() == "all":
         return None
     if text.lower() in ("none", ""):
@@ -154,34 +85,28 @@ def _block_indices(text: str, depth: int | None) -> frozenset[int] | None:
     for item in text.removeprefix("[").removesuffix("]").split(","):
         low, dash, high = (piece.strip() for piece in item.partition("-"))
         if not (low.isascii() and low.isdigit()) or (dash and not (high.isascii() and high.isdigit())):
-            raise _Wrong(f'"{item.strip()}" is no block index; give all, none, or a list like 0-3,7 of {valid}')
+            raise WrongValue(f'"{item.strip()}" is no block index; give all, none, or a list like 0-3,7 of {valid}')
         start, end = int(low), int(high) if dash else int(low)
         if start > end:
-            raise _Wrong(f'the range "{item.strip()}" runs backwards; write {end}-{start}')
+            raise WrongValue(f'the range "{item.strip()}" runs backwards; write {end}-{start}')
         if last is not None and end > last:
-            raise _Wrong(f"this model has no block {end}; its blocks are {valid}")
+            raise WrongValue(f"this model has no block {end}; its blocks are {valid}")
         indices.update(range(start, end + 1))
     return frozenset(indices)
 
 
-_PARSERS: dict[str, Callable[[str, int | None], Any]] = {
-    "context_attn_dim": _rank,
-    "context_mlp_dim": _rank,
-    "context_mod_dim": _rank,
-    "x_attn_dim": _rank,
-    "x_mlp_dim": _rank,
-    "x_mod_dim": _rank,
+_PARSERS: dict[str, Parser] = {
+    "context_attn_dim": rank,
+    "context_mlp_dim": rank,
+    "context_mod_dim": rank,
+    "x_attn_dim": rank,
+    "x_mlp_dim": rank,
+    "x_mod_dim": rank,
     "emb_dims": _emb_dims,
     "train_block_indices": _block_indices,
-    "conv_dim": _rank,
-    "conv_alpha": _above_zero,
-    "split_qkv": _flag,
-    "train_t5xxl": _flag,
-    "dropout": _chance,
-    "rank_dropout": _chance,
-    "module_dropout": _chance,
-    "loraplus_lr_ratio": _above_zero,
-    "loraplus_unet_lr_ratio": _above_zero,
-    "loraplus_text_encoder_lr_ratio": _above_zero,
-    "verbose": _flag,
+    "conv_dim": rank,
+    "conv_alpha": above_zero,
+    "split_qkv": flag,
+    "train_t5xxl": flag,
+    **LORA_PARSERS,
 }

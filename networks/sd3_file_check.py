@@ -6,17 +6,20 @@ checked again when the file is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 from library.errors import CheckpointError
+from networks.arg_parsing import default_rank
+from networks.file_check import refuse_other_encoders
 from networks.sd3_args import Sd3NetworkArgs
-from networks.sd3_targets import default_rank, denoiser_rules, layers_of_mmdit
+from networks.sd3_targets import denoiser_rules, layers_of_mmdit
 from networks.targets import PlannedModule, adapter_name, plan_modules
 from networks.weights import describe_file, ranks_by_name, refuse_differences, refuse_other_modules
 
 _DENOISER = "lora_unet"
 _CLIPS = ("lora_te1_", "lora_te2_")
 _T5 = "lora_te3_"
+_ADVICE = "Set train_t5xxl in --network_args as it was for the file"
 
 
 def check_file_of_model(shapes: Mapping[str, tuple[int, ...]], what: str, family: str, depth: int) -> None:
@@ -74,31 +77,9 @@ def check_file_of_network(
     encoders = [name for name in found if name.startswith((*_CLIPS, _T5))]
     unknown = found.keys() - known.keys() - set(encoders)
     refuse_other_modules(found, what, family, missing=planned.keys() - found.keys(), unknown=unknown)
-    _refuse_other_encoders(encoders, what, (*_CLIPS, _T5) if args.train_t5xxl else _CLIPS, trains_text_encoders)
+    prefixes = (*_CLIPS, _T5) if args.train_t5xxl else _CLIPS
+    refuse_other_encoders(encoders, what, prefixes, is_trained=trains_text_encoders, advice=_ADVICE)
     refuse_differences(list(_other_ranks(found, known, rank)), what)
-
-
-def _refuse_other_encoders(
-    names: Sequence[str], what: str, prefixes: tuple[str, ...], trains_text_encoders: bool
-) -> None:
-    if not trains_text_encoders and names:
-        raise CheckpointError(
-            f"{what} has modules for text encoders, which --network_train_unet_only leaves out. Do not give that "
-            "option, or use --dim_from_weights too."
-        )
-    if trains_text_encoders and not names:
-        raise CheckpointError(
-            f"{what} has no modules for text encoders, which are trained too. Add --network_train_unet_only, or "
-            "--dim_from_weights to train what the file has."
-        )
-    lacking = [prefix for prefix in prefixes if not any(name.startswith(prefix) for name in names)]
-    unknown = [name for name in names if not name.startswith(prefixes)]
-    if trains_text_encoders and (lacking or unknown):
-        difference = f"has no {lacking[0]} modules" if lacking else f"has {unknown[0]}"
-        raise CheckpointError(
-            f"{what} {difference}: it was trained with other text encoders. Set train_t5xxl in --network_args as it "
-            "was for the file, or use --dim_from_weights."
-        )
 
 
 def _second_attention(depth: int) -> list[str]:

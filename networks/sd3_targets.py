@@ -5,11 +5,9 @@ Without torch: what leaves nothing to train is known before any weights are read
 
 from __future__ import annotations
 
-from library.errors import OptionError
+from networks.arg_parsing import default_rank
 from networks.sd3_args import Sd3NetworkArgs
-from networks.targets import TargetRule, plan_modules
-
-DEFAULT_RANK = 4
+from networks.targets import CLIP_LAYERS, TargetRule, plan_modules
 
 # layers of a joint block by the argument that sets their rank
 _BLOCK_LAYERS = {
@@ -29,7 +27,6 @@ _EMBEDDERS = (
     r"final_layer\.adaLN_modulation\.1",
     r"final_layer\.linear",
 )
-_CLIP_LAYERS = r"text_model\.encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])"
 _T5_LAYERS = r"encoder\.block\.\d+\.layer\.(0\.SelfAttention\.[qkvo]|1\.DenseReluDense\.(wi_0|wi_1|wo))"
 
 
@@ -55,18 +52,7 @@ def denoiser_rules(args: Sd3NetworkArgs, rank: int, alpha: float | None) -> tupl
 
 def encoder_rules(title: str, rank: int, alpha: float | None) -> tuple[TargetRule, ...]:
     """The table for "CLIP-L", "CLIP-G" or "T5", for names as files have them."""
-    return (TargetRule(_T5_LAYERS if title == "T5" else _CLIP_LAYERS, rank, alpha),)
-
-
-def default_rank(network_dim: int | None) -> int:
-    """--network_dim, checked, or its default.
-
-    Raises:
-        OptionError: It is below 1.
-    """
-    if network_dim is not None and network_dim < 1:
-        raise OptionError(f"--network_dim must be at least 1, got {network_dim}.")
-    return network_dim or DEFAULT_RANK
+    return (TargetRule(_T5_LAYERS if title == "T5" else CLIP_LAYERS, rank, alpha),)
 
 
 def trains_blocks(args: Sd3NetworkArgs, network_dim: int | None, depth: int) -> bool:

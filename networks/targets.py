@@ -7,8 +7,41 @@ known before any weights are read.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+
+CLIP_LAYERS = r"text_model\.encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])"
+"""The layers of a CLIP text encoder that get adapters, for names as files have them."""
+
+
+@dataclass(frozen=True)
+class ModelOutline:
+    """What is known of a denoiser before its weights are read.
+
+    Attributes:
+        family: "sd1", "sd2", "sdxl" or "sd3".
+        layers: {name of a linear or convolution layer, as LoRA files call it but with dots: shape of its weight}
+        depth: Number of blocks.
+    """
+
+    family: str
+    layers: Mapping[str, tuple[int, ...]]
+    depth: int
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A model that can have adapters.
+
+    Attributes:
+        part_name: As optimizer groups are described: "unet", "textencoder 1" ...
+        prefix: How the names of its modules begin in a file, for instance lora_unet.
+        title: As the log calls it.
+    """
+
+    part_name: str
+    prefix: str
+    title: str
 
 
 @dataclass(frozen=True)

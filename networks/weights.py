@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from library.errors import CheckpointError
+from library.log import get_logger
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from networks.adapters import Factors, LoraAdapter
+
+logger = get_logger(__name__)
+
+T = TypeVar("T")
 
 _SUFFIXES = (".lora_down.weight", ".lora_up.weight", ".alpha")
 
@@ -37,6 +42,7 @@ _KINDS = (
     ("lora_unet_down_blocks", "a LoRA for SD1, SD2 or SDXL"),
     ("lora_te3_", "a LoRA for the text encoders of SD3"),
     ("lora_te2_", "a LoRA for the text encoders of SDXL or SD3"),
+    ("lora_te1_", "a LoRA for a text encoder of SDXL or SD3"),
 )
 
 
@@ -67,6 +73,26 @@ def read_network(path: str | os.PathLike[str], what: str = "--network_weights") 
     from library.tensorfile import read_header, read_tensors
 
     return read_tensors(read_header(path, what))
+
+
+def with_own_names(entries: Mapping[str, T], aliases: Mapping[str, str], what: str | None = None) -> dict[str, T]:
+    """The content of a file, or its shapes, with the names that a network has for its modules; the log says if they
+    are others.
+
+    Args:
+        entries: {key in the file: anything}
+        aliases: {another name that a file may have for a module: the network's name}
+        what: The file, for the log; None says nothing there.
+    """
+    own = {}
+    renamed = set()
+    for key, value in entries.items():
+        name, dot, rest = key.partition(".")
+        renamed.update({name} & aliases.keys())
+        own[aliases.get(name, name) + dot + rest] = value
+    if renamed and what:
+        logger.info("%s: %d modules are named in another layout and read so (%s).", what, len(renamed), min(renamed))
+    return own
 
 
 def factors_by_name(tensors: Mapping[str, Tensor], what: str) -> dict[str, Factors]:
@@ -145,7 +171,7 @@ def _difference(adapter: LoraAdapter, found: Factors) -> str | None:
     from networks.adapters import is_block_diagonal
 
     name, own, parts = adapter.name, adapter.factors(), adapter.num_parts
-    inner, outer = (tuple(found.down.shape[1:]), found.up.shape[0]), (tuple(own.down.shape[1:]), own.up.shape[0])
+    inner, outer = (_size(found.down), found.up.shape[0]), (_size(own.down), own.up.shape[0])
     if inner != outer:
         sizes = f"{outer[1]} x {outer[0]} in the model and {inner[1]} x {inner[0]} in the file"
         return f"{name} is {sizes}, which is for another size of model"
@@ -158,6 +184,12 @@ def _difference(adapter: LoraAdapter, found: Factors) -> str | None:
     if not any(abs(found.alpha - alpha) <= 1e-2 * alpha for alpha in alphas):
         return f"{name} has alpha {found.alpha:g} in the file and {adapter.alpha:g} here"
     return None
+
+
+def _size(down: Tensor) -> tuple[int, ...]:
+    """What `down` [rank, in, ...] expects; a linear layer may be written as a convolution of one pixel."""
+    size = tuple(down.shape[1:])
+    return size[:1] if size[1:] == (1, 1) else size
 
 
 def _first(names: Sequence[str], number: int = 3) -> str:

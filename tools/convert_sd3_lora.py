@@ -1,6 +1,6 @@
 """Convert a LoRA for SD3 or SD3.5 between the layout of ComfyUI and Forge ("kohya") and that of diffusers.
 
-    python tools/convert_sd3_lora.py my_lora.safetensors my_lora_diffusers.safetensors --to diffusers
+python tools/convert_sd3_lora.py my_lora.safetensors my_lora_diffusers.safetensors --to diffusers
 """
 
 from __future__ import annotations
@@ -50,13 +50,8 @@ def convert(source: Path, target: Path, *, to: str, fold: bool = False) -> str:
     Raises:
         UserError: The file cannot be read or written, or is no LoRA for SD3.
     """
-    from library.families.sd3.lora_format import (
-        Conversion,
-        diffusers_to_kohya,
-        fold_alpha,
-        is_kohya,
-        kohya_to_diffusers,
-    )
+    from library.families.lora_layout import fold_alpha
+    from library.families.sd3.lora_format import Conversion, diffusers_to_kohya, is_kohya, kohya_to_diffusers
 
     header = read_header(source, "LoRA file")
     if target.suffix != ".safetensors":

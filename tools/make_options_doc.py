@@ -8,16 +8,45 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a file: the toolkit is one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from library.families.sd.options import (
+    DREAM_BOOTH_SCRIPT,
+    FINE_TUNE_SCRIPT,
+    SD_NETWORK_SCRIPT,
+    DreamBoothOptions,
+    FineTuneOptions,
+    SdNetworkOptions,
+)
 from library.families.sd3.options import FULL_SCRIPT, NETWORK_SCRIPT, Sd3FullOptions, Sd3NetworkOptions
-from library.options.document import options_page
+from library.families.sdxl.options import (
+    SDXL_FULL_SCRIPT,
+    SDXL_NETWORK_SCRIPT,
+    SdxlFullOptions,
+    SdxlNetworkOptions,
+)
+from library.options.page import Script, options_page
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "options.md"
-SCRIPTS = ((Sd3NetworkOptions, NETWORK_SCRIPT), (Sd3FullOptions, FULL_SCRIPT))
+SCRIPTS: tuple[Script, ...] = (
+    (Sd3NetworkOptions, NETWORK_SCRIPT),
+    (Sd3FullOptions, FULL_SCRIPT),
+    (SdxlNetworkOptions, SDXL_NETWORK_SCRIPT),
+    (SdxlFullOptions, SDXL_FULL_SCRIPT),
+    (SdNetworkOptions, SD_NETWORK_SCRIPT),
+    (FineTuneOptions, FINE_TUNE_SCRIPT),
+    (DreamBoothOptions, DREAM_BOOTH_SCRIPT),
+)
+NAMES = {
+    "SD3": ("sd3_train_network.py", "sd3_train.py"),
+    "SDXL": ("sdxl_train_network.py", "sdxl_train.py"),
+    "SD": ("train_network.py", "fine_tune.py", "train_db.py"),
+    "networks": ("sd3_train_network.py", "sdxl_train_network.py", "train_network.py"),
+    "whole models": ("sd3_train.py", "sdxl_train.py", "fine_tune.py", "train_db.py"),
+}
 
 
 def current_page() -> str:
     """The page as it should be."""
-    return options_page(SCRIPTS)
+    return options_page(SCRIPTS, NAMES)
 
 
 if __name__ == "__main__":

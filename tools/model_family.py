@@ -1,34 +1,70 @@
-"""The model family that a caching tool works for: what the options say, or what the model file holds."""
+"""The model family that a tool works for: what the options say, or what the model file holds."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from library.errors import CheckpointError
-from library.families.detect import SD3, SD3_DIFFUSERS, file_kind
+from library.errors import CheckpointError, OptionError
+from library.families.detect import file_kind
+from library.log import get_logger
+from tools.family_options import FAMILIES, AnyFamilyOptions, AnyToolOptions, options_of_family
 
 if TYPE_CHECKING:
     from library.families.base import ModelFamily
-    from library.families.sd3.cache_options import Sd3CachingOptions
+
+_DEFAULT = "sd3"  # where there is no model file, and nothing is said
+_FOLDERS = ("unet", "transformer")  # of a diffusers model, with what tells its family
+_SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+
+logger = get_logger(__name__)
 
 
-def choose_family(options: Sd3CachingOptions) -> ModelFamily:
-    """SD3, told by `--sd3` or from the headers of the base model.
+def choose_family(options: AnyToolOptions) -> tuple[ModelFamily, AnyToolOptions]:
+    """The family and its options, told by a flag such as `--sdxl` or from the headers of the base model.
 
     Raises:
-        CheckpointError: The base model is of another family, or cannot be read.
+        CheckpointError: The base model is of no family, or cannot be read.
+        OptionError: It has to be downloaded first; or an option does not go with the family.
     """
-    from library.checkpoint.weights import open_weights
-    from library.families.sd3.family import Sd3Family
+    name = options.family.chosen or _family_of_model(options)
+    own = options_of_family(options, name)
+    for line in own.warnings:
+        logger.warning("%s", line)
+    return cast("ModelFamily", _family_class(name).from_options(own)), own
 
-    if not options.caching.sd3:
-        path = Path(options.model.pretrained_model_name_or_path or "")
-        folder = path / "transformer"
-        weights = open_weights(folder if folder.is_dir() else path, "--pretrained_model_name_or_path")
-        kind = file_kind(weights.shapes())
-        if kind not in (SD3, SD3_DIFFUSERS):
-            raise CheckpointError(
-                f"--pretrained_model_name_or_path: {path} is {kind.title}. Caches are made for SD3 and SD3.5 so far."
-            )
-    return cast("ModelFamily", Sd3Family.from_options(options))
+
+def _family_class(name: str) -> Any:
+    if name == "sd3":
+        from library.families.sd3.family import Sd3Family
+
+        return Sd3Family
+    if name == "sdxl":
+        from library.families.sdxl.family import SdxlFamily
+
+        return SdxlFamily
+    from library.families.sd.family import SdFamily
+
+    return SdFamily
+
+
+def _family_of_model(options: AnyFamilyOptions) -> str:
+    from library.checkpoint.weights import open_weights
+
+    given = options.model.pretrained_model_name_or_path
+    if not given:
+        logger.info("no --pretrained_model_name_or_path: captions are read as by %s.", FAMILIES[_DEFAULT].title)
+        return _DEFAULT
+    path = Path(given)
+    if not path.exists() and path.suffix not in _SINGLE_FILES and given.count("/") == 1:
+        raise OptionError(
+            f"--pretrained_model_name_or_path: {given} is not on this machine, so its files do not tell its family. "
+            "Say it with --sd or --sdxl, or check the path."
+        )
+    place = next((path / folder for folder in _FOLDERS if (path / folder).is_dir()), path)
+    kind = file_kind(open_weights(place, "--pretrained_model_name_or_path").shapes())
+    for name, family in FAMILIES.items():
+        if kind.name in family.kinds:
+            return name
+    known = ", ".join(family.title for family in FAMILIES.values())
+    raise CheckpointError(f"--pretrained_model_name_or_path: {path} is {kind.title}. This works for {known}.")

@@ -7,29 +7,32 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 if __package__ in (None, ""):  # run as a file: the toolkit is one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from library.families.sd3.preview_options import PREVIEW_SCRIPT, Sd3PreviewOptions
 from library.options.entry import run_script
 from library.training.looking.preview import PreviewRun
+from tools.model_family import choose_family
+from tools.preview_options import PREVIEW_SCRIPT, PreviewToolOptions
+
+if TYPE_CHECKING:
+    from library.families.base import ModelFamily
 
 
-class Sd3PreviewRun(PreviewRun):
-    """Captions as SD3's three encoders read them."""
+class PreviewTool(PreviewRun):
+    """Captions as the encoders of the family read them that the options or the model file name."""
 
-    def make_family(self) -> Any:
-        """SD3 as the options ask for it."""
-        from library.families.sd3.family import Sd3Family
-
-        return Sd3Family.from_options(self.options)
+    def make_family(self) -> ModelFamily:
+        """See `choose_family`; from here on the options are those of the family."""
+        family, self.options = choose_family(self.options)
+        return family
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the tool; returns the exit code."""
-    return run_script(Sd3PreviewOptions, lambda options: Sd3PreviewRun(options).run(), argv=argv, **PREVIEW_SCRIPT)
+    return run_script(PreviewToolOptions, lambda options: PreviewTool(options).run(), argv=argv, **PREVIEW_SCRIPT)
 
 
 if __name__ == "__main__":

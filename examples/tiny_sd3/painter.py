@@ -10,7 +10,6 @@ import torch
 
 from examples.tiny_sd3.start import SHORT
 from examples.tiny_sd3.world import SIDE
-from library.diffusion.samplers import euler_flow
 from library.families.base import Conditioning
 from library.families.sd3.family import Sd3Family
 from library.rng import normal_per_sample, stream_seed
@@ -83,10 +82,10 @@ class Painter:
             noise = normal_per_sample(seeds[part], (self.family.latent_channels, side // 8, side // 8))
             empty = [] if guidance == 1 else [""] * len(captions[part])  # what guidance leads away from
             told = self._read([*captions[part], *empty])
-            latents = euler_flow(
+            latents = self.family.sample(
                 lambda rows, timesteps, told=told: self.family.predict(self.mmdit, rows, timesteps, told),  # type: ignore[misc]
                 noise,
-                self.family.inference_sigmas(steps),
+                num_steps=steps,
                 guidance_scale=guidance,
             )
             pictures += to_images(self.family.decode_latents(self.vae, latents))

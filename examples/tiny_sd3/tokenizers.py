@@ -68,6 +68,13 @@ def write_tokenizers(folder: Path, words: Sequence[str] = WORDS, *, clip_length:
     return len(vocab), _write_t5(folder / "tokenizer_3", words)
 
 
+def write_clip_tokenizer(folder: Path, words: Sequence[str] = WORDS) -> int:
+    """Write one of CLIP's tokenizers, whose padding is the end of a text. Returns the size of its vocabulary."""
+    vocab, merges = clip_vocabulary(words)
+    _write_clip(folder, vocab, merges, _CLIP_END, CLIP_LENGTH)
+    return len(vocab)
+
+
 def clip_vocabulary(words: Sequence[str] = WORDS) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Ids in CLIP's order (bytes, bytes that end a word, merges, start and end) and the merges themselves.
 

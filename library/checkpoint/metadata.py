@@ -2,7 +2,7 @@
 
 All values are strings. Every function takes plain values; which option they come from is the caller's affair.
 
-Source: the keys that tools for Stable Diffusion networks read and write; Stability AI's ModelSpec 1.0.1.
+Source: the keys that tools for such networks read and write; Stability AI's ModelSpec 1.0.1.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def modelspec(
     """The modelspec.* keys of a saved file.
 
     Args:
-        architecture: For instance "stable-diffusion-3-medium/lora".
+        architecture: Of the family, with "/lora" behind it for a network.
         options: {name: value}: output_name, the metadata_* options (metadata_thumbnail from `read_thumbnail`),
             min_timestep, max_timestep, clip_skip.
         resolution: That was trained at.

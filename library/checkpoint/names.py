@@ -29,7 +29,7 @@ def last_name(output_name: str | None, extension: str) -> str:
 
 
 def side_path(model: Path, part: str) -> Path:
-    """Where a part of a model goes that is not inside its file, for instance "name_clip_l.safetensors"."""
+    """Where a part of a model goes that is not inside its file, for instance "name_part.safetensors"."""
     return model.with_name(f"{model.stem}_{part}.safetensors")
 
 

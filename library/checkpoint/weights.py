@@ -3,6 +3,7 @@
 A part is a selection of tensors under their published names, wherever they lie: in a single file under a prefix, in
 a file of their own, or in the shards of a diffusers folder. Files in fp8 are read whether they hold plain numbers or
 numbers with scales, in both layouts in use (`scale_weight` beside `scaled_fp8`; `weight_scale` beside `comfy_quant`).
+Files of torch.save are read as safetensors files are, see pickled.py.
 """
 
 from __future__ import annotations
@@ -15,17 +16,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from library.checkpoint.pickled import ZIP_START, hash_any_tensors, read_pickled_header, tensor_reader
 from library.errors import CheckpointError
-from library.tensorfile import (
-    TensorHeader,
-    TensorInfo,
-    TensorReader,
-    hash_tensors,
-    read_header,
-    read_tensors,
-    remembered_hash,
-    torch_dtype,
-)
+from library.tensorfile import TensorHeader, TensorInfo, TensorReader, read_header, remembered_hash, torch_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +30,7 @@ _SCALE_SUFFIXES = (".scale_weight", ".weight_scale")
 _UNUSED_SUFFIXES = (".scale_input", ".input_scale", ".comfy_quant")
 _MARKER = "scaled_fp8"
 _FOLDER_STEMS = ("diffusion_pytorch_model", "model")
+_PICKLED_STEMS = ("diffusion_pytorch_model", "pytorch_model")  # .bin, of folders from before safetensors
 
 
 @dataclass(frozen=True)
@@ -61,19 +55,30 @@ class WeightFiles:
         return {name: info.shape for name, info in self.tensors.items()}
 
 
-def open_weights(path: Path, what: str = "weights file") -> WeightFiles:
+def open_weights(path: Path, what: str = "weights file", *, allow_pickle: bool = False) -> WeightFiles:
     """Read the header of a file, or of all shards in a folder as diffusers and transformers write it.
 
     Args:
-        path: A .safetensors file or such a folder.
+        path: A .safetensors file, a file of torch.save (.ckpt, .pt), or such a folder.
         what: How it is called in an error, for instance "--vae".
+        allow_pickle: See `read_pickled_header`.
 
     Raises:
-        CheckpointError: The file cannot be used (see `read_header`), or the folder has no weights.
+        CheckpointError: The file cannot be used (see `read_header` and `read_pickled_header`), or the folder has no
+            weights.
     """
-    if not path.is_dir():
-        return WeightFiles(path, (read_header(path, what),))
-    return WeightFiles(path, tuple(read_header(file, what) for file in _files_in(path, what)))
+    files = _files_in(path, what) if path.is_dir() else [path]
+    return WeightFiles(path, tuple(_read_any_header(file, what, allow_pickle) for file in files))
+
+
+def _read_any_header(file: Path, what: str, allow_pickle: bool) -> TensorHeader:
+    """The first bytes tell what a file is, not its name."""
+    try:
+        with open(file, "rb") as opened:
+            is_zip = opened.read(len(ZIP_START)) == ZIP_START
+    except OSError:  # told by `read_header`
+        is_zip = False
+    return read_pickled_header(file, what, allow_pickle=allow_pickle) if is_zip else read_header(file, what)
 
 
 def _files_in(folder: Path, what: str) -> list[Path]:
@@ -84,6 +89,7 @@ def _files_in(folder: Path, what: str) -> list[Path]:
             raise CheckpointError(f"{what}: {index} is damaged. Download or copy it again.") from None
         return [folder / shard for shard in sorted(shards)]
     files = [file for stem in _FOLDER_STEMS for file in sorted(folder.glob(f"{stem}.*safetensors"), key=_num_suffixes)]
+    files += [file for stem in _PICKLED_STEMS if (file := folder / f"{stem}.bin").is_file()]
     if not files:
         names = " or ".join(f"{stem}.safetensors" for stem in _FOLDER_STEMS)
         raise CheckpointError(f"{what}: {folder} is a folder without {names}. Give the .safetensors file itself.")
@@ -168,7 +174,8 @@ def _formats(header: TensorHeader, names: Mapping[str, str]) -> Iterator[tuple[s
         layers = json.loads(header.metadata.get("_quantization_metadata", "{}")).get("layers", {})
         yield from ((layer, entry["format"]) for layer, entry in layers.items())
         marked = [name for name in header.tensors if name in names and name.endswith(".comfy_quant")]
-        for name, content in (read_tensors(header, marked) if marked else {}).items():
+        for name in marked:
+            content = tensor_reader(header).read(name)
             yield name.removesuffix(".comfy_quant"), json.loads(bytes(content.tolist()))["format"]
     except (ValueError, KeyError, TypeError, AttributeError):
         raise CheckpointError(_unsupported(header.path, "it is quantised in a way that cannot be read")) from None
@@ -288,7 +295,7 @@ def stored_weights(part: Part, *, mmap: bool = True) -> Iterator[StoredWeight]:
         part: From `select_part`.
         mmap: See `read_weights`.
     """
-    readers = [TensorReader(header, mmap=mmap) for header in part.source.headers]
+    readers = [tensor_reader(header, mmap=mmap) for header in part.source.headers]
     scales = {
         name: reader.read(name) for reader in readers for name in part.scales.values() if name in reader.header.tensors
     }
@@ -320,5 +327,5 @@ def part_identity(part: Part) -> str:
         }
         if names:
             label = f"{part.kind} {len(names)}"
-            digests.append(remembered_hash(header.path, label, lambda h=header, n=names: hash_tensors(h, n)))  # type: ignore[misc]
+            digests.append(remembered_hash(header.path, label, lambda h=header, n=names: hash_any_tensors(h, n)))  # type: ignore[misc]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()

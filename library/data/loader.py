@@ -23,7 +23,7 @@ from library.data.plan.captions import apply_caption_rules
 from library.data.plan.variants import choose_caption
 from library.errors import UserError
 from library.log import get_logger
-from library.records import Batch, BatchPlan, CropPlan, ImageRecord, PlannedItem, Size
+from library.records import Batch, BatchPlan, CropPlan, ImageRecord, PlannedItem, Size, View
 from library.rng import python_stream, stream_seed
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ class _Pixels(NamedTuple):
     images: Tensor | None
     latents: Tensor | None
     masks: Tensor | None
+    crops: tuple[CropPlan, ...]
 
 
 class BatchDataset(Dataset[Batch]):
@@ -135,6 +136,10 @@ class BatchDataset(Dataset[Batch]):
             sample_ids=tuple(sample_id(record, item.repeat) for record, item in zip(records, plan.items, strict=True)),
             captions=captions,
             loss_weights=torch.tensor([record.loss_weight for record in records], dtype=torch.float32),
+            views=tuple(
+                View(record.size, crop, is_flipped)
+                for record, crop, is_flipped in zip(records, pixels.crops, flips, strict=True)
+            ),
             images=pixels.images,
             latents=pixels.latents,
             text=None if texts is None else _stacked(texts),
@@ -194,7 +199,7 @@ class BatchDataset(Dataset[Batch]):
                 rows.append(self.latents.read(self.latents.entries[item.record].id))
             except DamagedEntry as error:
                 damaged.append(error)
-        return self._decoded(plan, flips, is_random=False) if damaged else self._cached(rows, flips), damaged
+        return self._decoded(plan, flips, is_random=False) if damaged else self._cached(plan, rows, flips), damaged
 
     def _decoded(self, plan: BatchPlan, flips: Sequence[bool], *, is_random: bool) -> _Pixels:
         """Args: is_random: With random crops and colours, which cached pictures do not have."""
@@ -214,14 +219,20 @@ class BatchDataset(Dataset[Batch]):
             images=torch.stack([picture.image for picture in prepared]),
             latents=None,
             masks=self._masks([picture.mask for picture in prepared], cells),
+            crops=tuple(picture.crop for picture in prepared),
         )
 
-    def _cached(self, rows: Sequence[Mapping[str, Tensor]], flips: Sequence[bool]) -> _Pixels:
+    def _cached(self, plan: BatchPlan, rows: Sequence[Mapping[str, Tensor]], flips: Sequence[bool]) -> _Pixels:
         names = ["latents_flipped" if is_flipped else "latents" for is_flipped in flips]
         latents = torch.stack([row[name] for row, name in zip(rows, names, strict=True)])
         masks = [row.get(MASK) for row in rows]
         masks = [m if m is None or not flip else m.flip(-1) for m, flip in zip(masks, flips, strict=True)]
-        return _Pixels(images=None, latents=latents, masks=self._masks(masks, (1, *latents.shape[-2:])))
+        return _Pixels(
+            images=None,
+            latents=latents,
+            masks=self._masks(masks, (1, *latents.shape[-2:])),
+            crops=tuple(self.crops[item.record] for item in plan.items),
+        )
 
     def _masks(self, masks: Sequence[Tensor | None], shape: tuple[int, ...]) -> Tensor | None:
         """Shape [B, 1, h, w]; ones for samples without mask, None where the run has no masks at all."""

@@ -61,17 +61,31 @@ def euler_flow(
         Scaled latents. Shape [B, C, h, w], float32.
     """
     levels = sigmas.tolist()
-    num_steps, num_rows = len(levels) - 1, latents.shape[0]
-    is_guided = guidance_scale != 1.0
+    num_steps = len(levels) - 1
     latents = latents.float() * levels[0]
     for step in range(num_steps):
-        rows = torch.cat([latents, latents]) if is_guided else latents
-        timesteps = torch.full((rows.shape[0],), levels[step] * NUM_TIMESTEPS, device=latents.device)
-        velocity = predict(rows, timesteps).float()
-        if is_guided:
-            wanted, negative = velocity.split(num_rows)
-            velocity = negative + guidance_scale * (wanted - negative)
+        velocity = guided(predict, latents, levels[step] * NUM_TIMESTEPS, guidance_scale)
         latents = latents + velocity * (levels[step + 1] - levels[step])
         if on_step is not None:
             on_step(step + 1, num_steps)
     return latents
+
+
+def guided(
+    predict: Callable[[Tensor, Tensor], Tensor], latents: Tensor, timestep: float, guidance_scale: float
+) -> Tensor:
+    """The prediction at one timestep, led away from that of the negative prompts. Shape [B, C, h, w], float32.
+
+    Args:
+        predict: As for `euler_flow`.
+        latents: As the model takes them. Shape [B, C, h, w].
+        timestep: 0..1000.
+        guidance_scale: 1 asks for no negative prediction.
+    """
+    is_guided = guidance_scale != 1.0
+    rows = torch.cat([latents, latents]) if is_guided else latents
+    prediction = predict(rows, torch.full((rows.shape[0],), timestep, device=latents.device)).float()
+    if not is_guided:
+        return prediction
+    wanted, negative = prediction.chunk(2)
+    return negative + guidance_scale * (wanted - negative)

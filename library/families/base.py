@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from library.records import Size
+    from library.records import Size, View
+    from networks.targets import ModelOutline
 
 
 @dataclass(frozen=True)
@@ -27,16 +28,20 @@ class Conditioning:
         pooled: One vector per sample. Shape [B, P].
         is_used: False for rows of the context that are all zero and may be merged. On the CPU, whatever device the
             others are on. Shape [B, N], bool. None where none may.
+        sizes: What the picture is shown of, for families whose denoiser is told: original height and width, top and
+            left of the crop, height and width. In pixels. Shape [B, 6], float32.
     """
 
     context: Tensor
     pooled: Tensor
     is_used: Tensor | None = None
+    sizes: Tensor | None = None
 
     def take(self, rows: Tensor, on_host: Tensor) -> Conditioning:
         """Of some samples, whose numbers are given on both sides."""
         used = None if self.is_used is None else self.is_used[on_host]
-        return Conditioning(self.context[rows], self.pooled[rows], used)
+        sizes = None if self.sizes is None else self.sizes[rows]
+        return Conditioning(self.context[rows], self.pooled[rows], used, sizes)
 
 
 class ModelFamily(Protocol):
@@ -57,6 +62,9 @@ class ModelFamily(Protocol):
     sample_size: int  # side of a sample picture where its prompt says nothing, in pixels
     sample_steps: int
     sample_guidance: float
+    sample_multiple: int  # sides of a sample picture are multiples of this many pixels
+    samplers: tuple[str, ...]  # names of `--sample_sampler` that make a difference; empty where there is one sampler
+    prediction_type: str  # as metadata has it: "epsilon", "v", or "flow"
 
     dropout_rates: Mapping[str, float]  # chance of dropping what an encoder says, by its name
 
@@ -103,8 +111,25 @@ class ModelFamily(Protocol):
     def tokens_of_full_length(self, names: Sequence[str], number: int) -> dict[str, Tensor]:
         """As `tokenize` gives them for so many captions, of any words."""
 
+    def part_names(self, files: Any) -> tuple[str, ...]:
+        """Parts of the denoiser that may have learning rates of their own, in order: embedders, each block, what is
+        behind them."""
+
     def denoiser_parts(self, denoiser: nn.Module) -> dict[str, list[nn.Module]]:
-        """{part: its modules} for learning rates: "embedders", each block ("block_00", ...), "final"."""
+        """{name as in `part_names`: its modules}"""
+
+    def network_encoders(self, arguments: Mapping[str, str]) -> tuple[str, ...]:
+        """Text encoders that a network with these --network_args is for, unless it is for the denoiser only."""
+
+    def check_network_options(self, options: Any, arguments: Mapping[str, str]) -> None:
+        """Refuse options that do not go with the encoders of such a network.
+
+        Raises:
+            OptionError: They do not.
+        """
+
+    def network_model(self, files: Any) -> ModelOutline:
+        """What of the denoiser the names and ranks of a network can be checked against."""
 
     def encoder_parameters(self, name: str, encoder: nn.Module) -> dict[str, nn.Parameter]:
         """{name: parameter} of an encoder, without what its files have no place for."""
@@ -183,6 +208,9 @@ class ModelFamily(Protocol):
         """The states of all encoders as the denoiser wants them. `rows` is as from `text_rows`, of encoders where it
         is known."""
 
+    def place(self, conditioning: Conditioning, views: Sequence[View]) -> Conditioning:
+        """The same, with what the denoiser is told about what each row's picture shows."""
+
     def may_merge_padding(self, size: Size, device: torch.device) -> bool:
         """Whether contexts that go with pictures of this size may come with fewer rows, and not all with as many."""
 
@@ -206,7 +234,29 @@ class ModelFamily(Protocol):
     def objective(self) -> Any:
         """The training objective (library/diffusion/objective.py)."""
 
-    def inference_sigmas(self, num_steps: int) -> Tensor: ...
+    def sample(
+        self,
+        predict: Callable[[Tensor, Tensor], Tensor],
+        noise: Tensor,
+        *,
+        num_steps: int,
+        sampler: str | None = None,
+        guidance_scale: float = 1.0,
+        seed: int = 0,
+        on_step: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """From noise to scaled latents [B, C, h, w], float32.
+
+        Args:
+            predict: (noisy latents [R, C, h, w], timesteps [R]) -> prediction. With guidance R is 2B: rows for the
+                prompts first, then those for the negative prompts.
+            noise: Standard normal. Shape [B, C, h, w].
+            num_steps: Sampling steps.
+            sampler: One of the names of `--sample_sampler`, for families that have several; None for the usual one.
+            guidance_scale: 1 is without guidance.
+            seed: Of samplers that draw noise on the way.
+            on_step: Called after each step with the number of steps done and of all steps.
+        """
 
     def metadata(self, files: Any) -> dict[str, Any]:
         """What the family adds to the metadata of a saved file."""

@@ -44,15 +44,18 @@ class HostCheckpoint:
         self._lanes: dict[torch.device, CopyLane] = {}
         self._last: weakref.ref[_Inputs] | None = None
 
-    def __call__(self, block: Callable[..., Any], *inputs: Any) -> Any:
-        """`block(*inputs)`; autocast and random numbers are those of the first time when it runs again."""
+    def __call__(self, block: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
+        """`block(*inputs, **named)`; autocast and random numbers are those of the first time when it runs again.
+
+        Named inputs stay where they are: all blocks share them.
+        """
         before = None if self._last is None else self._last()
         if before is not None:
             before.leave()
         kept = _Inputs(self._lane_of, self._least_bytes, before)
         self._last = weakref.ref(kept)
         with saved_tensors_hooks(kept.put, _taken):  # the block's own tensors are not saved, so they see no hook
-            return checkpoint(block, *inputs, use_reentrant=False)
+            return checkpoint(block, *inputs, use_reentrant=False, **named)
 
     def _lane_of(self, device: torch.device) -> CopyLane:
         if device not in self._lanes:

@@ -64,9 +64,9 @@ class BlockSwapper:
             if index not in swapped:
                 block.to(device)
         self._homes = [_Home(blocks[index], device) for index in plan.swapped]
-        size = max((home.size for home in self._homes), default=0)
         # the memory of a buffer may have been given up by computing that goes on yet
-        self._buffers = [_Buffer(size, device, self._lane) for _ in range(plan.num_buffers)]
+        sizes = plan.buffer_sizes([home.size for home in self._homes])
+        self._buffers = [_Buffer(size, device, self._lane) for size in sizes]
         for position, home in enumerate(self._homes):
             home.know(self._buffer(position).memory)
         self._current: int | None = None
@@ -98,23 +98,23 @@ class BlockSwapper:
 
     # Use
 
-    def _run(self, position: int, forward: Callable[..., Any], *inputs: Any) -> Any:
+    def _run(self, position: int, forward: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
         """A block's forward pass: the weights are there, and in the backward pass they are there again."""
         if position in self._kept:
-            return forward(*inputs)
+            return forward(*inputs, **named)
         is_recomputed = torch._C._current_graph_task_id() != -1  # inside the backward pass of something
         if is_recomputed:
             self._use(position, is_backward=True)
-            return forward(*inputs)
+            return forward(*inputs, **named)
         has_backward = torch.is_grad_enabled()
         self._use(position, is_repeated=not has_backward)
         if has_backward:
             # inputs that blocks share stay as they are: their gradients are added up in an order of their own
             streams = _hooked(partial(self._release, position), inputs[: self._num_streams])
             inputs = (*streams, *inputs[self._num_streams :])
-            outputs = _hooked(partial(self._begin_backward, position), forward(*inputs))
+            outputs = _hooked(partial(self._begin_backward, position), forward(*inputs, **named))
         else:
-            outputs = forward(*inputs)
+            outputs = forward(*inputs, **named)
         self._release(position)
         return outputs
 

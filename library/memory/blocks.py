@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from torch import nn
 
+_USUAL_STREAMS = 2  # image and context
+
 
 def blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """Items of the outermost lists of modules, in the order of the model."""
+    """Blocks in the order in which they compute: what a model's `block_row()` gives, else items of outermost lists."""
+    row = getattr(module, "block_row", None)
+    if row is not None:
+        yield from row()
+        return
     for child in module.children():
         yield from child if isinstance(child, nn.ModuleList) else blocks(child)
 
 
 def around_blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """What a model consists of beside its lists of blocks, as modules that have none inside."""
+    """What a model consists of beside its blocks, as modules that have none inside."""
+    yield from _around(module, set(blocks(module)))
+
+
+def _around(module: nn.Module, row: Collection[nn.Module]) -> Iterator[nn.Module]:
     for child in module.children():
-        if any(isinstance(part, nn.ModuleList) for part in child.modules()):
-            if not isinstance(child, nn.ModuleList):
-                yield from around_blocks(child)
+        if child in row:
+            continue
+        if any(part in row for part in child.modules()):
+            yield from _around(child, row)
         else:
             yield child
+
+
+def num_streams(model: nn.Module) -> int:
+    """How many inputs of a block, the first ones, are what the block before it gave."""
+    return int(getattr(model, "num_streams", _USUAL_STREAMS))

@@ -21,7 +21,7 @@ class QuantizedLinear(nn.Linear):
     """A frozen linear layer. Its bias is as wide as its arithmetic.
 
     The bits of 8 are an int8 tensor in every form, those of 4 a uint8 tensor: `Module.to` leaves both alone, and
-    transformers casts what goes into a layer of T5 to the dtype of its weight unless that is int8.
+    transformers casts what goes into some layers to the dtype of its weight unless that is int8.
 
     Args:
         in_features: Width of the input.

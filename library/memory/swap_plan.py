@@ -7,7 +7,7 @@ the block is there. Neighbours in the row have different buffers, in both direct
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 
@@ -33,6 +33,14 @@ class SwapPlan:
     def buffer(self, position: int) -> int:
         """The buffer of a position."""
         return position % self.num_buffers
+
+    def buffer_sizes(self, sizes: Sequence[int]) -> list[int]:
+        """Of each buffer: that of the largest block that it takes.
+
+        Args:
+            sizes: Of the swapped blocks.
+        """
+        return [max(sizes[number :: self.num_buffers]) for number in range(self.num_buffers)]
 
     def ahead(self, position: int, *, is_backward: bool = False, is_repeated: bool = False) -> Iterator[int]:
         """Positions to fetch while a block is in use, the next one first.

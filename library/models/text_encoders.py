@@ -27,7 +27,9 @@ CLIP_TOKENS = "text_model.embeddings.token_embedding.weight"
 T5_TOKENS = "shared.weight"
 T5_TOKENS_TWIN = "encoder.embed_tokens.weight"
 _PROJECTION = "text_projection.weight"
-_ACTIVATIONS = {"clip_l": "quick_gelu", "clip_g": "gelu"}
+_ACTIVATIONS = {"clip_l": "quick_gelu", "clip_g": "gelu", "clip_h": "gelu"}
+_PROJECTED = ("clip_g",)  # of whose pooled vector models make use; that of the others is taken as it is
+_LAYERS = "text_model.encoder.layers."
 _NOT_TEXT = ("vision_model.", "visual_projection.", "logit_scale", "text_model.embeddings.position_ids")
 _NOT_ENCODER = ("decoder.", "lm_head.", "spiece_model")
 
@@ -47,7 +49,7 @@ def clip_config(shapes: Shapes, *, kind: str, num_heads: int | None = None) -> C
 
     Args:
         shapes: {name: shape}, with or without the prefix "text_model.".
-        kind: "clip_l" or "clip_g"; they differ in their activation.
+        kind: "clip_l", "clip_g" or "clip_h" (of SD 2.x); they differ in activation and projection.
         num_heads: Instead of `clip_heads`.
 
     Raises:
@@ -57,13 +59,13 @@ def clip_config(shapes: Shapes, *, kind: str, num_heads: int | None = None) -> C
 
     shapes = with_text_model(shapes)
     num_tokens, width = shape_of(shapes, CLIP_TOKENS, kind)
-    projected = width if kind == "clip_l" else shape_of(shapes, _PROJECTION, kind)[0]
+    projected = shape_of(shapes, _PROJECTION, kind)[0] if kind in _PROJECTED else width
     return CLIPTextConfig(
         vocab_size=num_tokens,
         hidden_size=width,
         intermediate_size=shape_of(shapes, "text_model.encoder.layers.0.mlp.fc1.weight", kind)[0],
         projection_dim=projected,
-        num_hidden_layers=count_levels(shapes.keys(), "text_model.encoder.layers."),
+        num_hidden_layers=count_levels(shapes.keys(), _LAYERS),
         num_attention_heads=num_heads or clip_heads(width),
         max_position_embeddings=shape_of(shapes, "text_model.embeddings.position_embedding.weight", kind)[0],
         hidden_act=_ACTIVATIONS[kind],
@@ -75,15 +77,19 @@ def clip_config(shapes: Shapes, *, kind: str, num_heads: int | None = None) -> C
     )
 
 
-def load_clip(tensors: Mapping[str, Tensor], *, kind: str, num_heads: int | None = None) -> CLIPTextModelWithProjection:
+def load_clip(
+    tensors: Mapping[str, Tensor], *, kind: str, num_heads: int | None = None, num_layers: int | None = None
+) -> CLIPTextModelWithProjection:
     """Build a CLIP text encoder around its tensors.
 
-    The projection of CLIP-L is the identity: published single files have none, and consumers ignore one.
+    The projection of all but CLIP-G is the identity: published single files of CLIP-L have none, and no model takes
+    that of another.
 
     Args:
         tensors: {name as in transformers, without prefix: tensor}.
-        kind: "clip_l" or "clip_g".
+        kind: "clip_l", "clip_g" or "clip_h".
         num_heads: Instead of `clip_heads`.
+        num_layers: How many layers are used, of more that there may be; None is all.
 
     Raises:
         CheckpointError: A tensor is missing, unknown or of a wrong shape.
@@ -91,12 +97,14 @@ def load_clip(tensors: Mapping[str, Tensor], *, kind: str, num_heads: int | None
     from transformers import CLIPTextModelWithProjection
 
     weights = {name: tensor for name, tensor in with_text_model(tensors).items() if not name.startswith(_NOT_TEXT)}
+    if num_layers is not None:
+        weights = {name: tensor for name, tensor in weights.items() if _layer_of(name) < num_layers}
     config = clip_config(
         {name: tuple(tensor.shape) for name, tensor in weights.items()}, kind=kind, num_heads=num_heads
     )
-    if kind == "clip_l":
+    if kind not in _PROJECTED:
         if _PROJECTION in weights:
-            logger.info("clip_l: its text projection is not used, as in other tools for SD3")
+            logger.info("%s: its text projection is not used, as in other tools", kind)
         tokens = weights[CLIP_TOKENS]
         weights[_PROJECTION] = torch.eye(config.hidden_size, dtype=tokens.dtype, device=tokens.device)
     with torch.device("meta"):
@@ -107,6 +115,11 @@ def load_clip(tensors: Mapping[str, Tensor], *, kind: str, num_heads: int | None
         config.max_position_embeddings, device=weights[CLIP_TOKENS].device
     ).expand(1, -1)
     return model.eval()
+
+
+def _layer_of(name: str) -> int:
+    """Number of the layer that a tensor belongs to; -1 outside of layers."""
+    return int(name.removeprefix(_LAYERS).partition(".")[0]) if name.startswith(_LAYERS) else -1
 
 
 def t5_config(shapes: Shapes) -> T5Config:

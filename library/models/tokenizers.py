@@ -1,8 +1,8 @@
 """Captions to token ids: where CLIP's and T5's tokenizers are looked for, and how ids are padded.
 
-CLIP-L pads with its end token, CLIP-G with id 0, T5 with id 0. Longer captions are cut. The order of places is
-`--tokenizer_dir`, `--tokenizer_cache_dir`, folders beside the model, what the set-up made, the hub's cache, the hub.
-Source of the paddings: the tokenizer settings published with Stable Diffusion 3.
+CLIP-L pads with its end token, CLIP-G and the CLIP of SD 2.x with id 0, T5 with id 0. Longer captions are cut. The
+order of places is `--tokenizer_dir`, `--tokenizer_cache_dir`, folders beside the model, what the set-up made, the hub's
+cache, the hub. Source of the paddings: the tokenizer settings published with Stable Diffusion 2, XL and 3.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,10 +22,12 @@ from library.tensorfile import user_cache_dir
 
 CLIP_LENGTH = 77
 HUB_IDS = {
+    "clip": "openai/clip-vit-large-patch14",
     "clip_l": "openai/clip-vit-large-patch14",
     "clip_g": "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k",
     "t5xxl": "google/t5-v1_1-xxl",
 }
+_HUB_CLIPS = ("clip_l", "clip_g")  # each with a place of its own
 _HUB_FILES = {"clip": ("vocab.json", "merges.txt"), "t5": ("spiece.model",)}
 
 # Folders inside a diffusers model, inside a ComfyUI install, and the given folder itself.
@@ -40,6 +42,7 @@ _T5_FOLDERS = (
     "",
 )
 _MODEL_FOLDERS = {
+    "clip": _CLIP_FOLDERS,
     "clip_l": (*_CLIP_FOLDERS, "tokenizer_2"),
     "clip_g": ("tokenizer_2", *_CLIP_FOLDERS),
     "t5xxl": _T5_FOLDERS,
@@ -53,7 +56,7 @@ class TextTokenizer:
     """The tokenizer of one encoder.
 
     Attributes:
-        name: "clip_l", "clip_g" or "t5xxl".
+        name: "clip" (of SD 1.x and 2.x), "clip_l", "clip_g" or "t5xxl".
         length: Of captions, for CLIP: 77, or less where the tokenizer's folder says so; None for T5.
         start: Id before the caption; None for T5.
         end: Id after the caption.
@@ -105,15 +108,17 @@ def load_tokenizers(
     cache_dir: Path | None = None,
     model_path: Path | None = None,
     vocab_rows: Mapping[str, int] | None = None,
+    zero_padded: Collection[str] = ("clip_g",),
 ) -> TokenizerSet:
     """Find and open the tokenizers of the named encoders.
 
     Args:
-        names: Of "clip_l", "clip_g", "t5xxl".
+        names: Of "clip", "clip_l", "clip_g", "t5xxl".
         tokenizer_dir: Any folder that has them: a diffusers model, a ComfyUI install, a clone of one tokenizer.
         cache_dir: Has (or gets, after a download) folders named after hub ids with _ for /.
         model_path: The weights file, or a diffusers folder.
         vocab_rows: {encoder name: rows of its token embedding}; a tokenizer that does not fit is refused.
+        zero_padded: CLIPs that pad with id 0 and not with their end token.
 
     Raises:
         CheckpointError: A folder does not exist or has no tokenizer; or some are nowhere: one message names all.
@@ -123,7 +128,9 @@ def load_tokenizers(
     found = {name: places.find(name) for name in names}
     if missing := [name for name, vocabulary in found.items() if vocabulary is None]:
         raise CheckpointError(_missing_message(missing, places))
-    tokenizers = TokenizerSet({name: _tokenizer(name, item) for name, item in found.items() if item is not None})
+    tokenizers = TokenizerSet(
+        {name: _tokenizer(name, item, name in zero_padded) for name, item in found.items() if item is not None}
+    )
     for name, tokenizer in tokenizers.items():
         logger.info("tokenizer of %s: %s", name, tokenizer.vocabulary.source)
         if vocab_rows is not None and name in vocab_rows:
@@ -145,12 +152,12 @@ def _kind(name: str) -> str:
     return "t5" if name == "t5xxl" else "clip"
 
 
-def _tokenizer(name: str, vocabulary: Vocabulary) -> TextTokenizer:
+def _tokenizer(name: str, vocabulary: Vocabulary, is_zero_padded: bool) -> TextTokenizer:
     ids = vocabulary.ids
     if vocabulary.kind == "t5":
         return TextTokenizer(name, vocabulary, None, None, ids[T5_END], ids[T5_PAD])
     length = min(CLIP_LENGTH, vocabulary.max_length or CLIP_LENGTH)
-    pad = 0 if name == "clip_g" else ids[CLIP_END]
+    pad = 0 if is_zero_padded else ids[CLIP_END]
     return TextTokenizer(name, vocabulary, length, ids[CLIP_START], ids[CLIP_END], pad)
 
 
@@ -215,12 +222,14 @@ class _Places:
 
 
 def _sharers(name: str) -> tuple[str, ...]:
-    """Encoders with the same words, itself first: both CLIPs were trained with one vocabulary."""
-    return {"clip_l": ("clip_l", "clip_g"), "clip_g": ("clip_g", "clip_l")}.get(name, (name,))
+    """Encoders with the same words, itself first: all CLIPs were trained with one vocabulary."""
+    return (name, *(other for other in _HUB_CLIPS if other != name)) if _kind(name) == "clip" else (name,)
 
 
 def _hub_names(name: str) -> tuple[str, ...]:
-    return tuple(part for sharer in _sharers(name) for part in (hub_folder_name(sharer), HUB_IDS[sharer]))
+    return tuple(
+        dict.fromkeys(part for sharer in _sharers(name) for part in (hub_folder_name(sharer), HUB_IDS[sharer]))
+    )
 
 
 def _copy(files: Sequence[Path], folder: Path) -> None:

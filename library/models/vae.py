@@ -2,7 +2,7 @@
 
 Outside this file latents are scaled: (z - shift) * scale.
 
-Source: Rombach et al. 2022, arXiv:2112.10752; the published configuration of Stable Diffusion 3.
+Source: Rombach et al. 2022, arXiv:2112.10752; the published configurations of Stable Diffusion.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 # Of Stable Diffusion 3, which has 16 latent channels.
 SD3_SCALE = 1.5305
 SD3_SHIFT = 0.0609
+# Of the others, which have 4 and no shift.
+SD_SCALE = 0.18215  # 1.x and 2.x
+SDXL_SCALE = 0.13025
 
 
 def norm_groups(widths: Sequence[int]) -> int:

@@ -7,11 +7,12 @@ a derived value is a property of its group. Nothing here imports torch.
 
 from __future__ import annotations
 
+import inspect
 import types
 import typing
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, TypedDict, TypeVar
@@ -143,6 +144,7 @@ class ScriptOptions:
         unused: {option: reason} of options that are known, so that commands can be shared between scripts, and
             dropped before anything is checked; those given are named in a warning.
         preset: Values that the script itself sets, whatever is given.
+        leading: Fields of the groups that come first in help and documentation.
     """
 
     config: ConfigOptions = field(default_factory=ConfigOptions)
@@ -152,6 +154,7 @@ class ScriptOptions:
     required: ClassVar[tuple[str | tuple[str, ...], ...]] = ()  # of several in one place any one will do
     unused: ClassVar[Mapping[str, str]] = {}
     preset: ClassVar[Mapping[str, object]] = {}
+    leading: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         values = {name: getattr(group, name) for group in self.groups() for name in group.__dataclass_fields__}
@@ -169,6 +172,14 @@ class ScriptOptions:
 
     def check(self) -> Iterator[str]:
         """Sentences about options of different groups that do not go together."""
+        return iter(())
+
+    def without_effect(self) -> Iterator[tuple[str, str]]:
+        """(name, reason) of options that change nothing beside those of other groups."""
+        return iter(())
+
+    def remarks(self) -> Iterator[str]:
+        """Further warnings about options of different groups, one line each."""
         return iter(())
 
 
@@ -225,18 +236,55 @@ def parse_options(
     given = frozenset(name for name, value in values.items() if value is not None)
     used = {name: value for name, value in values.items() if name not in options_class.unused}
     groups = _build_groups(options_class, {**used, **options_class.preset})
-    unused = {name: reason for name, reason in options_class.unused.items() if name in given}
-    remarks = [*_warnings(groups, ignored or {}, unused), *_repeat_warnings(line.repeated, values)]
-    return options_class(**groups, given=given, warnings=tuple(remarks))
+    options_of_groups = options_class(**groups, given=given)
+    warnings = [*warnings_about(options_of_groups, ignored or {}), *_repeat_warnings(line.repeated, values)]
+    return replace(options_of_groups, warnings=tuple(warnings))
+
+
+def warnings_about(options: ScriptOptions, ignored: Mapping[str, str]) -> Iterator[str]:
+    """One line for everything without effect, then the remarks of the groups and of the script.
+
+    Args:
+        ignored: {option: reason} of options that have no effect for this family.
+    """
+    reasons = {name: reason for group in options.groups() for name, reason in group.without_effect()}
+    reasons |= {**dict(options.without_effect()), **ignored}
+    for name, option in options_of(type(options)).items():
+        if option.declared.no_effect:
+            reasons[name] = option.declared.no_effect
+    yield from line_without_effect(options, {**reasons, **options.unused})
+    for group in options.groups():
+        yield from group.remarks()
+    yield from options.remarks()
+
+
+def line_without_effect(options: ScriptOptions, reasons: Mapping[str, str]) -> Iterator[str]:
+    """A line about those of some options that are given, or none.
+
+    Args:
+        reasons: {option: why it has no effect}.
+    """
+    values = options.values()
+    by_reason: defaultdict[str, list[str]] = defaultdict(list)
+    for name in options.unused:
+        if name in reasons and name in options.given:
+            by_reason[reasons[name]].append(f"--{name}")
+    for name, option in options_of(type(options)).items():
+        if name in reasons and name not in options.unused and values[name] != option.default:
+            by_reason[reasons[name]].append(option.flag)
+    if by_reason:
+        parts = [f"{', '.join(flags)} ({reason})" for reason, flags in by_reason.items()]
+        yield f"Options without effect here: {'; '.join(parts)}."
 
 
 def group_classes(options_class: type[ScriptOptions]) -> Mapping[str, type[OptionGroup]]:
-    """The groups of a script by field name; those that other scripts have too come last."""
+    """The groups of a script by field name: the leading ones, then the more a group is the script's own."""
     hints = typing.get_type_hints(options_class)
-    inherited = {item.name for base in options_class.__mro__[1:] if is_dataclass(base) for item in fields(base)}
+    age = {name: place for place, base in enumerate(options_class.__mro__) for name in inspect.get_annotations(base)}
+    leading = options_class.leading
     return {
         item.name: hints[item.name]
-        for item in sorted(fields(options_class), key=lambda item: item.name in inherited)
+        for item in sorted(fields(options_class), key=lambda item: (item.name not in leading, age[item.name]))
         if isinstance(hints[item.name], type) and issubclass(hints[item.name], OptionGroup)
     }
 
@@ -343,26 +391,6 @@ def _value_problems(group: OptionGroup) -> Iterator[str]:
             yield f"{option.flag} {found}"
     for reason, flags in later.items():
         yield f"{', '.join(flags)}: not available yet ({reason})."
-
-
-def _warnings(
-    groups: Mapping[str, OptionGroup], ignored: Mapping[str, str], unused: Mapping[str, str]
-) -> Iterator[str]:
-    """One line for everything without effect, then the remarks of the groups."""
-    by_reason: defaultdict[str, list[str]] = defaultdict(list)
-    for name in unused:
-        by_reason[unused[name]].append(f"--{name}")
-    for group in groups.values():
-        reasons = {**dict(group.without_effect()), **ignored}
-        for name, option in group_options(type(group)).items():
-            reason = option.declared.no_effect or reasons.get(name)
-            if reason and getattr(group, name) != option.default:
-                by_reason[reason].append(option.flag)
-    if by_reason:
-        parts = [f"{', '.join(flags)} ({reason})" for reason, flags in by_reason.items()]
-        yield f"Options without effect here: {'; '.join(parts)}."
-    for group in groups.values():
-        yield from group.remarks()
 
 
 def _repeat_warnings(repeated: Sequence[str], values: Mapping[str, object]) -> Iterator[str]:

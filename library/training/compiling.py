@@ -97,25 +97,25 @@ class CompiledBlock:
         options = _inductor_options() if backend == "inductor" else None
         self._compiled = torch.compile(forward, backend=backend, options=options, dynamic=is_varied or None)
 
-    def __call__(self, *inputs: Any) -> Any:
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
         """What the block gives.
 
         Raises:
             EnvironmentFault: It cannot be compiled.
         """
         if not self.is_on:
-            return self._plain(*inputs)
+            return self._plain(*inputs, **named)
         from torch._dynamo.exc import FailOnRecompileLimitHit
 
         try:
-            return self._compiled(*inputs)
+            return self._compiled(*inputs, **named)
         except FailOnRecompileLimitHit:
             self._tell_limit()
         except Exception as error:
             if is_out_of_memory(error) or not _is_of_compiler(error):
                 raise
             raise self.fault(error) from error
-        return self._plain(*inputs)
+        return self._plain(*inputs, **named)
 
     def fault(self, error: BaseException) -> EnvironmentFault:
         """What to tell of an error of the compiler."""

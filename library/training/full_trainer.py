@@ -1,4 +1,4 @@
-"""Training the whole model: what scripts such as sd3_train.py do."""
+"""Training the whole model: the denoiser and, on request, its text encoders."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Parameter
 
+    from library.records import Batch
     from library.training.saving.run_metadata import RunMetadata
 
 logger = get_logger(__name__)
@@ -49,11 +50,12 @@ class FullTrainer(Trainer):
                 "--blocks_to_swap with weights that train needs --fused_backward_pass or --blockwise_fused_optimizers: "
                 "a block makes its step while it is on the GPU, and goes back. Give one of them."
             )
-        for flag in dict.fromkeys(encoder.flags[0] for encoder in self.options.encoders if encoder.is_asked):
-            if not any(encoder.name in trained for encoder in self.options.encoders if encoder.flags[0] == flag):
+        choices = self.options.encoders
+        for flag in filter(None, dict.fromkeys(encoder.flags[0] for encoder in choices if encoder.is_asked)):
+            if not any(encoder.name in trained for encoder in choices if encoder.flags[0] == flag):
                 logger.warning("%s has no effect: the learning rates of its encoders are 0.", flag)
-        if self.options.saving.layout == "diffusers":
-            for flag in dict.fromkeys(encoder.flags[1] for encoder in self.options.encoders if encoder.is_saved):
+        if self.options.layout == "diffusers":
+            for flag in filter(None, dict.fromkeys(encoder.flags[1] for encoder in choices if encoder.is_saved)):
                 logger.warning("%s has no effect: a diffusers folder has all encoders.", flag)
 
     def highest_rate(self) -> float:
@@ -80,7 +82,7 @@ class FullTrainer(Trainer):
         if self.sharding is not None:
             self._check_parts()
         places = [self.folder / name for name in self.saves.all_models()]
-        self.family.check_places(self.files, places, layout=self.options.saving.layout)
+        self.family.check_places(self.files, places, layout=self.options.layout)
         self._check_space()
 
     def _check_space(self) -> None:
@@ -93,7 +95,7 @@ class FullTrainer(Trainer):
             self.files,
             denoiser=denoiser,
             encoders={name: encoder.state_dict() for name, encoder in encoders.items()},
-            layout=self.options.saving.layout,
+            layout=self.options.layout,
             bundled=self.bundled_encoders(),
             dtype=self.save_dtype(),
         )
@@ -137,7 +139,7 @@ class FullTrainer(Trainer):
         for encoder in self.options.encoders:
             is_there = self.family.has_encoder(self.files, encoder.name)
             for is_asked, flag in zip((encoder.is_asked, encoder.is_saved), encoder.flags, strict=True):
-                if is_asked and not is_there:
+                if is_asked and flag and not is_there:
                     raise OptionError(
                         f"{flag}: there is no {encoder.name}. Give one with --{encoder.name}, or leave it out."
                     )
@@ -149,9 +151,9 @@ class FullTrainer(Trainer):
             )
 
     def _denoiser_rates(self) -> tuple[float, ...]:
-        full, depth = self.options.full, self.family.depth(self.files)
+        full, names = self.options.full, self.family.part_names(self.files)
         rate = self.options.optimizer.learning_rate
-        return part_rates(depth, rate, full.block_rates, full.num_last_block_to_freeze or 0)
+        return part_rates(names, rate, full.block_rates, full.num_frozen_blocks)
 
     # Building
 
@@ -210,6 +212,21 @@ class FullTrainer(Trainer):
 
     # Training
 
+    def optimizer_step(self, batches: list[Batch]) -> None:
+        """Make a step; before it, encoders that have had theirs are frozen, and stay in the saved model as they are."""
+        for encoder in self.options.encoders:
+            if encoder.num_steps is not None and self.step >= encoder.num_steps:
+                self._freeze(encoder.name)
+        super().optimizer_step(batches)
+
+    def _freeze(self, name: str) -> None:
+        trained = [p for part in self.parts if part.name == name for p in part.parameters.values() if p.requires_grad]
+        for parameter in trained:  # an optimizer passes over what has no gradient
+            parameter.requires_grad_(False)
+            parameter.grad = None
+        if trained:
+            logger.info("%s trains no more after step %d.", name, self.step)
+
     def set_training(self, is_training: bool) -> None:
         """Nothing here drops values, but recomputed layers of encoders ask for it."""
         self.set_models_training(is_training)
@@ -237,15 +254,15 @@ class FullTrainer(Trainer):
 
     def has_header(self) -> bool:
         """Of the layouts, one has a header for metadata."""
-        return bool(self.options.saving.layout == "safetensors")
+        return bool(self.options.layout == "safetensors")
 
     def extension(self) -> str:
         """Ending of the saved files; folders have none."""
-        return {"ckpt": ".ckpt", "diffusers": ""}.get(self.options.saving.layout, ".safetensors")
+        return {"ckpt": ".ckpt", "diffusers": ""}.get(self.options.layout, ".safetensors")
 
     def side_parts(self) -> tuple[str, ...]:
         """Encoders that train and get a file of their own."""
-        if self.options.saving.layout == "diffusers":
+        if self.options.layout == "diffusers":
             return ()
         bundled = self.bundled_encoders()
         return tuple(name for name in self.trained_encoders() if name not in bundled)
@@ -278,7 +295,7 @@ class FullTrainer(Trainer):
             "files": self.files,
             "denoiser": whole(self._trained_denoiser()),
             "encoders": {name: whole(self.text.encoders[name].state_dict()) for name in self.trained_encoders()},
-            "layout": self.options.saving.layout,
+            "layout": self.options.layout,
             "bundled": self.bundled_encoders(),
             "dtype": self.save_dtype(),
         }

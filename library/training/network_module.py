@@ -20,10 +20,11 @@ from library.options.groups import NetworkOptions
 
 if TYPE_CHECKING:
     from library.tensorfile import TensorHeader
+    from networks.targets import ModelOutline
 
 logger = get_logger(__name__)
 
-KNOWN = ("networks.lora", "networks.lora_sd3", "lycoris.kohya")
+KNOWN = ("networks.lora", "networks.lora_sd3", "networks.lora_fa", "networks.dylora", "networks.oft", "lycoris.kohya")
 
 
 def import_network_module(name: str) -> ModuleType:
@@ -49,14 +50,17 @@ def import_network_module(name: str) -> ModuleType:
     return module
 
 
-def check_network(module: ModuleType, options: NetworkOptions, arguments: Mapping[str, str], depth: int) -> None:
+def check_network(
+    module: ModuleType, options: NetworkOptions, arguments: Mapping[str, str], *, model: ModelOutline, depth: int
+) -> None:
     """Refuse arguments, and files of `--network_weights` and `--base_weights`, that do not fit the model.
 
     Args:
         module: From `import_network_module`.
         options: As given.
         arguments: From --network_args.
-        depth: Number of blocks of the denoiser.
+        model: Which layers the denoiser has.
+        depth: Number of its blocks.
 
     Raises:
         OptionError: A wrong argument, or nothing to train.
@@ -64,6 +68,7 @@ def check_network(module: ModuleType, options: NetworkOptions, arguments: Mappin
     """
     shared = {
         "depth": depth,
+        "model": model,
         "network_dim": options.network_dim,
         "trains_text_encoders": not options.network_train_unet_only,
         "trains_denoiser": not options.network_train_text_encoder_only,

@@ -40,28 +40,14 @@ class NetworkTrainer(Trainer):
         super().check_options()
         self.network_args = network_args(self.options.network.network_args, self.options.network.network_dropout)
         check_base_format(self.options.memory, str(self.options.network.network_module), self.network_args)
-        if not self._trains_t5():
-            return
-        if self.options.network.network_train_unet_only:
-            raise OptionError(
-                "--network_args train_t5xxl=True and --network_train_unet_only exclude each other. Keep one of them."
-            )
-        if self.options.precision.mixed_precision == "fp16":
-            raise OptionError(
-                "--network_args train_t5xxl=True cannot be used with --mixed_precision fp16: "
-                "T5's numbers exceed the range of fp16. Use bf16."
-            )
-        if self.options.cache.caches_text:
-            raise OptionError(
-                "--network_args train_t5xxl=True cannot be used with --cache_text_encoder_outputs: "
-                "a trained encoder has no fixed output. Leave one of them out."
-            )
+        self.family.check_network_options(self.options, self.network_args)
 
     def check_trainables(self) -> None:
         """The network module can be imported; its arguments and files fit a model of this depth."""
         options = self.options.network
         self.module = import_network_module(options.network_module)
-        check_network(self.module, options, self.network_args, self.family.depth(self.files))
+        model, depth = self.family.network_model(self.files), self.family.depth(self.files)
+        check_network(self.module, options, self.network_args, model=model, depth=depth)
         self._refuse_cached_encoder_changes()
         self._refuse_what_cannot_be_saved()
 
@@ -78,22 +64,19 @@ class NetworkTrainer(Trainer):
 
     def _refuse_what_cannot_be_saved(self) -> None:
         module = self.options.network.network_module
-        if self.options.saving.save_model_as == "diffusers" and not module.startswith("networks."):
+        if self.options.layout == "diffusers" and not module.startswith("networks."):
             raise OptionError(
                 f"--save_model_as diffusers: files of {module} have no layout that diffusers loads. Use safetensors."
             )
-        if "t5xxl" in self.trained_encoders() and not self.family.has_encoder(self.files, "t5xxl"):
-            raise OptionError("--network_args train_t5xxl=True: there is no T5 to train. Give one with --t5xxl.")
-
-    def _trains_t5(self) -> bool:
-        return self.network_args.get("train_t5xxl", "").lower() in ("true", "1")
+        for name in self.trained_encoders():
+            if not self.family.has_encoder(self.files, name):
+                raise OptionError(f"--network_args: there is no {name} to train. Give one with --{name}.")
 
     def trained_encoders(self) -> tuple[str, ...]:
-        """CLIP-L and CLIP-G unless --network_train_unet_only; T5 on request."""
+        """Those that the network is for, unless --network_train_unet_only."""
         if self.options.network.network_train_unet_only:
             return ()
-        names = self.family.encoder_names
-        return names if self._trains_t5() else tuple(name for name in names if name != "t5xxl")
+        return self.family.network_encoders(self.network_args)
 
     # Building
 
@@ -254,7 +237,7 @@ class NetworkTrainer(Trainer):
         from library.training.saving.run_metadata import write_network
 
         state = network_state(self.network, self.save_dtype())
-        if self.options.saving.save_model_as == "diffusers":
+        if self.options.layout == "diffusers":
             state = self.family.network_to_diffusers(state)
         architecture = f"{self.family.architecture(self.files)}/lora"
         metadata = self.run_metadata.for_file(

@@ -17,7 +17,7 @@ class Part:
     """Parameters that share a learning rate.
 
     Attributes:
-        name: For logs: "mmdit", "clip_l", or with rates of their own "embedders", "block_00" and so on.
+        name: For logs: that of the denoiser or of an encoder, or of a part of the denoiser with a rate of its own.
         rate: 0 means that it does not train.
         parameters: {name in the saved state: parameter}.
     """
@@ -33,12 +33,12 @@ class Part:
 
 
 def part_rates(
-    depth: int, learning_rate: float, block_rates: Sequence[float] | None, num_frozen: int
+    names: Sequence[str], learning_rate: float, block_rates: Sequence[float] | None, num_frozen: int
 ) -> tuple[float, ...]:
-    """Learning rates of embedders, each block, final layer.
+    """Learning rates of the denoiser's parts.
 
     Args:
-        depth: Number of blocks.
+        names: Of the parts: embedders, each block, what is behind them.
         learning_rate: Where `block_rates` is None.
         block_rates: One for each part.
         num_frozen: Blocks at the end that get 0.
@@ -46,14 +46,15 @@ def part_rates(
     Raises:
         OptionError: There are not as many rates as parts, or not as many blocks as shall be frozen.
     """
-    if block_rates is not None and len(block_rates) != depth + 2:
+    depth = len(names) - 2
+    if block_rates is not None and len(block_rates) != len(names):
         raise OptionError(
-            f"--block_lr takes {depth + 2} rates for this model (embedders, {depth} blocks, final layer), "
-            f"got {len(block_rates)}."
+            f"--block_lr takes {len(names)} rates for this model ({names[0]}, {depth} blocks from {names[1]} to "
+            f"{names[-2]}, {names[-1]}), got {len(block_rates)}."
         )
     if num_frozen > depth:
         raise OptionError(f"--num_last_block_to_freeze {num_frozen}: the model has {depth} blocks. Lower it.")
-    rates = list(block_rates or [learning_rate] * (depth + 2))
+    rates = list(block_rates or [learning_rate] * len(names))
     rates[depth + 1 - num_frozen : depth + 1] = [0.0] * num_frozen
     return tuple(rates)
 

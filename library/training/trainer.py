@@ -99,7 +99,8 @@ class Trainer(DenoiserPhases):
                 "weights itself. Leave one of them out."
             )
         if sampling.sample_prompts:
-            self.prompt_file = PromptFile(Path(sampling.sample_prompts), PromptDefaults.of_family(self.family))
+            defaults = PromptDefaults.of_family(self.family, sampling.sample_sampler)
+            self.prompt_file = PromptFile(Path(sampling.sample_prompts), defaults)
         self._tell_lost_metadata()
         check_output_dir(self.folder)
         self.continuation.check_options()
@@ -107,9 +108,7 @@ class Trainer(DenoiserPhases):
     def _tell_lost_metadata(self) -> None:
         given = sorted(f"--{n}" for n in self.options.given if n.startswith("metadata_") or n == "training_comment")
         if given and not self.has_header():
-            logger.warning(
-                "%s without effect: the format %s has no metadata.", ", ".join(given), self.options.saving.save_model_as
-            )
+            logger.warning("%s without effect: the format %s has no metadata.", ", ".join(given), self.options.layout)
 
     def inspect_files(self) -> None:
         """Also: what the model files say about the options, and whose files are in the output folder."""

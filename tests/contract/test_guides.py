@@ -15,9 +15,7 @@ from library.checkpoint.state_folder import MANIFEST
 from library.data.config.schema import parse_dataset_config
 from library.data.plan.batches import StepCount
 from library.errors import UserError
-from library.families.sd3.cache_options import Sd3LatentCachingOptions
 from library.families.sd3.options import Sd3FullOptions, Sd3NetworkOptions
-from library.families.sd3.preview_options import Sd3PreviewOptions
 from library.options.entry import INTERRUPTED
 from library.options.spec import options_of
 from library.training.sampling.prompts import load_prompts
@@ -27,7 +25,9 @@ from library.training.saving.saver import AVERAGE
 from library.training.stepping.validation import validation_timesteps
 from networks.sd3_args import Sd3NetworkArgs
 from quickstart import EXTRAS
+from tools.cache_options import LatentCachingOptions
 from tools.convert_sd3_lora import make_parser
+from tools.preview_options import PreviewToolOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -36,7 +36,7 @@ FULL_GUIDE = (ROOT / "docs" / "sd3_train.md").read_text(encoding="utf-8")
 SAVING = (ROOT / "docs" / "saving_and_resuming.md").read_text(encoding="utf-8")
 OPTIONS = options_of(Sd3NetworkOptions)
 FULL = options_of(Sd3FullOptions)
-TOOLS = {*options_of(Sd3LatentCachingOptions), *options_of(Sd3PreviewOptions)} - set(OPTIONS)
+TOOLS = {*options_of(LatentCachingOptions), *options_of(PreviewToolOptions)} - set(OPTIONS)
 
 OTHER_PROGRAMS = {  # accelerate, torchrun, lines of prompt files, and a typo that the guide shows
     *("--num_cpu_threads_per_process", "--num_processes", "--multi_gpu", "--quiet", "--nproc_per_node"),

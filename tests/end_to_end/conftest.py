@@ -1,8 +1,10 @@
-"""Trainings on the tiny model: `training` runs sd3_train_network.py and `full_training` sd3_train.py in this process,
-`launch` either in one of its own; `refused` runs the first up to an error that must come before weights are read."""
+"""Trainings on tiny models: `training` runs sd3_train_network.py and `full_training` sd3_train.py in this process,
+`training_of` the scripts of other families, `launch` any in a process of its own; `refused` runs the first up to an
+error that must come before weights are read."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import os
@@ -29,8 +31,7 @@ from library.training.trainer import Trainer
 ROOT = Path(__file__).resolve().parent.parent.parent
 EXAMPLES = ROOT / "examples" / "pictures"
 SQUARE = ("blue_triangle.png", "red_circle.png", "red_square.png", "red_star.png")  # 64 x 64, so one bucket
-SMALL_BUCKETS = {"resolution": 64, "enable_bucket": True, "bucket_reso_steps": 16}
-SMALL_BUCKETS |= {"min_bucket_reso": 32, "max_bucket_reso": 128}
+SMALL_BUCKETS = {"resolution": 64, "enable_bucket": True, "max_bucket_reso": 128}
 SUBSET_KEYS = {"alpha_mask", "is_reg", "metadata_file", "conditioning_data_dir"}  # that have no place elsewhere
 
 NOTHING: Mapping[str, Any] = {}
@@ -41,7 +42,7 @@ WITNESS = """
 import importlib, json, os, sys
 from library.data import cache
 script = importlib.import_module(os.environ["SCRIPT"])
-name = {"sd3_train": "Sd3FullTrainer", "sd3_train_network": "Sd3NetworkTrainer"}[os.environ["SCRIPT"]]
+name = next(name for name in vars(script) if name.endswith("Trainer") and name not in ("FullTrainer", "NetworkTrainer"))
 
 written = []
 real_write = cache.TensorCache.write
@@ -115,6 +116,8 @@ class Training:
     options_class: type[ScriptOptions] = Sd3NetworkOptions
     script: ScriptText = NETWORK_SCRIPT
     own_flags: tuple[str, ...] = ("--network_module=networks.lora", "--network_dim=4", "--network_alpha=4")
+    family_flags: tuple[str, ...] = ("--t5xxl_max_token_length=16",)
+    bucket_steps = 16
 
     def __init__(self, folder: Path, model: Path) -> None:
         self.folder, self.model = folder, model
@@ -136,7 +139,8 @@ class Training:
 
     def dataset_of(self, *datasets: Mapping[str, Any], **keys: Any) -> Path:
         """A dataset file of several datasets, with these keys for all."""
-        general = {**SMALL_BUCKETS, "caption_extension": ".txt", "batch_size": 2, **keys}
+        steps = {"bucket_reso_steps": self.bucket_steps, "min_bucket_reso": max(32, self.bucket_steps)}
+        general = {**SMALL_BUCKETS, **steps, "caption_extension": ".txt", "batch_size": 2, **keys}
         number = len(list(self.folder.glob("dataset*.toml")))
         path = self.folder / f"dataset{number}.toml"
         path.write_text(toml.dumps({"general": general, "datasets": list(datasets)}), encoding="utf-8")
@@ -150,7 +154,7 @@ class Training:
             f"--dataset_config={dataset}",
             f"--output_dir={self.folder / f'{self.output}{self._num_runs}'}",
             *(*self.own_flags, "--learning_rate=1e-3"),
-            *("--seed=5", "--no_metadata", "--t5xxl_max_token_length=16", "--max_data_loader_n_workers=0"),
+            *("--seed=5", "--no_metadata", "--max_data_loader_n_workers=0", *self.family_flags),
             *flags,
         ]
 
@@ -225,6 +229,40 @@ class FullTraining(Training):
         return Sd3FullTrainer
 
 
+class OtherTraining(Training):
+    """The same with a script of another family.
+
+    Args:
+        folder: For everything.
+        model: What is trained, with its tokenizers beside it.
+        script: Name of the script, without ending.
+    """
+
+    def __init__(self, folder: Path, model: Path, script: str) -> None:
+        super().__init__(folder, model)
+        name, options, text = OTHER_SCRIPTS[script]
+        room = importlib.import_module(f"library.families.{'sdxl' if 'sdxl' in script else 'sd'}.options")
+        self.options_class, self.script = getattr(room, options), getattr(room, text)
+        self._entry, self._trainer_name = script, name
+        self.own_flags = Training.own_flags if "network" in script else ()
+        self.family_flags = (f"--tokenizer_dir={model.parent}",)
+        self.bucket_steps = 32 if "sdxl" in script else 64
+
+    def trainer_class(self) -> type[Trainer]:
+        """What the script runs."""
+        found: type[Trainer] = getattr(importlib.import_module(self._entry), self._trainer_name)
+        return found
+
+
+OTHER_SCRIPTS = {  # script: what it runs, and its options
+    "sdxl_train_network": ("SdxlNetworkTrainer", "SdxlNetworkOptions", "SDXL_NETWORK_SCRIPT"),
+    "sdxl_train": ("SdxlFullTrainer", "SdxlFullOptions", "SDXL_FULL_SCRIPT"),
+    "train_network": ("SdNetworkTrainer", "SdNetworkOptions", "SD_NETWORK_SCRIPT"),
+    "fine_tune": ("FineTuneTrainer", "FineTuneOptions", "FINE_TUNE_SCRIPT"),
+    "train_db": ("DreamBoothTrainer", "DreamBoothOptions", "DREAM_BOOTH_SCRIPT"),
+}
+
+
 class _Collector(logging.Handler):
     def __init__(self, lines: list[str]) -> None:
         super().__init__()
@@ -274,6 +312,25 @@ def training(tmp_path: Path, tiny_sd3: Path, monkeypatch: pytest.MonkeyPatch) ->
 def full_training(training: Training) -> FullTraining:
     """Trainings of the whole tiny SD3-medium, in this process, on the CPU."""
     return FullTraining(training.folder, training.model)
+
+
+@pytest.fixture(scope="session")
+def tiny_unet_models(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """Random tiny models in one file each, with their tokenizers: "sd1", "sd2" (predicts the velocity), "sdxl"."""
+    from tests.tiny_unets import write_sd1, write_sd2, write_sdxl
+
+    folders = {kind: tmp_path_factory.mktemp(kind) for kind in ("sd1", "sd2", "sdxl")}
+    return {
+        "sd1": write_sd1(folders["sd1"]).path,
+        "sd2": write_sd2(folders["sd2"], is_v=True).path,
+        "sdxl": write_sdxl(folders["sdxl"]).path,
+    }
+
+
+@pytest.fixture
+def training_of(training: Training, tiny_unet_models: Mapping[str, Path]) -> Callable[..., OtherTraining]:
+    """training_of(script, kind) gives trainings of a tiny "sd1", "sd2" or "sdxl", in this process, on the CPU."""
+    return lambda script, kind: OtherTraining(training.folder, tiny_unet_models[kind], script)
 
 
 @pytest.fixture

@@ -17,24 +17,24 @@ from safetensors import safe_open
 
 from library.data.cache.places import settings_mark
 from library.errors import CheckpointError, DatasetError, OutputError
-from library.families.sd3.cache_options import (
-    LATENT_CACHING_SCRIPT,
-    TEXT_CACHING_SCRIPT,
-    Sd3LatentCachingOptions,
-    Sd3TextCachingOptions,
-)
 from library.log import LOGGER_NAME
 from library.options.spec import parse_options
 from library.tensorfile import temporary_name
 from tools.cache_latents import LatentCacheTool
+from tools.cache_options import (
+    LATENT_CACHING_SCRIPT,
+    TEXT_CACHING_SCRIPT,
+    LatentCachingOptions,
+    TextCachingOptions,
+)
 from tools.cache_text_encoder_outputs import TextCacheTool
 
 ROOT = Path(__file__).resolve().parents[2]
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 LATENTS, TEXTS = "tools/cache_latents.py", "tools/cache_text_encoder_outputs.py"
 TOOLS = {
-    LATENTS: (LatentCacheTool, Sd3LatentCachingOptions, LATENT_CACHING_SCRIPT),
-    TEXTS: (TextCacheTool, Sd3TextCachingOptions, TEXT_CACHING_SCRIPT),
+    LATENTS: (LatentCacheTool, LatentCachingOptions, LATENT_CACHING_SCRIPT),
+    TEXTS: (TextCacheTool, TextCachingOptions, TEXT_CACHING_SCRIPT),
 }
 CACHED = ("--network_train_unet_only", "--cache_latents_to_disk", "--cache_text_encoder_outputs_to_disk")
 

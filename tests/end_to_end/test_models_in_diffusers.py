@@ -8,7 +8,6 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
-from library.diffusion.samplers import euler_flow
 from library.families.sd3.family import Sd3Family
 from library.tensorfile import read_header
 
@@ -64,7 +63,7 @@ class Written:
         def predict(latents, timesteps):
             return self.family.predict(self.denoiser, latents, timesteps, conditioning)
 
-        return euler_flow(predict, noise, self.family.inference_sigmas(STEPS), guidance_scale=GUIDANCE)
+        return self.family.sample(predict, noise, num_steps=STEPS, guidance_scale=GUIDANCE)
 
 
 @pytest.fixture(scope="module")

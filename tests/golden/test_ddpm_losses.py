@@ -21,6 +21,7 @@ from library.diffusion.ddpm import (
 from library.diffusion.loss import LossSettings, elementwise_loss, huber_thresholds
 from library.diffusion.noise import NoiseSettings, coarse_noise, draw_noise, offset_noise, with_unit_deviation
 from library.diffusion.objective import FlowObjective
+from library.training.stepping.step import compute_loss
 
 DATA = Path(__file__).parent / "data"
 GOLDEN = json.loads(gzip.decompress((DATA / "ddpm_losses.json.gz").read_bytes()))
@@ -206,3 +207,63 @@ def test_coarse_noise_has_the_stored_moments(case):
         spreads.append(noise.mean((2, 3)).std().item())
     assert math.fsum(stds) / len(stds) == pytest.approx(case["std"], rel=0.05)
     assert math.fsum(spreads) / len(spreads) == pytest.approx(case["mean_std_of_channel_means"], rel=0.05)
+
+
+# What a training calls
+
+
+def losses_of(case, objective, *, mask=None, loss_weights=None):
+    """`compute_loss` with noise and latents for which the target is the stored one."""
+    timesteps = torch.tensor(LOSSES["timesteps"])
+    draw = objective.at(timesteps)
+    target, latents = torch.tensor(LOSSES["target"]), torch.tensor(LOSSES["pred"]).flip(0)
+    noise = target
+    if objective.v_parameterization:  # v = signal * noise - deviation * latents
+        deviation = draw.sigmas.view(-1, 1, 1, 1)
+        noise = (target + deviation * latents) / (1 - deviation**2).sqrt()
+    return compute_loss(
+        latents,
+        noise,
+        draw,
+        lambda noisy_latents, timesteps: torch.tensor(LOSSES["pred"]),
+        objective,
+        loss=settings_of(case),
+        mask=mask,
+        loss_weights=loss_weights,
+    )
+
+
+@pytest.mark.parametrize("is_velocity", [False, True], ids=["noise", "velocity"])
+@pytest.mark.parametrize("case", LOSSES["cases"], ids=name_of)
+def test_loss_of_a_step_is_the_stored_one_with_mask_prior_weight_and_min_snr(case, is_velocity):
+    objective = DdpmObjective(v_parameterization=is_velocity, min_snr_gamma=5.0, debiased_estimation_loss=True)
+    stored, timesteps = torch.tensor(case["none"]), torch.tensor(LOSSES["timesteps"])
+    assert losses_of(case, DdpmObjective(v_parameterization=is_velocity)).mean().item() == pytest.approx(
+        case["mean"], rel=1e-5
+    )
+    mask = torch.rand(len(stored), 1, *stored.shape[2:], generator=torch.Generator().manual_seed(0))
+    prior = torch.linspace(0.5, 1.0, len(stored))
+    snr = objective.snr(objective.at(timesteps))
+    wanted = (stored * mask).mean((1, 2, 3)) * prior
+    wanted *= min_snr_weights(snr, 5.0, is_velocity=is_velocity) * debiased_weights(snr, is_velocity=is_velocity)
+    torch.testing.assert_close(losses_of(case, objective, mask=mask, loss_weights=prior), wanted, rtol=1e-5, atol=1e-7)
+
+
+def test_a_step_is_taken_from_the_stored_noisy_latents():
+    for case in NOISE["noisy_latents"]:
+        seen = []
+        objective, noise = DdpmObjective(), torch.tensor(case["noise"])
+        draw, added = objective.at(torch.tensor(case["timesteps"])), None
+        if "ip_noise_gamma" in case["options"]:
+            share = NOISE["uniform_draw"] if "ip_noise_gamma_random_strength" in case["options"] else 1
+            added = noise + case["options"]["ip_noise_gamma"] * share * given("ip_draw")
+        compute_loss(
+            given("latents"),
+            noise,
+            draw,
+            lambda latents, timesteps, seen=seen: seen.append(latents) or latents,
+            objective,
+            loss=LossSettings(),
+            added_noise=added,
+        )
+        close(seen[0], case["noisy_latents"])

@@ -15,14 +15,9 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, T5EncoderMo
 
 from library.checkpoint.tensor_stream import total_bytes
 from library.checkpoint.weights import WeightFiles
+from library.families.model_folder import MAX_ENCODER_SHARD_BYTES, MAX_SHARD_BYTES, cut_into_shards
 from library.families.sd3.checkpoint import inspect_weights
-from library.families.sd3.diffusers_folder import (
-    MAX_ENCODER_SHARD_BYTES,
-    MAX_SHARD_BYTES,
-    component_config,
-    component_plans,
-    cut_into_shards,
-)
+from library.families.sd3.diffusers_folder import component_config, component_plans
 from library.families.sd3.export import Sd3Model, model_bytes
 from library.models.mmdit import MMDiT
 from library.models.text_encoders import clip_config, t5_config

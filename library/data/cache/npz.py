@@ -38,8 +38,11 @@ class NpzReader(Protocol):
     """What a family knows about these archives. Raises DamagedFile where one does not fit."""
 
     @property
-    def text_ending(self) -> str:
-        """Of the files with text states, after the image's stem."""
+    def text_ending(self) -> str | None:
+        """Of the files with text states, after the image's stem; None where there are no such files."""
+
+    def latent_endings(self, image: Size) -> Sequence[str]:
+        """Of the files with latents of a picture of this size, after its stem. The first that is there counts."""
 
     def latents(self, path: Path, names: Sequence[str], *, bucket: Size, image: Size) -> dict[str, Tensor]:
         """Tensors of a latent entry, scaled, by name."""
@@ -92,9 +95,8 @@ def find_latents(
         has_other_mask = MASK in entry.names and entry.header["mask"] != ALPHA  # archives hold transparency only
         if entry.id not in missing or entry.path is None or entry.size is None or has_other_mask:
             continue
-        size = f"{record.size.width:04d}x{record.size.height:04d}"
-        path = names.beside(record.path, f"_{size}_{entry.header['family']}.npz")
-        if path is not None:
+        paths = (names.beside(record.path, ending) for ending in reader.latent_endings(record.size))
+        if (path := next(filter(None, paths), None)) is not None:
             found[entry.id] = NpzLatents(path, reader, entry.names, entry.size, record.size)
     return found
 
@@ -111,6 +113,8 @@ def find_texts(
         missing: Ids of the entries that have no file.
         reader: Of the family.
     """
+    if reader.text_ending is None:
+        return {}
     names = _Archives(records)
     captions: defaultdict[Path, set[str]] = defaultdict(set)
     for own, record in zip(ids, records, strict=True):

@@ -50,7 +50,7 @@ class CachedTexts:
 
 
 def of_encoders(states: Mapping[str, Tensor], encoders: Sequence[str]) -> dict[str, Tensor]:
-    """The states that belong to these encoders: called like one, or like one with an ending ("clip_l_pooled").
+    """The states that belong to these encoders: called like one, or like one with an ending ("..._pooled").
 
     Args:
         states: By name.

@@ -26,10 +26,12 @@ class Prepared(NamedTuple):
     Attributes:
         image: In -1..1. Shape [3, H, W], float32.
         mask: Where to learn, in 0..1, rounded to float16. Shape [1, h, w], float32; None where its subset has no masks.
+        crop: The planned crop, or the one that was drawn.
     """
 
     image: Tensor
     mask: Tensor | None
+    crop: CropPlan
 
 
 def prepare_picture(
@@ -74,7 +76,7 @@ def prepare_picture(
     if draw is not None and subset.color_aug:
         pixels = change_colours(pixels, draw)
     image = pixels_to_tensor(pixels[:, ::-1] if is_flipped else pixels)
-    return Prepared(image, None if mask is None else _mask_tensor(cut_out(mask, crop), cells, is_flipped))
+    return Prepared(image, None if mask is None else _mask_tensor(cut_out(mask, crop), cells, is_flipped), crop)
 
 
 def _mask_tensor(mask: np.ndarray, cells: int, is_flipped: bool) -> Tensor:

@@ -8,26 +8,17 @@ were not trained are read from the model's files, tensor by tensor, while they a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from library.checkpoint.names import side_path
-from library.checkpoint.state_folder import MODEL_INDEX
-from library.checkpoint.tensor_stream import (
-    PlannedTensor,
-    pickle_planned,
-    plan_tensor,
-    total_bytes,
-    write_planned,
-    written_dtype,
-)
+from library.checkpoint.tensor_stream import PlannedTensor, plan_tensor, total_bytes, written_dtype
 from library.checkpoint.weights import read_weights
-from library.errors import CheckpointError, OutputError
+from library.families import whole_model
 from library.families.sd3.key_map import mmdit_from_diffusers
+from library.families.whole_model import Plan, converted, write_whole_model
 from library.models.text_encoders import T5_TOKENS, T5_TOKENS_TWIN, with_text_model
 from library.models.vae_key_map import vae_from_diffusers
 from library.tensorfile import torch_dtype
@@ -39,10 +30,7 @@ if TYPE_CHECKING:
     from library.families.sd3.checkpoint import Part, Sd3Files
     from library.models.tokenizers import TokenizerSet
 
-Plan = dict[str, PlannedTensor]
-
 CLIP_PROJECTION = "text_projection.weight"
-_SIDE_METADATA = {"format": "pt"}  # as published encoders have it; older transformers ask for it
 _CLIP_PARTS = ("text_model.", CLIP_PROJECTION)
 _T5_PARTS = (T5_TOKENS, "encoder.")
 
@@ -98,40 +86,27 @@ class Sd3Model:
 
 
 def plan_part(part: Part, dtype: torch.dtype | None, mmap: bool = True) -> Plan:
-    """The tensors of a part under their published names; each is read when it is written."""
-    types = {name: torch_dtype(part.source.tensors[name].dtype) for name in part.names}
-    if part.is_diffusers:
-        return _plan_diffusers(part, types, dtype, mmap)
-    return {
-        published: PlannedTensor(
-            part.source.tensors[name].shape,
-            written := written_dtype(types[name], dtype),
-            partial(_read_one, part, name, written, mmap),
-        )
-        for name, published in part.names.items()
-    }
+    """The tensors of a part under their published names."""
+    if not part.is_diffusers:
+        return whole_model.plan_part(part, dtype, mmap)
+    if part.kind == "vae":
+        return converted(whole_model.plan_part(part, dtype, mmap), vae_from_diffusers)
+    return _plan_diffusers_mmdit(part, dtype, mmap)
 
 
-def _read_one(part: Part, name: str, dtype: torch.dtype, mmap: bool) -> Tensor:
-    scales = {name: part.scales[name]} if name in part.scales else {}
-    alone = replace(part, names={name: part.names[name]}, scales=scales)
-    return read_weights(alone, dtype=dtype, mmap=mmap)[part.names[name]]
-
-
-def _plan_diffusers(part: Part, types: Mapping[str, torch.dtype], dtype: torch.dtype | None, mmap: bool) -> Plan:
-    """Of a VAE or an MMDiT. Names are translated all at once, so it is read whole, as soon as one tensor is written."""
+def _plan_diffusers_mmdit(part: Part, dtype: torch.dtype | None, mmap: bool) -> Plan:
+    """Queries, keys and values are joined, so the part is read whole, as soon as one tensor is written."""
     import torch
 
-    to_published = vae_from_diffusers if part.kind == "vae" else mmdit_from_diffusers
     shapes = part.shapes()
     outlines = {
-        published: torch.empty(shapes[published], dtype=types[name], device="meta")
-        for name, published in part.names.items()
+        own: torch.empty(shapes[own], dtype=torch_dtype(part.source.tensors[name].dtype), device="meta")
+        for name, own in part.names.items()
     }
-    whole = cache(lambda: to_published(read_weights(part, mmap=mmap)))
+    whole = cache(lambda: mmdit_from_diffusers(read_weights(part, mmap=mmap)))
     return {
         name: PlannedTensor(tuple(outline.shape), written_dtype(outline.dtype, dtype), lambda name=name: whole()[name])  # type: ignore[misc]
-        for name, outline in to_published(outlines).items()
+        for name, outline in mmdit_from_diffusers(outlines).items()
     }
 
 
@@ -173,22 +148,17 @@ def write_model(
     Raises:
         OutputError: Something cannot be written, or the files of the model cannot be read any more.
     """
-    with _as_output_error(path):
-        check_places(model.files, [path], layout=layout)
-        if layout == "diffusers":
-            from library.families.sd3.diffusers_folder import write_diffusers
+    from library.families.sd3.diffusers_folder import write_diffusers
 
-            write_diffusers(path, model, tokenizers)
-            return [path]
-        beside = {side_path(path, name): plan for name, plan in model.side_files(bundled).items()}
-        check_places(model.files, beside, layout=layout)
-        for place, plan in beside.items():
-            write_planned(place, plan, _SIDE_METADATA)
-        if layout == "ckpt":
-            pickle_planned(path, model.single_file(bundled))
-        else:
-            write_planned(path, model.single_file(bundled), metadata)
-    return [path, *beside]
+    return write_whole_model(
+        path,
+        layout=layout,
+        parts=_parts(model.files),
+        single_file=partial(model.single_file, bundled),
+        side_files=partial(model.side_files, bundled),
+        write_folder=partial(write_diffusers, model=model, tokenizers=tokenizers),
+        metadata=metadata,
+    )
 
 
 def model_bytes(model: Sd3Model, *, layout: str, bundled: Sequence[str]) -> int:
@@ -202,25 +172,10 @@ def model_bytes(model: Sd3Model, *, layout: str, bundled: Sequence[str]) -> int:
 
 
 def check_places(files: Sd3Files, paths: Iterable[Path], *, layout: str) -> None:
-    """Refuse to put a model where its own sources lie, or something that is no model; see library/families/base.py."""
-    parts = [part for part in (files.denoiser, files.vae, files.clip_l, files.clip_g, files.t5xxl) if part is not None]
-    sources = {header.path.resolve() for part in parts for header in part.source.headers}
-    held = sources.union(*(source.parents for source in sources))
-    for path in paths:
-        is_model = (path / MODEL_INDEX).is_file() if layout == "diffusers" else path.is_file()
-        if path.resolve() in held:
-            reason = "is of the model that this training reads"
-        elif path.exists() and not is_model:
-            reason = "is something else than a model in this layout"
-        else:
-            continue
-        raise OutputError(f"{path} {reason}, and is not replaced. Choose another --output_name or --output_dir.")
+    """Refuse paths where a model may not be written; see library/families/base.py."""
+    whole_model.check_places(_parts(files), paths, layout=layout)
 
 
-@contextmanager
-def _as_output_error(path: Path) -> Iterator[None]:
-    """A file that was there at the start and is not any more costs this save, not the run."""
-    try:
-        yield
-    except CheckpointError as error:
-        raise OutputError(f"{path}: cannot be written, for a part of the model cannot be read: {error}") from error
+def _parts(files: Sd3Files) -> list[Part]:
+    parts = (files.denoiser, files.vae, files.clip_l, files.clip_g, files.t5xxl)
+    return [part for part in parts if part is not None]

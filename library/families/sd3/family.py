@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from library.device import send
-from library.errors import CheckpointError
+from library.errors import CheckpointError, OptionError
 from library.families.base import Conditioning
 from library.families.sd3.options import EIGHT_BITS
 from library.log import get_logger
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from library.models.mmdit import MMDiT
     from library.models.positions import ScaledPositionTables
     from library.models.tokenizers import TokenizerSet
+    from library.records import View
+    from networks.targets import ModelOutline
 
 logger = get_logger(__name__)
 
@@ -51,6 +53,9 @@ class Sd3Family:
     sample_size: int = 1024
     sample_steps: int = 28
     sample_guidance: float = 4.5
+    sample_multiple: int = 16
+    samplers: tuple[str, ...] = ()
+    prediction_type: str = "flow"
 
     pretrained: Path
     clip_l: Path | None = None
@@ -317,12 +322,49 @@ class Sd3Family:
 
         return tokens(tuple(names), number, self.t5_length)
 
-    def denoiser_parts(self, denoiser: nn.Module) -> dict[str, list[nn.Module]]:
+    def part_names(self, files: Sd3Files) -> tuple[str, ...]:
         """Embedders, joint blocks, final layer."""
+        return ("embedders", *(f"block_{index:02}" for index in range(files.config.depth)), "final")
+
+    def denoiser_parts(self, denoiser: nn.Module) -> dict[str, list[nn.Module]]:
+        """The same with their modules."""
         model = cast("MMDiT", denoiser)
         embedders = [model.x_embedder, model.t_embedder, model.y_embedder, model.context_embedder]
         blocks = {f"block_{index:02}": [block] for index, block in enumerate(model.joint_blocks)}
         return {"embedders": embedders, **blocks, "final": [model.final_layer]}
+
+    def network_encoders(self, arguments: Mapping[str, str]) -> tuple[str, ...]:
+        """CLIP-L and CLIP-G; T5 on request."""
+        return ENCODER_NAMES if _trains_t5(arguments) else ENCODER_NAMES[:2]
+
+    def check_network_options(self, options: Any, arguments: Mapping[str, str]) -> None:
+        """What a T5 with adapters does not go with.
+
+        Raises:
+            OptionError: It is given.
+        """
+        if not _trains_t5(arguments):
+            return
+        if options.network.network_train_unet_only:
+            raise OptionError(
+                "--network_args train_t5xxl=True and --network_train_unet_only exclude each other. Keep one of them."
+            )
+        if options.precision.mixed_precision == "fp16":
+            raise OptionError(
+                "--network_args train_t5xxl=True cannot be used with --mixed_precision fp16: "
+                "T5's numbers exceed the range of fp16. Use bf16."
+            )
+        if options.cache.caches_text:
+            raise OptionError(
+                "--network_args train_t5xxl=True cannot be used with --cache_text_encoder_outputs: "
+                "a trained encoder has no fixed output. Leave one of them out."
+            )
+
+    def network_model(self, files: Sd3Files) -> ModelOutline:
+        """The joint blocks, by their number."""
+        from networks.targets import ModelOutline
+
+        return ModelOutline("sd3", {}, files.config.depth)
 
     def encoder_parameters(self, name: str, encoder: nn.Module) -> dict[str, nn.Parameter]:
         """All, but for the projection of CLIP-L: published files have none, consumers take the identity."""
@@ -373,7 +415,7 @@ class Sd3Family:
         Raises:
             EnvironmentFault: They do not.
         """
-        from library.families.sd3.quantized_mmdit import check_form
+        from library.families.quantized import check_form
         from library.families.sd3.t5_format import check_place
 
         check_place(self.t5_device, self.t5_dtype, device)
@@ -538,6 +580,10 @@ class Sd3Family:
             return joined
         return replace(joined, is_used=used_rows(states, rows))
 
+    def place(self, conditioning: Conditioning, views: Sequence[View]) -> Conditioning:
+        """The MMDiT is told nothing of sizes."""
+        return conditioning
+
     def may_merge_padding(self, size: Size, device: torch.device) -> bool:
         """Where a mask makes padding zero, and the picture is so small that fewer rows of the context pay."""
         from library.models.merged_padding import may_pay
@@ -571,11 +617,22 @@ class Sd3Family:
 
         return FlowObjective(**self.flow)
 
-    def inference_sigmas(self, num_steps: int) -> Tensor:
-        """Noise levels of the Euler sampler with the published shift of 3. Shape [num_steps + 1]."""
-        from library.diffusion.samplers import flow_sigmas
+    def sample(
+        self,
+        predict: Callable[[Tensor, Tensor], Tensor],
+        noise: Tensor,
+        *,
+        num_steps: int,
+        sampler: str | None = None,
+        guidance_scale: float = 1.0,
+        seed: int = 0,
+        on_step: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """Euler's method with the published shift of 3. There is no other sampler, and nothing is drawn on the way."""
+        from library.diffusion.samplers import euler_flow, flow_sigmas
 
-        return flow_sigmas(num_steps, shift=3.0)
+        sigmas = flow_sigmas(num_steps, shift=3.0)
+        return euler_flow(predict, noise, sigmas, guidance_scale=guidance_scale, on_step=on_step)
 
     def predict(
         self,
@@ -610,6 +667,11 @@ class Sd3Family:
         if draw is not None and is_random:
             return send(window_at(table, height, width, draw[1], draw[2]), latents.device)
         return mmdit.windows.centred(table, height, width, latents.device)
+
+
+def _trains_t5(arguments: Mapping[str, str]) -> bool:
+    """Of --network_args."""
+    return arguments.get("train_t5xxl", "").lower() in ("true", "1")
 
 
 def _drops_single_values(options: Any) -> bool:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from library.data.cache.entry_file import DamagedFile
 from library.data.cache.npz import read_arrays
+from library.families.npz_latents import CELLS, latent_ending, read_picture
 from library.models.tokenizers import CLIP_LENGTH
 from library.records import Size
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-CELLS = 8  # pixels for each latent cell
 CHANNELS = 16
 
 
@@ -46,36 +46,21 @@ class Sd3NpzReader:
     dtype: torch.dtype
     text_ending: str = "_sd3_te.npz"
 
+    def latent_endings(self, image: Size) -> tuple[str, ...]:
+        """Of file names."""
+        return (latent_ending(image, "sd3"),)
+
     def latents(self, path: Path, names: Sequence[str], *, bucket: Size, image: Size) -> dict[str, Tensor]:
         """Scaled latents [16, h, w] in `dtype`; "mask" [1, h, w] in float16.
 
         Raises:
             DamagedFile: Something is missing or does not fit.
         """
-        import torch
-
         from library.models.vae import SD3_SCALE, SD3_SHIFT
 
-        height, width = bucket.height // CELLS, bucket.width // CELLS
-        resolution = f"_{height}x{width}"
-        planes = [name for name in names if name != "mask"]
-        shapes: dict[str, tuple[int, ...] | None] = {
-            f"{name}{resolution}": (CHANNELS, height, width) for name in planes
-        }
-        shapes[f"original_size{resolution}"] = (2,)
-        if "mask" in names:
-            shapes[f"alpha_mask{resolution}"] = (bucket.height, bucket.width)
-        arrays = read_arrays(path, shapes)
-        if tuple(map(int, arrays[f"original_size{resolution}"])) != tuple(image):
-            raise DamagedFile("it was made from a picture of another size")
-        made = {}
-        for name in planes:
-            raw = torch.from_numpy(arrays[f"{name}{resolution}"]).float()
-            made[name] = ((raw - SD3_SHIFT) * SD3_SCALE).to(self.dtype)
-        if "mask" in names:
-            mask = torch.from_numpy(arrays[f"alpha_mask{resolution}"]).float().clamp(0, 1)
-            made["mask"] = torch.nn.functional.avg_pool2d(mask[None], CELLS).to(torch.float16)
-        return made
+        ending = f"_{bucket.height // CELLS}x{bucket.width // CELLS}"
+        picture = read_picture(path, names, bucket=bucket, image=image, channels=CHANNELS, ending=ending)
+        return picture.scaled(SD3_SCALE, SD3_SHIFT, self.dtype)
 
     def texts(self, path: Path) -> dict[str, Tensor]:
         """States of the cached encoders in `dtype`: "clip_l" [77, width], "clip_l_pooled" [width], "t5xxl" [T, D].

@@ -8,31 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from library.options.groups import (
-    CacheOptions,
-    CommonOptions,
-    ComputeOptions,
-    DatasetOptions,
-    DistributedOptions,
-    EmaOptions,
-    EncoderChoice,
-    FullOptions,
-    HubOptions,
-    LossOptions,
-    MemoryOptions,
-    MetadataOptions,
-    ModelCacheOptions,
-    ModelOptions,
-    ModelSavingOptions,
-    NetworkOptions,
-    OptimizerOptions,
-    PrecisionOptions,
-    SamplingOptions,
-    SavingOptions,
-    TrainingOptions,
-    ValidationOptions,
-    dataset_defaults,
-)
+from library.options.groups import CacheOptions, ClipPairOptions, EncoderChoice
+from library.options.groups.scripts import FullScriptOptions, NetworkScriptOptions, TrainingScriptOptions
 from library.options.spec import OptionGroup, ScriptText, opt
 
 EIGHT_BITS: Mapping[str, str] = {"fp8": "fp8", "fp8_e4m3fn": "fp8", "int8": "int8"}  # of --t5xxl_dtype
@@ -115,93 +92,85 @@ class Sd3Options(OptionGroup):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sd3NetworkOptions(CommonOptions):
-    """All options of sd3_train_network.py."""
+class Sd3PartOptions(ClipPairOptions):
+    """What of SD3 trains, and how fast."""
 
-    model: ModelOptions = field(default_factory=ModelOptions)
-    sd3: Sd3Options = field(default_factory=Sd3Options)
-    data: DatasetOptions = field(default_factory=DatasetOptions)
-    network: NetworkOptions = field(default_factory=NetworkOptions)
-    training: TrainingOptions = field(default_factory=TrainingOptions)
-    optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
-    loss: LossOptions = field(default_factory=LossOptions)
-    ema: EmaOptions = field(default_factory=EmaOptions)
-    precision: PrecisionOptions = field(default_factory=PrecisionOptions)
-    memory: MemoryOptions = field(default_factory=MemoryOptions)
-    compute: ComputeOptions = field(default_factory=ComputeOptions)
-    cache: CacheOptions = field(default_factory=CacheOptions)
-    saving: SavingOptions = field(default_factory=SavingOptions)
-    metadata: MetadataOptions = field(default_factory=MetadataOptions)
-    sampling: SamplingOptions = field(default_factory=SamplingOptions)
-    validation: ValidationOptions = field(default_factory=ValidationOptions)
-    distributed: DistributedOptions = field(default_factory=DistributedOptions)
-    hub: HubOptions = field(default_factory=HubOptions)
-
-    required: ClassVar[tuple[str | tuple[str, ...], ...]] = (
-        "pretrained_model_name_or_path",
-        "output_dir",
-        "network_module",
-        ("dataset_config", "train_data_dir", "in_json"),
+    train_t5xxl: bool = opt(False, "Train T5 too.")
+    learning_rate_te3: float | None = opt(
+        None, "Learning rate of T5; 0 does not train it. Not set means --learning_rate.", minimum=0
+    )
+    num_last_block_to_freeze: int | None = opt(
+        None, "Do not train the last n blocks of the denoiser.", unit="blocks", minimum=0
     )
 
-    def check(self) -> Iterator[str]:
-        yield from _memory_conflicts(self.memory, self.training)
-        network = self.network
-        if self.optimizer.learning_rate == 0 and not (network.unet_lr or any(network.text_encoder_lr or ())):
-            yield "--learning_rate 0 leaves nothing to train. Give it, --unet_lr or --text_encoder_lr a rate above 0."
+    @property
+    def num_frozen_blocks(self) -> int:
+        """How many of the denoiser's last blocks do not train."""
+        return self.num_last_block_to_freeze or 0
 
-    def dataset_defaults(self) -> dict[str, object]:
-        """What applies where the dataset file says nothing, by key of that file."""
-        return dataset_defaults(self)
+    def without_effect(self) -> Iterator[tuple[str, str]]:
+        yield from super().without_effect()
+        if not self.train_t5xxl:
+            yield "learning_rate_te3", "no --train_t5xxl"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sd3FullOptions(CommonOptions):
+class Sd3CacheOptions(CacheOptions):
+    """Caches of a training of the whole model."""
+
+    use_t5xxl_cache_only: bool = opt(False, "Means --cache_text_encoder_outputs: CLIPs that train run in every step.")
+    skip_latents_validity_check: bool = opt(False, "Older name of --skip_cache_check.")
+
+    @property
+    def caches_text(self) -> bool:
+        """Whether text encoder outputs are cached, in memory or on disk."""
+        return super().caches_text or self.use_t5xxl_cache_only
+
+    @property
+    def skips_check(self) -> bool:
+        """Whether cache files of sd-scripts are used as they are."""
+        return super().skips_check or self.skip_latents_validity_check
+
+    def remarks(self) -> Iterator[str]:
+        yield from super().remarks()
+        if self.use_t5xxl_cache_only and not super().caches_text:
+            yield "--use_t5xxl_cache_only means --cache_text_encoder_outputs."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sd3ScriptOptions(TrainingScriptOptions):
+    """What both scripts for SD3 and SD3.5 have."""
+
+    sd3: Sd3Options = field(default_factory=Sd3Options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sd3NetworkOptions(Sd3ScriptOptions, NetworkScriptOptions):
+    """All options of sd3_train_network.py."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sd3FullOptions(Sd3ScriptOptions, FullScriptOptions):
     """All options of sd3_train.py."""
 
-    model: ModelOptions = field(default_factory=ModelOptions)
-    sd3: Sd3Options = field(default_factory=Sd3Options)
-    data: DatasetOptions = field(default_factory=DatasetOptions)
-    full: FullOptions = field(default_factory=FullOptions)
-    training: TrainingOptions = field(default_factory=TrainingOptions)
-    optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
-    loss: LossOptions = field(default_factory=LossOptions)
-    ema: EmaOptions = field(default_factory=EmaOptions)
-    precision: PrecisionOptions = field(default_factory=PrecisionOptions)
-    memory: MemoryOptions = field(default_factory=MemoryOptions)
-    compute: ComputeOptions = field(default_factory=ComputeOptions)
-    cache: ModelCacheOptions = field(default_factory=ModelCacheOptions)
-    saving: ModelSavingOptions = field(default_factory=ModelSavingOptions)
-    metadata: MetadataOptions = field(default_factory=MetadataOptions)
-    sampling: SamplingOptions = field(default_factory=SamplingOptions)
-    validation: ValidationOptions = field(default_factory=ValidationOptions)
-    distributed: DistributedOptions = field(default_factory=DistributedOptions)
-    hub: HubOptions = field(default_factory=HubOptions)
-
-    required: ClassVar[tuple[str | tuple[str, ...], ...]] = (
-        "pretrained_model_name_or_path",
-        "output_dir",
-        ("dataset_config", "train_data_dir", "in_json"),
-    )
+    full: Sd3PartOptions = field(default_factory=Sd3PartOptions)
+    cache: Sd3CacheOptions = field(default_factory=Sd3CacheOptions)
 
     @property
     def encoders(self) -> tuple[EncoderChoice, ...]:
         """What is said of each text encoder."""
-        full, sd3 = self.full, self.sd3
-        clip = "--train_text_encoder", "--save_clip"
+        full, is_saved = self.full, self.sd3.save_t5xxl
+        t5_flags = "--train_t5xxl", "--save_t5xxl"
         return (
-            EncoderChoice("clip_l", full.train_text_encoder, full.learning_rate_te1, sd3.save_clip, clip),
-            EncoderChoice("clip_g", full.train_text_encoder, full.learning_rate_te2, sd3.save_clip, clip),
-            EncoderChoice(
-                "t5xxl", full.train_t5xxl, full.learning_rate_te3, sd3.save_t5xxl, ("--train_t5xxl", "--save_t5xxl")
-            ),
+            *full.clip_choices(self.sd3.save_clip, "--save_clip"),
+            EncoderChoice("t5xxl", full.train_t5xxl, full.learning_rate_te3, is_saved, t5_flags),
         )
 
+    def _layout_of_base(self) -> str:
+        return "safetensors"  # the base model is one, or a folder of them
+
     def check(self) -> Iterator[str]:
-        yield from _memory_conflicts(self.memory, self.training)
-        if self.memory.weights_format is not None:
-            flag = self.memory.weights_format_flag
-            yield f"{flag} is for a frozen denoiser beside a network; here it trains. Leave it out."
+        yield from super().check()
         if self.full.train_t5xxl and self.precision.mixed_precision == "fp16":
             yield (
                 "--train_t5xxl cannot be used with --mixed_precision fp16: T5's numbers exceed the range of fp16. "
@@ -213,23 +182,12 @@ class Sd3FullOptions(CommonOptions):
                 "Leave one of them out."
             )
 
-    def dataset_defaults(self) -> dict[str, object]:
-        """What applies where the dataset file says nothing, by key of that file."""
-        return dataset_defaults(self)
-
-
-def _memory_conflicts(memory: MemoryOptions, training: TrainingOptions) -> Iterator[str]:
-    if memory.swaps and training.cpu_offload_checkpointing:
-        yield (
-            "--blocks_to_swap and --cpu_offload_checkpointing exclude each other: both need the way between host and "
-            "GPU at the same time. Keep --blocks_to_swap, with --gradient_checkpointing."
-        )
-
 
 _FLOW = "SD3 predicts the flow; this is for models that predict noise"
 _LORA_ONLY = "a LoRA file never holds text encoders"
 
 IGNORED_BY_ALL: Mapping[str, str] = {
+    "allow_pickle": "models of SD3 are safetensors files",
     "v2": "SD3 has one text layout",
     "v_parameterization": _FLOW,
     "clip_skip": "SD3 always takes the last but one layer of CLIP",
@@ -249,6 +207,7 @@ IGNORED_BY_ALL: Mapping[str, str] = {
     "weighted_captions": "SD3's encoders read captions without weights",
     "sample_sampler": "SD3 samples with Euler",
 }
+IGNORED_BY_FULL: Mapping[str, str] = {**IGNORED_BY_ALL, "use_safetensors": "--save_model_as says the format"}
 IGNORED: Mapping[str, str] = {**IGNORED_BY_ALL, "save_clip": _LORA_ONLY, "save_t5xxl": _LORA_ONLY}
 
 DESCRIPTION = "Train a LoRA, or another adapter, for Stable Diffusion 3 / 3.5."
@@ -275,5 +234,5 @@ FULL_SCRIPT: ScriptText = {
         "--optimizer_type=AdamW8bit --max_train_epochs=10 --mixed_precision=bf16 --full_bf16 --gradient_checkpointing "
         "--cache_latents --cache_text_encoder_outputs"
     ),
-    "ignored": IGNORED_BY_ALL,
+    "ignored": IGNORED_BY_FULL,
 }

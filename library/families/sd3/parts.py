@@ -11,8 +11,12 @@ from typing import TYPE_CHECKING
 
 from library.checkpoint.weights import Part, WeightFiles, select_part
 from library.errors import CheckpointError
-from library.families.detect import OPEN_CLIP, SD1, SD2, SD3, SD3_DIFFUSERS, SDXL, file_kind
+from library.families.detect import OPEN_CLIP, SD3, SD3_DIFFUSERS, file_kind
+from library.families.prefixes import first_of, names_under, prefix_of
 from library.families.sd3.key_map import mmdit_from_diffusers
+from library.families.tensor_faults import check_tensors
+from library.families.vae_part import PREFIXES as VAE_PREFIXES
+from library.families.vae_part import check_vae, find_vae
 from library.log import get_logger
 
 if TYPE_CHECKING:
@@ -29,18 +33,13 @@ _MMDIT_MODULES = (
     *("pos_embed", "x_embedder", "t_embedder", "y_embedder"),
     *("context_embedder", "joint_blocks", "final_layer"),
 )
-_VAE = "decoder.conv_in.weight"
-_VAE_DIFFUSERS = "decoder.mid_block.resnets.0.conv1.weight"
-_VAE_PREFIXES = ("first_stage_model.", "vae.", "")
-_VAE_OWNERS = {SDXL: "SDXL", SD1: "SD 1.x", SD2: "SD 2.x"}
-_VAE_MODULES = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 _CLIP = "embeddings.token_embedding.weight"
 _CLIP_MODULES = ("embeddings.", "encoder.", "final_layer_norm.")
 _CLIP_WIDTHS = {768: "CLIP-L", 1024: "the OpenCLIP-H of SD2", 1280: "CLIP-G"}
 _T5 = "encoder.block.0.layer.0.SelfAttention.q.weight"
 _T5_MODULES = ("shared.", "encoder.")
 _T5_OTHER = "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight"
-_BUNDLED = (*_VAE_PREFIXES[:2], "text_encoders.")
+_BUNDLED = (*VAE_PREFIXES[:2], "text_encoders.")
 
 _logger = get_logger(__name__)
 
@@ -68,7 +67,7 @@ def find_denoiser(source: WeightFiles) -> tuple[Part, MMDiTConfig]:
 
 
 def _select_denoiser(source: WeightFiles, *, is_diffusers: bool) -> Part:
-    prefix = _prefix(source, _MMDIT_DIFFUSERS if is_diffusers else _MMDIT, (_MMDIT_PREFIX, "")) or ""
+    prefix = prefix_of(source, _MMDIT_DIFFUSERS if is_diffusers else _MMDIT, (_MMDIT_PREFIX, "")) or ""
     names = {name: name.removeprefix(prefix) for name in source.tensors if name.startswith(prefix)}
     if not prefix:  # what else lies in the file is told apart by its own names
         names = {name: own for name, own in names.items() if not own.startswith(_BUNDLED)}
@@ -93,14 +92,7 @@ def _check_complete(shapes: dict[str, tuple[int, ...]], config: MMDiTConfig) -> 
 
     with torch.device("meta"):
         expected = {name: tuple(tensor.shape) for name, tensor in MMDiT(config).state_dict().items()}
-    faults = {
-        "missing": sorted(set(expected) - set(shapes)),
-        "unknown": sorted(set(shapes) - set(expected)),
-        "of another shape": sorted(name for name in set(shapes) & set(expected) if shapes[name] != expected[name]),
-    }
-    if any(faults.values()):
-        listed = "; ".join(f"{len(names)} {what} ({_first(names)})" for what, names in faults.items() if names)
-        raise CheckpointError(f"tensors of the MMDiT are wrong: {listed}. Download the file again, or use another.")
+    check_tensors(shapes, expected, "the MMDiT")
 
 
 def find_part(kind: str, source: WeightFiles, config: MMDiTConfig, *, is_bundled: bool) -> Part | None:
@@ -133,25 +125,11 @@ def find_part(kind: str, source: WeightFiles, config: MMDiTConfig, *, is_bundled
 
 
 def _find_vae(kind: str, source: WeightFiles, is_bundled: bool) -> Part | None:
-    prefix = _prefix(source, _VAE, _VAE_PREFIXES)
-    if prefix is None:
-        return None
-    names = _under(source, prefix, _VAE_MODULES)
-    return select_part(kind, source, names, is_diffusers=prefix + _VAE_DIFFUSERS in source.tensors)
+    return find_vae(source)
 
 
 def _check_vae(part: Part, config: MMDiTConfig) -> None:
-    shapes = part.shapes()
-    channels = shapes[_VAE][1]
-    if channels != config.in_channels:
-        unnamed = "SDXL or SD 1.x / 2.x" if channels == 4 else "another model"
-        owner = _VAE_OWNERS.get(file_kind(part.source.shapes()), unnamed)
-        raise CheckpointError(
-            f"has the VAE of {owner}, with {channels} latent channels; this model needs {config.in_channels}. "
-            "Give an SD3 VAE, or none if the model bundles one."
-        )
-    if "encoder.conv_in.weight" not in shapes:
-        raise CheckpointError("has only the decoder of a VAE. Training needs the encoder too.")
+    check_vae(part, config.in_channels, "an SD3 VAE")
 
 
 def _find_clip(kind: str, source: WeightFiles, is_bundled: bool) -> Part | None:
@@ -159,9 +137,9 @@ def _find_clip(kind: str, source: WeightFiles, is_bundled: bool) -> Part | None:
     if prefix is None:
         return None
     root = prefix.removesuffix("text_model.")  # some writers leave this level out
-    names = {name: f"text_model.{own}" for name, own in _under(source, prefix, _CLIP_MODULES).items()}
+    names = {name: f"text_model.{own}" for name, own in names_under(source, prefix, _CLIP_MODULES).items()}
     if kind == "clip_g":  # SD3 uses the pooled vector of CLIP-L without a projection, whatever a file may have
-        names |= _under(source, root, ("text_projection.",))
+        names |= names_under(source, root, ("text_projection.",))
     return select_part(kind, source, {name: own for name, own in names.items() if not own.endswith("position_ids")})
 
 
@@ -186,7 +164,7 @@ def clip_width(part: Part) -> int:
 
 def _find_t5(kind: str, source: WeightFiles, is_bundled: bool) -> Part | None:
     prefix = _encoder_prefix(kind, source, _T5, is_bundled)
-    return None if prefix is None else select_part(kind, source, _under(source, prefix, _T5_MODULES))
+    return None if prefix is None else select_part(kind, source, names_under(source, prefix, _T5_MODULES))
 
 
 def _check_t5(part: Part, config: MMDiTConfig) -> None:
@@ -209,13 +187,7 @@ def report_ignored(model: WeightFiles, parts: Iterable[Part]) -> None:
     known = {name for part in parts for name in (*part.names, *part.scales.values())}
     ignored = [name for name in model.tensors if name not in known and not name.startswith((_MMDIT_PREFIX, *_BUNDLED))]
     if ignored:
-        _logger.info("%s: %d tensors are not used (%s)", model.path, len(ignored), _first(sorted(ignored)))
-
-
-def _prefix(source: WeightFiles, mark: str, preferred: Iterable[str]) -> str | None:
-    """What stands before `mark`; of several, the preferred, else the shortest."""
-    prefixes = {name.removesuffix(mark) for name in source.tensors if name.endswith(mark)}
-    return next((prefix for prefix in preferred if prefix in prefixes), min(prefixes, key=len, default=None))
+        _logger.info("%s: %d tensors are not used (%s)", model.path, len(ignored), first_of(sorted(ignored)))
 
 
 def _encoder_prefix(kind: str, source: WeightFiles, mark: str, is_bundled: bool) -> str | None:
@@ -225,12 +197,3 @@ def _encoder_prefix(kind: str, source: WeightFiles, mark: str, is_bundled: bool)
     if is_bundled:
         return next((prefix for prefix in named if prefix.startswith("text_encoders.")), None)
     return next(iter(named or prefixes), None)
-
-
-def _under(source: WeightFiles, prefix: str, modules: tuple[str, ...]) -> dict[str, str]:
-    stripped = {name: name.removeprefix(prefix) for name in source.tensors if name.startswith(prefix)}
-    return {name: own for name, own in stripped.items() if own.startswith(modules)}
-
-
-def _first(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")

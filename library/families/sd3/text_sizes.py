@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from library.families.caption_counts import count_tokens
 from library.models.tokenizers import CLIP_LENGTH
 
 if TYPE_CHECKING:
@@ -21,15 +22,8 @@ def caption_lengths(
     tokenizers: Mapping[str, TextTokenizer], captions: Sequence[str], *, t5_length: int
 ) -> dict[str, tuple[list[int], int]]:
     """{encoder: (tokens of each caption with begin and end, how many it reads)}. Encoders of equal words count once."""
-    counted: dict[tuple[str, bool], list[int]] = {}
-    lengths = {}
-    for name, tokenizer in tokenizers.items():
-        words = tokenizer.vocabulary.identity(), tokenizer.start is None
-        if words not in counted:
-            distinct = {caption: tokenizer.token_count(caption) for caption in dict.fromkeys(captions)}
-            counted[words] = [distinct[caption] for caption in captions]
-        lengths[name] = (counted[words], tokenizer.length or t5_length)
-    return lengths
+    counts = count_tokens(tokenizers, captions, lambda own, caption: own.token_count(caption))
+    return {name: (numbers, tokenizers[name].length or t5_length) for name, numbers in counts.items()}
 
 
 def caption_cuts(tokenizers: Mapping[str, TextTokenizer], caption: str, *, t5_length: int) -> dict[str, int]:

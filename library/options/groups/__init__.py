@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from library.options.groups.cache import CacheOptions, ModelCacheOptions
-from library.options.groups.compute import ComputeOptions
+from library.options.groups.cache import CacheOptions
+from library.options.groups.compute import ComputeOptions, OlderComputeOptions
 from library.options.groups.data import DatasetOptions, dataset_defaults
 from library.options.groups.ema import EmaOptions
-from library.options.groups.full import EncoderChoice, FullOptions
+from library.options.groups.full import ClipPairOptions, EncoderChoice, FullOptions
 from library.options.groups.hub import HubOptions
 from library.options.groups.logging import LoggingOptions
 from library.options.groups.loss import LossOptions
@@ -24,6 +24,7 @@ from library.options.spec import ScriptOptions
 
 __all__ = [
     "CacheOptions",
+    "ClipPairOptions",
     "CommonOptions",
     "ComputeOptions",
     "DatasetOptions",
@@ -36,10 +37,10 @@ __all__ = [
     "LossOptions",
     "MemoryOptions",
     "MetadataOptions",
-    "ModelCacheOptions",
     "ModelOptions",
     "ModelSavingOptions",
     "NetworkOptions",
+    "OlderComputeOptions",
     "OptimizerOptions",
     "PrecisionOptions",
     "SamplingOptions",

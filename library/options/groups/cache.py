@@ -76,26 +76,3 @@ class CacheOptions(OptionGroup):
                 "--cache_dir keeps only the sizes of the pictures: without --cache_latents_to_disk or "
                 "--cache_text_encoder_outputs_to_disk no other cache is written."
             )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelCacheOptions(CacheOptions):
-    """The same, with what only scripts know that train whole models."""
-
-    use_t5xxl_cache_only: bool = opt(False, "Means --cache_text_encoder_outputs: CLIPs that train run in every step.")
-    skip_latents_validity_check: bool = opt(False, "Older name of --skip_cache_check.")
-
-    @property
-    def caches_text(self) -> bool:
-        """Whether text encoder outputs are cached, in memory or on disk."""
-        return super().caches_text or self.use_t5xxl_cache_only
-
-    @property
-    def skips_check(self) -> bool:
-        """Whether cache files of sd-scripts are used as they are."""
-        return super().skips_check or self.skip_latents_validity_check
-
-    def remarks(self) -> Iterator[str]:
-        yield from super().remarks()
-        if self.use_t5xxl_cache_only and not super().caches_text:
-            yield "--use_t5xxl_cache_only means --cache_text_encoder_outputs."

@@ -40,9 +40,12 @@ class ComputeOptions(OptionGroup):
         """The package that computes attention; None for torch."""
         return "xformers" if self.xformers else "flash_attn" if self.flash_attn else None
 
+    @property
+    def _switches(self) -> tuple[str, ...]:
+        return ("sdpa", "mem_eff_attn", "xformers", "flash_attn")
+
     def check(self) -> Iterator[str]:
-        names = ("sdpa", "mem_eff_attn", "xformers", "flash_attn")
-        asked = [f"--{name}" for name in names if getattr(self, name)]
+        asked = [f"--{name}" for name in self._switches if getattr(self, name)]
         if self.attention_package and len(asked) > 1:
             yield f"{' and '.join(asked)} exclude each other. Keep one of them."
 
@@ -53,3 +56,25 @@ class ComputeOptions(OptionGroup):
     def remarks(self) -> Iterator[str]:
         if self.mem_eff_attn:
             yield "--mem_eff_attn means --sdpa."
+
+
+@dataclass(frozen=True, kw_only=True)
+class OlderComputeOptions(ComputeOptions):
+    """The same, with a name that older commands for whole models have."""
+
+    diffusers_xformers: bool = opt(False, "Means --xformers.")
+
+    @property
+    def attention_package(self) -> str | None:
+        """The package that computes attention; None for torch."""
+        return "xformers" if self.diffusers_xformers else super().attention_package
+
+    @property
+    def _switches(self) -> tuple[str, ...]:
+        names = super()._switches
+        return names if self.xformers else (*names, "diffusers_xformers")
+
+    def remarks(self) -> Iterator[str]:
+        yield from super().remarks()
+        if self.diffusers_xformers and not self.xformers:
+            yield "--diffusers_xformers means --xformers."

@@ -98,7 +98,9 @@ class DatasetOptions(OptionGroup):
     )
     max_image_pixels: int = opt(500_000_000, "Refuse pictures with more pixels than this.", unit="pixels", minimum=1)
 
-    resolution: str | None = opt(None, "Size of training pictures: one side, or width,height.", unit="pixels")
+    resolution: str | None = opt(
+        None, "Size of training pictures: one side, or width,height. Not set means 1024 for SDXL.", unit="pixels"
+    )
     enable_bucket: bool = opt(
         False, "Sort pictures into buckets of different aspect ratios instead of cutting all alike."
     )

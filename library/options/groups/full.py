@@ -18,50 +18,43 @@ class EncoderChoice:
         is_asked: It shall train, unless its rate is 0.
         rate: None for --learning_rate.
         is_saved: It goes into the saved file, trained or not.
-        flags: The options that ask for the one and the other.
+        flags: The options that ask for the one and the other; None where that is not asked for by an option.
+        num_steps: Optimizer steps after which it trains no more; None for all.
     """
 
     name: str
     is_asked: bool
     rate: float | None
     is_saved: bool
-    flags: tuple[str, str]
+    flags: tuple[str | None, str | None]
+    num_steps: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class FullOptions(OptionGroup):
-    """What of the model trains, and how fast."""
+    """What of the model trains, and how fast: what is said of the denoiser. Families add their text encoders."""
 
     title: ClassVar[str] = "What trains"
 
-    train_text_encoder: bool = opt(False, "Train CLIP-L and CLIP-G too.")
-    train_t5xxl: bool = opt(False, "Train T5 too.")
-    learning_rate_te1: float | None = opt(
-        None, "Learning rate of CLIP-L; 0 does not train it. Not set means --learning_rate.", minimum=0
-    )
-    learning_rate_te2: float | None = opt(
-        None, "Learning rate of CLIP-G; 0 does not train it. Not set means --learning_rate.", minimum=0
-    )
-    learning_rate_te3: float | None = opt(
-        None, "Learning rate of T5; 0 does not train it. Not set means --learning_rate.", minimum=0
-    )
     block_lr: str | None = opt(
         None,
         "Learning rates of the denoiser's parts, separated by commas: embedders, each block, final layer; 0 does not "
         "train a part. Goes before --learning_rate.",
     )
-    num_last_block_to_freeze: int | None = opt(
-        None, "Do not train the last n blocks of the denoiser.", unit="blocks", minimum=0
-    )
     fused_optimizer_groups: int | None = opt(
         None, "Number of optimizers that step inside the backward pass.", no_effect="--fused_backward_pass does it"
     )
-    use_safetensors: bool = opt(False, "Save as safetensors.", no_effect="--save_model_as says the format")
+    use_safetensors: bool = opt(False, "Save a model that was read from a .ckpt file as safetensors.")
 
     @property
     def block_rates(self) -> tuple[float, ...] | None:
         """The numbers of --block_lr."""
         return None if self.block_lr is None else tuple(float(item) for item in self.block_lr.split(","))
+
+    @property
+    def num_frozen_blocks(self) -> int:
+        """How many of the denoiser's last blocks do not train."""
+        return 0
 
     def check(self) -> Iterator[str]:
         try:
@@ -72,9 +65,33 @@ class FullOptions(OptionGroup):
         if wrong := [rate for rate in rates or () if not 0 <= rate < float("inf")]:
             yield f"--block_lr takes numbers of 0 or more, got {wrong[0]:g}."
 
+
+@dataclass(frozen=True, kw_only=True)
+class ClipPairOptions(FullOptions):
+    """The same for models with CLIP-L and CLIP-G."""
+
+    train_text_encoder: bool = opt(False, "Train CLIP-L and CLIP-G too.")
+    learning_rate_te1: float | None = opt(
+        None, "Learning rate of CLIP-L; 0 does not train it. Not set means --learning_rate.", minimum=0
+    )
+    learning_rate_te2: float | None = opt(
+        None, "Learning rate of CLIP-G; 0 does not train it. Not set means --learning_rate.", minimum=0
+    )
+
     def without_effect(self) -> Iterator[tuple[str, str]]:
         if not self.train_text_encoder:
             yield "learning_rate_te1", "no --train_text_encoder"
             yield "learning_rate_te2", "no --train_text_encoder"
-        if not self.train_t5xxl:
-            yield "learning_rate_te3", "no --train_t5xxl"
+
+    def clip_choices(self, is_saved: bool, saving_flag: str | None) -> tuple[EncoderChoice, EncoderChoice]:
+        """What is said of both.
+
+        Args:
+            is_saved: Whether they go into the saved file.
+            saving_flag: The option that says so.
+        """
+        flags = "--train_text_encoder", saving_flag
+        return (
+            EncoderChoice("clip_l", self.train_text_encoder, self.learning_rate_te1, is_saved, flags),
+            EncoderChoice("clip_g", self.train_text_encoder, self.learning_rate_te2, is_saved, flags),
+        )

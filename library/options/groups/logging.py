@@ -33,7 +33,11 @@ class LoggingOptions(OptionGroup):
     )
     log_with: str | None = opt(None, "Where curves are shown too.", choices=("tensorboard", "wandb", "all"))
     log_prefix: str | None = opt(None, "Beginning of the name of the run's folder, before the time of its start.")
-    log_tracker_name: str | None = opt(None, "Name of the project in the tracker. Not set means network_train.")
+    log_tracker_name: str | None = opt(
+        None,
+        "Name of the project in the tracker. Not set means network_train, for whole models finetuning, and for "
+        "train_db.py dreambooth.",
+    )
     log_tracker_config: Path | None = opt(
         None, "TOML file with settings of trackers, in the tables [tensorboard] and [wandb]."
     )

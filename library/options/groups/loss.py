@@ -8,6 +8,12 @@ from typing import ClassVar
 
 from library.options.spec import OptionGroup, opt
 
+_BESIDE = {  # options that change another one
+    "noise_offset_random_strength": "noise_offset",
+    "multires_noise_discount": "multires_noise_iterations",
+    "ip_noise_gamma_random_strength": "ip_noise_gamma",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class LossOptions(OptionGroup):
@@ -36,17 +42,41 @@ class LossOptions(OptionGroup):
     masked_loss: bool = opt(
         False, "The loss counts only where a mask is white; needs conditioning_data_dir or alpha_mask in a subset."
     )
-    noise_offset: float | None = opt(None, "Shift the noise of each channel by about this much.", unit="about 0.1")
+    noise_offset: float | None = opt(
+        None, "Shift the noise of each channel by about this much; 0 means off.", unit="about 0.1", zero_is_off=True
+    )
     noise_offset_random_strength: bool = opt(False, "Draw the shift between 0 and --noise_offset.")
-    adaptive_noise_scale: float | None = opt(None, "Add this times the mean of the latents to --noise_offset.")
-    multires_noise_iterations: int | None = opt(None, "Add noise at this many coarser resolutions.")
-    multires_noise_discount: float = opt(0.3, "Factor from each coarser resolution to the next.")
-    ip_noise_gamma: float | None = opt(None, "Add noise to the input only, not to the target.", unit="about 0.1")
+    adaptive_noise_scale: float | None = opt(
+        None, "Add this times the mean of the latents to --noise_offset; 0 means off.", zero_is_off=True
+    )
+    multires_noise_iterations: int | None = opt(
+        None,
+        "Add noise at this many coarser resolutions; 0 means off.",
+        unit="6 to 10",
+        minimum=1,
+        zero_is_off=True,
+    )
+    multires_noise_discount: float = opt(0.3, "Factor from each coarser resolution to the next.", minimum=0)
+    ip_noise_gamma: float | None = opt(
+        None,
+        "Add noise to the input only, not to the target; 0 means off.",
+        unit="about 0.1",
+        minimum=0,
+        zero_is_off=True,
+    )
     ip_noise_gamma_random_strength: bool = opt(False, "Draw it between 0 and --ip_noise_gamma.")
     zero_terminal_snr: bool = opt(False, "Change the noise schedule so that it ends in pure noise.")
-    min_snr_gamma: float | None = opt(None, "Lower the weight of timesteps with little noise.", unit="about 5")
+    min_snr_gamma: float | None = opt(
+        None,
+        "Lower the weight of timesteps with little noise; 0 means off.",
+        unit="about 5",
+        minimum=0,
+        zero_is_off=True,
+    )
     scale_v_pred_loss_like_noise_pred: bool = opt(False, "Weight v prediction as noise prediction would be.")
-    v_pred_like_loss: float | None = opt(None, "Add this times the loss of v prediction.")
+    v_pred_like_loss: float | None = opt(
+        None, "Add this times the loss of v prediction; 0 means off.", zero_is_off=True
+    )
     debiased_estimation_loss: bool = opt(False, "Weight the loss by the inverse square root of the SNR.")
 
     @property
@@ -66,3 +96,6 @@ class LossOptions(OptionGroup):
                 yield name, "only --loss_type huber and smooth_l1 use it"
         elif self.huber_schedule == "snr":
             yield "huber_scale", "only --huber_schedule constant and exponential use it"
+        for name, needed in _BESIDE.items():
+            if getattr(self, needed) is None:
+                yield name, f"no --{needed}"

@@ -16,9 +16,16 @@ class ModelOptions(OptionGroup):
     title: ClassVar[str] = "Model"
 
     pretrained_model_name_or_path: str | None = opt(
-        None, "Base model: a single-file checkpoint (.safetensors), with or without VAE and text encoders."
+        None,
+        "Base model: a single-file checkpoint or a diffusers folder, for Stable Diffusion 1.x, 2.x and SDXL also the "
+        "id of one on the Hugging Face hub.",
     )
-    vae: Path | None = opt(None, "VAE file to use instead of the one in the base model.")
+    vae: Path | None = opt(None, "VAE to use instead of the one in the base model: a file, or a diffusers folder.")
+    allow_pickle: bool = opt(
+        False,
+        "Read .ckpt files that hold more than tensors. Such a file can run any program when it is read: only for files "
+        "whose maker you trust.",
+    )
     tokenizer_dir: Path | None = opt(
         None,
         "Folder with tokenizers: a diffusers model, a ComfyUI installation, or a folder with one tokenizer. "
@@ -30,7 +37,7 @@ class ModelOptions(OptionGroup):
     disable_mmap_load_safetensors: bool = opt(
         False, "Read weights with ordinary file access instead of memory mapping: faster on some network drives."
     )
-    v2: bool = opt(False, "The base model is Stable Diffusion 2.x.")
+    v2: bool = opt(False, "The base model is Stable Diffusion 2.x; its file says so too.")
     v_parameterization: bool = opt(False, "The base model predicts v instead of the noise.")
     clip_skip: int | None = opt(None, "Use the n-th last layer of the text encoder.", unit="layers", minimum=1)
     max_token_length: int | None = opt(

@@ -18,7 +18,9 @@ class NetworkOptions(OptionGroup):
     title: ClassVar[str] = "Network"
 
     network_module: str | None = opt(
-        None, "Python module that makes the adapters: networks.lora, networks.lora_sd3, lycoris.kohya."
+        None,
+        "Python module that makes the adapters: networks.lora for every model; networks.lora_sd3; networks.dylora, "
+        "networks.lora_fa and networks.oft for Stable Diffusion 1.x, 2.x and SDXL; lycoris.kohya.",
     )
     network_dim: int | None = opt(None, "Rank of the adapters. Not set means 4.", minimum=1)
     network_alpha: float = opt(
@@ -79,3 +81,7 @@ class NetworkOptions(OptionGroup):
         if self.dim_from_weights:
             yield "network_dim", "--dim_from_weights takes it from the file"
             yield "network_alpha", "--dim_from_weights takes it from the file"
+        if self.network_train_unet_only:
+            yield "text_encoder_lr", "--network_train_unet_only trains no text encoder"
+        if self.network_train_text_encoder_only:
+            yield "unet_lr", "--network_train_text_encoder_only trains text encoders only"

@@ -21,4 +21,3 @@ class PreviewOptions(OptionGroup):
         "Show at most this many pictures, evenly spread, and all that cannot be used. Not set means all.",
         minimum=1,
     )
-    sd3: bool = opt(False, "Read captions as SD3 and SD3.5 do. Not needed: there is no other family yet.")

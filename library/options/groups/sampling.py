@@ -9,6 +9,26 @@ from typing import ClassVar
 
 from library.options.spec import OptionGroup, opt
 
+SAMPLERS = (
+    "ddim",
+    "pndm",
+    "lms",
+    "euler",
+    "euler_a",
+    "heun",
+    "dpm_2",
+    "dpm_2_a",
+    "dpmsolver",
+    "dpmsolver++",
+    "dpmsingle",
+    "k_lms",
+    "k_euler",
+    "k_euler_a",
+    "k_dpm_2",
+    "k_dpm_2_a",
+)
+"""Names that `--sample_sampler` and `--ss` of a prompt know."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingOptions(OptionGroup):
@@ -37,25 +57,8 @@ class SamplingOptions(OptionGroup):
     sample_at_first: bool = opt(False, "Draw the prompts before the first step too.")
     sample_sampler: str = opt(
         "ddim",
-        "Sampler.",
-        choices=(
-            "ddim",
-            "pndm",
-            "lms",
-            "euler",
-            "euler_a",
-            "heun",
-            "dpm_2",
-            "dpm_2_a",
-            "dpmsolver",
-            "dpmsolver++",
-            "dpmsingle",
-            "k_lms",
-            "k_euler",
-            "k_euler_a",
-            "k_dpm_2",
-            "k_dpm_2_a",
-        ),
+        "Sampler of prompts that name none with --ss.",
+        choices=SAMPLERS,
     )
 
     @property

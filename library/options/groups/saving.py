@@ -20,8 +20,9 @@ class SavingOptions(OptionGroup):
     output_name: str | None = opt(None, "File name without ending. Not set means epoch, at and last.")
     save_model_as: str | None = opt(
         "safetensors",
-        "Format of the saved file; diffusers is safetensors with the names that diffusers and peft use.",
-        choices=("ckpt", "pt", "safetensors", "diffusers"),
+        "Format of the saved file; diffusers and diffusers_safetensors are safetensors with the names that diffusers "
+        "and peft use.",
+        choices=("ckpt", "pt", "safetensors", "diffusers", "diffusers_safetensors"),
     )
     save_precision: str | None = opt(
         None, "Number format of the saved file. Not set means that of training.", choices=("float", "fp16", "bf16")
@@ -82,15 +83,9 @@ class ModelSavingOptions(SavingOptions):
     save_model_as: str | None = opt(
         None,
         "Format of the saved model: one file in the layout of the published ones (safetensors, ckpt), or a folder that "
-        "diffusers loads. Not set means safetensors.",
+        "diffusers loads. Not set means that of the base model, for SD3 safetensors.",
         choices=("ckpt", "safetensors", "diffusers", "diffusers_safetensors"),
     )
-
-    @property
-    def layout(self) -> str:
-        """ "safetensors", "ckpt" or "diffusers"."""
-        chosen = self.save_model_as or "safetensors"
-        return "diffusers" if chosen == "diffusers_safetensors" else chosen
 
 
 @dataclass(frozen=True, kw_only=True)

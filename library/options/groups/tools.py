@@ -9,13 +9,34 @@ from typing import ClassVar
 
 from library.options.spec import OptionGroup, opt
 
-_LATER_SDXL = "caches for SDXL"
 _LATER_FLUX = "caches for FLUX"
 
 
 @dataclass(frozen=True, kw_only=True)
+class FamilyChoiceOptions(OptionGroup):
+    """For which family of models a tool works."""
+
+    title: ClassVar[str] = "Family of the model"
+
+    sd: bool = opt(False, "The base model is Stable Diffusion 1.x or 2.x. Not needed: its file says so.")
+    sdxl: bool = opt(False, "The base model is SDXL. Not needed: its file says so.")
+    sd3: bool = opt(False, "The base model is SD3 or SD3.5. Not needed: its file says so.")
+    flux: bool = opt(False, "The base model is FLUX.", later=_LATER_FLUX)
+
+    @property
+    def chosen(self) -> str | None:
+        """Name of the family; None where it is not said."""
+        return next((name for name in ("sd", "sdxl", "sd3") if getattr(self, name)), None)
+
+    def check(self) -> Iterator[str]:
+        asked = [f"--{name}" for name in ("sd", "sdxl", "sd3", "flux") if getattr(self, name)]
+        if len(asked) > 1:
+            yield f"{' and '.join(asked)} exclude each other. Keep one of them."
+
+
+@dataclass(frozen=True, kw_only=True)
 class CachingOptions(OptionGroup):
-    """What is done with the caches, and for which family of models."""
+    """What is done with the caches."""
 
     title: ClassVar[str] = "Filling caches"
 
@@ -28,13 +49,6 @@ class CachingOptions(OptionGroup):
     skip_existing: bool = opt(
         False, "Keep the files that are there.", no_effect="valid files are always kept, and others always made again"
     )
-    sd3: bool = opt(False, "The base model is SD3 or SD3.5. Not needed: it is told from the file.")
-    sdxl: bool = opt(False, "The base model is SDXL.", later=_LATER_SDXL)
-    flux: bool = opt(False, "The base model is FLUX.", later=_LATER_FLUX)
-
-    def check(self) -> Iterator[str]:
-        if sum((self.sd3, self.sdxl, self.flux)) > 1:
-            yield "--sd3, --sdxl and --flux exclude each other. Keep one of them."
 
 
 @dataclass(frozen=True, kw_only=True)

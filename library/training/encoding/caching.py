@@ -113,8 +113,8 @@ class LatentCaching:
 
         def load(ids: Sequence[str]) -> tuple[Tensor, list[Tensor | None]]:
             prepared = [_prepared(setup, self._record_of[entry_id]) for entry_id in ids]
-            masks = [None if mask is None else mask.half() for _, mask in prepared]  # nothing is lost
-            return torch.stack([image for image, _ in prepared]), masks
+            masks = [None if made.mask is None else made.mask.half() for made in prepared]  # nothing is lost
+            return torch.stack([made.image for made in prepared]), masks
 
         def encode(ids: Sequence[str], inputs: tuple[Tensor, list[Tensor | None]]) -> list[dict[str, Tensor]]:
             images, masks = inputs[0].to(setup.device), inputs[1]

@@ -57,7 +57,7 @@ class TextStage:
         """States of the live encoders on the device of the denoiser, {name: [B, ...]}.
 
         Encoders that train run under the caller's autocast. Frozen ones run in the precision they are loaded in, as
-        where a cache is filled: autocast would narrow what T5 keeps in float32 for its range.
+        where a cache is filled: autocast would narrow what an encoder keeps in float32 for its range.
         """
         return self._encode(captions).states
 

@@ -38,7 +38,7 @@ def _model_bytes(trainer: Trainer, trained: TrainedNumbers) -> int | None:
         files,
         denoiser=family.denoiser_outline(files).to(trained.dtype).state_dict(),
         encoders={name: family.encoder_outline(files, name, trained.dtype).state_dict() for name in encoders},
-        layout=trainer.options.saving.layout,
+        layout=trainer.options.layout,
         bundled=trainer.bundled_encoders(),  # type: ignore[attr-defined]
         dtype=trainer.save_dtype(),
     )

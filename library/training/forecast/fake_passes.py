@@ -1,8 +1,9 @@
 """Both passes of a denoiser over tensors without numbers, counted block by block.
 
 The passes are the real ones, by torch's autograd, over fake tensors: what lives is counted operation by operation
-(`library/memory/live_memory.py`). Of blocks that are alike one is run, which is what lets a model of any size be
-counted in a second. What a kernel takes for itself is not seen.
+(`library/memory/live_memory.py`). Where the blocks are a plain list, one of those that are alike is run, which is what
+lets a model of any size be counted in a second; a model that arranges its blocks itself (`block_row`) runs as a whole.
+What a kernel takes for itself is not seen.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import Parameter
 
+from library.memory.blocks import blocks
 from library.memory.fused_backward import BackwardParts, by_block, each_alone
 from library.memory.live_memory import LiveMemory
 from library.training.forecast.segments import Segment
@@ -77,19 +79,22 @@ class FakeDenoiser:
         is_whole: Run every block, and not one of each kind.
 
     Attributes:
-        models: For each block the first one that is like it.
+        models: For each block the first one that is called as it is and computes the same, so takes as long.
         chosen: {index: block} of those that are run.
     """
 
     def __init__(self, outline: nn.Module, *, is_whole: bool = False) -> None:
         self.model, self.mode = outline, FakeTensorMode(allow_non_fake_inputs=True)
-        self._list = block_list(outline)
-        kinds = block_kinds(self._list)
-        self.models = list(range(len(kinds))) if is_whole else [kinds.index(kind) for kind in kinds]
-        self.chosen = {index: self._list[index] for index in self.models}
-        self._places = [list(self.chosen).index(model) for model in self.models]  # among those that are run
-        del self._list[:]
-        self._list.extend(self.chosen.values())
+        row = list(blocks(outline))
+        kinds, plain = block_kinds(row), None if is_whole else plain_list(outline)
+        models = [kinds.index(kind) for kind in kinds]
+        run = range(len(row)) if plain is None else models
+        self.models = list(range(len(row))) if is_whole else models
+        self.chosen = {index: row[index] for index in run}
+        self._places = [list(self.chosen).index(index) for index in run]  # among those that are run
+        if plain is not None:
+            del plain[:]
+            plain.extend(self.chosen.values())
         with self.mode:
             fake(outline)
 
@@ -105,7 +110,7 @@ class FakeDenoiser:
         with self.mode:
             given = inputs()
             tensors = [*all_parameters(model), *model.buffers(), *given.values()]
-            recorder = _Recorder(LiveMemory(tensors), list(self._list))
+            recorder = _Recorder(LiveMemory(tensors), list(self.chosen.values()))
             with recorder.hooked():
                 segments = _run(model, given, passes, recorder)
         head, *found, tail = segments
@@ -244,15 +249,17 @@ class _Recorder:
         self._start = self.live.peak = self.live.now
 
 
-def block_list(model: nn.Module) -> nn.ModuleList:
-    """The list of blocks that a denoiser is a row of."""
+def plain_list(model: nn.Module) -> nn.ModuleList | None:
+    """The list of blocks that a denoiser is a row of, and that may be shortened; None where it arranges them itself."""
+    if hasattr(model, "block_row"):
+        return None
     return next(child for child in model.children() if isinstance(child, nn.ModuleList))
 
 
-def block_kinds(blocks: Sequence[nn.Module] | nn.ModuleList) -> list[tuple[Any, ...]]:
+def block_kinds(row: Sequence[nn.Module]) -> list[tuple[Any, ...]]:
     """For each block what tells it from others: its shapes, what is attached to it, whether it is first or last."""
-    last = len(blocks) - 1
-    return [(index == 0, index == last, *_signature(block)) for index, block in enumerate(blocks)]
+    last = len(row) - 1
+    return [(index == 0, index == last, type(block), *_signature(block)) for index, block in enumerate(row)]
 
 
 def _signature(block: nn.Module) -> Iterator[tuple[Any, ...]]:

@@ -106,7 +106,7 @@ def _whole(trainer: Trainer, denoiser: nn.Module, encoders: Mapping[str, nn.Modu
     """The denoiser and encoders themselves train."""
     options, family = trainer.options, trainer.family
     full, depth = options.full, family.depth(trainer.files)
-    rates = part_rates(depth, options.optimizer.learning_rate, full.block_rates, full.num_last_block_to_freeze or 0)
+    rates = part_rates(depth, options.optimizer.learning_rate, full.block_rates, full.num_frozen_blocks)
     named = {
         part: {f"{part}.{number}": weight for number, weight in enumerate(w for m in modules for w in m.parameters())}
         for part, modules in family.denoiser_parts(denoiser).items()

@@ -20,10 +20,8 @@ if TYPE_CHECKING:
 MIN_SIDE = 64
 MAX_SIDE = 8192  # more than any model draws
 MAX_SEED = 2**63 - 1
-NO_EFFECT_WITH_FLOW = frozenset(
-    {"guidance_scale", "sample_sampler", "controlnet_image", "cfg_trunc_ratio", "renorm_cfg", "flow_shift"}
-)
-"""Settings that the flow sampler does not have: the schedule and the sampler are fixed."""
+NEVER_USED = frozenset({"guidance_scale", "controlnet_image", "cfg_trunc_ratio", "renorm_cfg", "flow_shift"})
+"""Settings of a prompt that are for models of other trainers."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +37,7 @@ class SamplePrompt:
         sample_steps: 1..1000.
         scale: Guidance scale; 1 is without guidance.
         index: Place in the file, from 0.
+        sampler: One of SAMPLERS; None for models that have one sampler only.
     """
 
     prompt: str
@@ -49,6 +48,7 @@ class SamplePrompt:
     sample_steps: int
     scale: float
     index: int = 0
+    sampler: str | None = None
 
     @property
     def is_guided(self) -> bool:
@@ -70,19 +70,33 @@ class PromptDefaults:
         steps: Sampling steps.
         scale: Guidance scale.
         multiple: Sides are rounded down to multiples of this.
-        no_effect: Settings that the model's sampler ignores; using one is a warning.
+        samplers: Those that the model may be sampled with; empty where there is only one.
+        sampler: Of them.
     """
 
     size: int = 1024
     steps: int = 28
     scale: float = 4.5
     multiple: int = 16
-    no_effect: Collection[str] = NO_EFFECT_WITH_FLOW
+    samplers: Collection[str] = ()
+    sampler: str | None = None
 
     @classmethod
-    def of_family(cls, family: ModelFamily) -> PromptDefaults:
-        """What its models draw best."""
-        return cls(size=family.sample_size, steps=family.sample_steps, scale=family.sample_guidance)
+    def of_family(cls, family: ModelFamily, sampler: str | None = None) -> PromptDefaults:
+        """What its models draw best, with the sampler of `--sample_sampler` where they have several."""
+        return cls(
+            size=family.sample_size,
+            steps=family.sample_steps,
+            scale=family.sample_guidance,
+            multiple=family.sample_multiple,
+            samplers=family.samplers,
+            sampler=sampler if family.samplers else None,
+        )
+
+    @property
+    def no_effect(self) -> Collection[str]:
+        """Settings of a prompt that change nothing; giving one is a warning."""
+        return NEVER_USED if self.samplers else NEVER_USED | {"sample_sampler"}
 
 
 class PromptFile:
@@ -176,7 +190,19 @@ def _complete(settings: Mapping[str, Any], place: str, defaults: PromptDefaults,
         sample_steps=min(max(int(settings.get("sample_steps", defaults.steps)), 1), MAX_STEPS),
         scale=float(settings.get("scale", defaults.scale)),
         index=index,
+        sampler=_sampler(settings, place, defaults),
     )
+
+
+def _sampler(settings: Mapping[str, Any], place: str, defaults: PromptDefaults) -> str | None:
+    asked = settings.get("sample_sampler")
+    if asked is None or not defaults.samplers:
+        return defaults.sampler
+    if asked.lower() in defaults.samplers:
+        return str(asked.lower())
+    known = ", ".join(defaults.samplers)
+    warn(place, f"there is no sampler {shortened(asked)}, so {defaults.sampler} draws it; known are {known}")
+    return defaults.sampler
 
 
 def _side(settings: Mapping[str, Any], key: str, place: str, defaults: PromptDefaults) -> int:

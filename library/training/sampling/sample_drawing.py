@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from library.diffusion.samplers import euler_flow
 from library.errors import UserError
 from library.families.base import ModelFamily
+from library.records import Size, View
 from library.rng import normal_per_sample
 from library.training.encoding.text_stage import TextStage
 from library.training.sampling.prompts import SamplePrompt
@@ -51,13 +51,21 @@ def draw_latents(
         prompt.width // family.pixels_per_latent,
     )
     noise = normal_per_sample([seed], shape).to(device)
-    conditioning = text.for_prompts(prompt.texts, denoiser)
+    view = View.whole(Size(prompt.width, prompt.height))
+    conditioning = family.place(text.for_prompts(prompt.texts, denoiser), [view] * len(prompt.texts))
 
     def predict(latents: Tensor, timesteps: Tensor) -> Tensor:
         return family.predict(denoiser, latents, timesteps, conditioning)
 
-    sigmas = family.inference_sigmas(prompt.sample_steps)
-    latents = euler_flow(predict, noise, sigmas, guidance_scale=prompt.scale, on_step=on_step)
+    latents = family.sample(
+        predict,
+        noise,
+        num_steps=prompt.sample_steps,
+        sampler=prompt.sampler,
+        guidance_scale=prompt.scale,
+        seed=seed,
+        on_step=on_step,
+    )
     if not latents.isfinite().all():
         raise UserError("the model gives NaN or infinite values; the training has probably diverged")
     return latents

@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 # Groups whose options change nothing of what is trained; those of the data act through pictures and settings.
 _FREE_GROUPS = (
     *("LoggingOptions", "SavingOptions", "MetadataOptions", "SamplingOptions", "HubOptions", "DistributedOptions"),
-    *("ConfigOptions", "DatasetOptions", "CacheOptions", "ValidationOptions", "ModelSavingOptions"),
-    *("ModelCacheOptions", "ComputeOptions"),
+    *("ConfigOptions", "DatasetOptions", "CacheOptions", "ValidationOptions", "ComputeOptions"),
 )
 _FREE = frozenset(
     (
         *("max_train_steps", "max_train_epochs", "seed", "max_data_loader_n_workers", "persistent_data_loader_workers"),
         *("initial_epoch", "initial_step", "skip_until_initial_step", "blocks_to_swap", "lowram", "highvram", "sdpa"),
-        *("max_bad_steps", "mem_eff_attn", "disable_mmap_load_safetensors", "network_weights", "t5xxl_device"),
-        *("ema_device", "gradient_checkpointing", "cpu_offload_checkpointing", "fp8_base", "fp8_base_unet"),
+        *("max_bad_steps", "mem_eff_attn", "disable_mmap_load_safetensors", "network_weights"),
+        *("gradient_checkpointing", "cpu_offload_checkpointing", "fp8_base", "fp8_base_unet"),
+        *("allow_pickle", "use_safetensors"),
         *("gradient_checkpointing_every_n_blocks", "swap_prefetch", "sample_blocks_to_swap", "fit"),
     )
 )
@@ -81,7 +81,7 @@ def identity_mark(identity: Mapping[str, Any]) -> str:
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What is different, one short line each: "--network_dim: 16, was 8"."""
-    compared = {name: value for name, value in before["options"].items() if name not in _FREE}  # older states have some
+    compared = {name: value for name, value in before["options"].items() if not _is_free(name)}  # older states have some
     told = [*_changed(compared, now["options"], "--{}: {}, was {}")]
     told += _changed(before["files"], now["files"], "--{}: the content of the file is another one")
     run = {name: value for name, value in now["run"].items() if value is not None}
@@ -96,11 +96,15 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 def _options(groups: Iterable[OptionGroup]) -> Iterator[tuple[str, Any]]:
     for group in groups:
-        if type(group).__name__ in _FREE_GROUPS:
+        if any(base.__name__ in _FREE_GROUPS for base in type(group).__mro__):
             continue
         for name, option in group_options(type(group)).items():
-            if name not in _FREE and not option.declared.no_effect and not option.declared.is_secret:
+            if not _is_free(name) and not option.declared.no_effect and not option.declared.is_secret:
                 yield name, getattr(group, name)
+
+
+def _is_free(name: str) -> bool:
+    return name in _FREE or name.endswith("_device")
 
 
 def _is_file(name: str, value: Any) -> bool:

@@ -134,7 +134,7 @@ class RunMetadata:
             architecture,
             options=self.options,
             resolution=self._resolution(),
-            prediction_type="flow",
+            prediction_type=self.family.prediction_type,
             saved_at=now,
             implementation_version=IMPLEMENTATION_VERSION,
         )

@@ -73,7 +73,7 @@ class SavePlan:
         options: What to save and when.
         course: Of the run.
         extension: Of model files, with its dot; empty for folders.
-        side_parts: What is saved in files of its own beside each model, for instance "clip_l".
+        side_parts: What is saved in files of its own beside each model, by the names of text encoders.
         has_average: Averaged weights are saved beside each model.
     """
 

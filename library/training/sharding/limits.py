@@ -44,10 +44,10 @@ def check_sharding(options: Any, optimizer: OptimizerKind, settings: ShardingSet
             f"--optimizer_type {optimizer.name} needs weights on the GPU, and {settings.offload_name} keeps them in "
             "host memory. Use AdamW, or leave it out."
         )
-    if settings.offloads and any(encoder.is_asked for encoder in options.encoders):
+    if settings.offloads and (asked := [encoder for encoder in options.encoders if encoder.is_asked]):
+        flags = " and ".join(dict.fromkeys(encoder.flags[0] or "training the text encoder" for encoder in asked))
         raise OptionError(
-            f"--train_text_encoder and --train_t5xxl cannot be used with {settings.offload_name}, which moves the "
-            "denoiser only. Leave one of them out."
+            f"{flags} cannot be used with {settings.offload_name}, which moves the denoiser only. Leave one of them out."
         )
     if options.precision.mixed_precision == "fp16":
         raise OptionError(

@@ -88,7 +88,7 @@ class BatchLoss:
     ) -> SampleLosses:
         objective, latents = self.family.objective(), self._latents(batch)
         noise = objective.draw_noise(seeds, latents)
-        conditioning = self._conditioning(states)
+        conditioning = self._conditioning(batch, states)
 
         def predict(noisy_latents: Tensor, timesteps: Tensor) -> Tensor:
             return self._predict(noisy_latents, timesteps, conditioning, window)
@@ -107,10 +107,10 @@ class BatchLoss:
         )
         return SampleLosses(losses, draw.timesteps)
 
-    def _conditioning(self, states: States) -> Conditioning:
+    def _conditioning(self, batch: Batch, states: States) -> Conditioning:
         with self.autocast():
             own = states()
-            return self.family.join_text(own.states, self.denoiser, own.rows)
+            return self.family.place(self.family.join_text(own.states, self.denoiser, own.rows), batch.views)
 
     def _predict(
         self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning, window: Window | None
@@ -130,7 +130,7 @@ class BatchLoss:
         @torch.no_grad()
         def predict(noisy_latents: Tensor, timesteps: Tensor) -> Tensor:
             with self.unchanged():
-                own = self._conditioning(states) if self.text.trained else conditioning
+                own = self._conditioning(batch, states) if self.text.trained else conditioning
                 return self._predict(noisy_latents, timesteps, own.take(rows, wanted), window)
 
         return OutputPreservation(rows, predict)

@@ -62,7 +62,11 @@ class Watch:
         self._curves = CurvePicture(self._place("curves.png"))
         options = trainer.options
         self._trackers: Trackers = Trackers.start(
-            options.logging, options.values(), is_main=self._is_main, output_dir=trainer.folder
+            options.logging,
+            options.values(),
+            is_main=self._is_main,
+            output_dir=trainer.folder,
+            project=options.project,
         )
 
     def _place(self, ending: str) -> Path:

@@ -14,7 +14,7 @@ from examples.tiny_sd3.make import VARIANTS
 from library.checkpoint.state_folder import recover_folders
 from library.checkpoint.tensor_stream import HASH_KEY
 from library.errors import OutputError
-from library.families.sd3 import diffusers_folder
+from library.families import model_folder
 from library.families.sd3.checkpoint import inspect_files, read_part
 from library.families.sd3.family import Sd3Family
 from library.tensorfile import temporary_name
@@ -244,7 +244,7 @@ def test_a_folder_is_replaced_as_a_whole_and_its_shards_have_an_index(separate, 
     model = Trained(separate)
     model.write(tmp_path / "m", layout="diffusers")
     (tmp_path / "m" / "of_the_old_one").touch()
-    monkeypatch.setattr(diffusers_folder, "MAX_SHARD_BYTES", 500_000)
+    monkeypatch.setattr(model_folder, "MAX_SHARD_BYTES", 500_000)
     model.write(tmp_path / "m", layout="diffusers", dtype=torch.float16)
     assert names(tmp_path) == ["m"] and not (tmp_path / "m" / "of_the_old_one").exists()
     folder = tmp_path / "m" / "transformer"

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from library.errors import CheckpointError
-from library.families.sd3.lora_format import diffusers_to_kohya, fold_alpha, is_kohya, kohya_to_diffusers
+from library.families.lora_layout import fold_alpha
+from library.families.sd3.lora_format import diffusers_to_kohya, is_kohya, kohya_to_diffusers
 
 HIDDEN = 4
 

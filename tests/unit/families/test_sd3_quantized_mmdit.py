@@ -9,10 +9,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from library.errors import CheckpointError, EnvironmentFault
+from library.families.quantized import check_form
 from library.families.sd3.checkpoint import inspect_files, load_mmdit
 from library.families.sd3.family import Sd3Family
 from library.families.sd3.key_map import mmdit_to_diffusers
-from library.families.sd3.quantized_mmdit import check_form
 from library.memory import quantize as quantize_module
 from library.memory.quantize import quantize
 from library.memory.quantized_linear import QuantizedLinear

@@ -95,7 +95,7 @@ def test_defaults_of_rank_and_alpha(mmdit):
 
 
 def test_other_models_are_refused_by_name(mmdit):
-    with pytest.raises(OptionError, match="Sequential is not available yet"):
+    with pytest.raises(OptionError, match="no LoRA for a Sequential"):
         lora.create_network(1.0, 4, 1.0, None, [], nn.Sequential(nn.Linear(2, 2)))
     with pytest.raises(OptionError, match=r"Use networks\.lora"):
         create(nn.Sequential(nn.Linear(2, 2)))

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from library.errors import CheckpointError
-from library.families.sd3.cache_options import LATENT_CACHING_SCRIPT, Sd3LatentCachingOptions
 from library.options.spec import parse_options
+from tools.cache_options import LATENT_CACHING_SCRIPT, LatentCachingOptions
 from tools.model_family import choose_family
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 def options(model, *flags):
     argv = [f"--pretrained_model_name_or_path={model}", "--dataset_config=d.toml", *flags]
-    return parse_options(Sd3LatentCachingOptions, argv, **LATENT_CACHING_SCRIPT)
+    return parse_options(LatentCachingOptions, argv, **LATENT_CACHING_SCRIPT)
 
 
 def model_with(path, *names):

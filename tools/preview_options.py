@@ -1,26 +1,24 @@
-"""Options of the preview page, for Stable Diffusion 3 / 3.5: those of a training, and where the page goes."""
+"""Options of the preview page: those of a training, and where the page goes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from library.families.sd3.options import Sd3NetworkOptions
 from library.options.groups.preview import PreviewOptions
 from library.options.spec import ScriptText
+from tools.family_options import AnyFamilyOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sd3PreviewOptions(Sd3NetworkOptions):
-    """All options of tools/preview_dataset.py: a command of sd3_train_network.py works as it is."""
+class PreviewToolOptions(AnyFamilyOptions):
+    """All options of tools/preview_dataset.py: a command of each script that trains a network works as it is."""
 
     preview: PreviewOptions = field(default_factory=PreviewOptions)
 
-    required: ClassVar[tuple[str | tuple[str, ...], ...]] = tuple(
-        name
-        for name in Sd3NetworkOptions.required
-        if name not in ("pretrained_model_name_or_path", "output_dir", "network_module")
-    )
+    leading: ClassVar[tuple[str, ...]] = ("preview", "model")
+    required: ClassVar[tuple[str | tuple[str, ...], ...]] = (("dataset_config", "train_data_dir", "in_json"),)
+    tells_ignored: ClassVar[bool] = False
 
 
 PREVIEW_SCRIPT: ScriptText = {

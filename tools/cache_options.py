@@ -1,4 +1,4 @@
-"""Options of the tools that fill caches, for Stable Diffusion 3 / 3.5: those of a training, and what to do."""
+"""Options of the tools that fill caches: those of a training, and what to do."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
-from library.families.sd3.options import IGNORED, Sd3NetworkOptions, Sd3Options
+from library.families.sd3.options import Sd3Options
+from library.families.sdxl.options import SdxlOptions
 from library.options.groups import (
     CacheOptions,
     DatasetOptions,
@@ -17,21 +18,24 @@ from library.options.groups import (
     PrecisionOptions,
     ValidationOptions,
 )
-from library.options.groups.tools import CachingOptions, FluxOptions
+from library.options.groups.scripts import NetworkScriptOptions
+from library.options.groups.tools import CachingOptions, FamilyChoiceOptions, FluxOptions
 from library.options.spec import ConfigOptions, OptionGroup, ScriptText, group_classes, group_options
+from tools.family_options import AnyFamilyOptions
 
 _FOR_TRAINING = "for training"
 _FOR_FLUX = "for FLUX"
 _FOR_OTHER_CACHE = "for the other cache"
 
 # Groups that say what is cached and how, and of other groups the options that do.
-_USED_GROUPS = (ConfigOptions, CachingOptions, ModelOptions, DatasetOptions, CacheOptions)
+_USED_GROUPS = (ConfigOptions, FamilyChoiceOptions, ModelOptions, DatasetOptions, CacheOptions)
 _USED: Mapping[type[OptionGroup], tuple[str, ...]] = {
     LoggingOptions: ("console_log_level", "console_log_file", "console_log_simple", "debug"),
     Sd3Options: (
         *("clip_l", "clip_g", "t5xxl", "t5xxl_max_token_length", "t5xxl_device", "t5xxl_dtype"),
         *("apply_lg_attn_mask", "apply_t5_attn_mask"),
     ),
+    SdxlOptions: (),
     PrecisionOptions: ("mixed_precision", "no_half_vae"),
     DistributedOptions: ("ddp_timeout",),
     LossOptions: ("masked_loss",),
@@ -44,12 +48,13 @@ _TEXTS_ONLY = (
     "text_encoder_batch_size",
     "text_encoder_cache_variants",
 )
+_NEEDED_FOR_TRAINING = ("output_dir", "network_module")
 
 
 def _unused(others: Iterable[str]) -> dict[str, str]:
     """Options of a training command that change nothing here, with the reason."""
     unused: dict[str, str] = {}
-    for group in group_classes(Sd3NetworkOptions).values():
+    for group in group_classes(AnyFamilyOptions).values():
         if group not in _USED_GROUPS:
             used = _USED.get(group, ())
             unused |= {name: _FOR_TRAINING for name in group_options(group) if name not in used}
@@ -58,19 +63,20 @@ def _unused(others: Iterable[str]) -> dict[str, str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sd3CachingOptions(Sd3NetworkOptions):
-    """All options of both tools: a command of sd3_train_network.py works as it is."""
+class CachingToolOptions(AnyFamilyOptions):
+    """All options of both tools: a command of each script that trains a network works as it is."""
 
     caching: CachingOptions = field(default_factory=CachingOptions)
-    flux: FluxOptions = field(default_factory=FluxOptions)
+    of_flux: FluxOptions = field(default_factory=FluxOptions)
 
+    leading: ClassVar[tuple[str, ...]] = ("caching", "model")
     required: ClassVar[tuple[str | tuple[str, ...], ...]] = tuple(
-        name for name in Sd3NetworkOptions.required if name not in ("output_dir", "network_module")
+        name for name in NetworkScriptOptions.required if name not in _NEEDED_FOR_TRAINING
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sd3LatentCachingOptions(Sd3CachingOptions):
+class LatentCachingOptions(CachingToolOptions):
     """All options of tools/cache_latents.py."""
 
     unused: ClassVar[Mapping[str, str]] = _unused(_TEXTS_ONLY)
@@ -78,7 +84,7 @@ class Sd3LatentCachingOptions(Sd3CachingOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sd3TextCachingOptions(Sd3CachingOptions):
+class TextCachingOptions(CachingToolOptions):
     """All options of tools/cache_text_encoder_outputs.py."""
 
     unused: ClassVar[Mapping[str, str]] = _unused(_LATENTS_ONLY)
@@ -88,14 +94,14 @@ class Sd3TextCachingOptions(Sd3CachingOptions):
     }
 
 
-_FILES = "--pretrained_model_name_or_path=sd3.safetensors --dataset_config=my_pictures.toml --mixed_precision=bf16"
+_FILES = "--pretrained_model_name_or_path=model.safetensors --dataset_config=my_pictures.toml --mixed_precision=bf16"
 
 LATENT_CACHING_SCRIPT: ScriptText = {
     "prog": "tools/cache_latents.py",
     "description": "Encode every picture of a dataset once and keep the latents in files, before a training. Takes "
     "the options of the training, so that its command can be copied.",
     "example": f"accelerate launch tools/cache_latents.py {_FILES} --vae_batch_size=4",
-    "ignored": IGNORED,
+    "ignored": {},
 }
 
 TEXT_CACHING_SCRIPT: ScriptText = {
@@ -103,5 +109,5 @@ TEXT_CACHING_SCRIPT: ScriptText = {
     "description": "Encode every caption of a dataset once and keep the outputs in files, before a training. Takes "
     "the options of the training, so that its command can be copied.",
     "example": f"accelerate launch tools/cache_text_encoder_outputs.py {_FILES} --text_encoder_batch_size=16",
-    "ignored": IGNORED,
+    "ignored": {},
 }

@@ -1,0 +1,106 @@
+"""The autoencoder of the tiny model: 64 px to 8 x 8 x 4 latents and back, trained on the pictures it is for.
+
+Its latents have mean 0 and deviation 1 once they are scaled as Stable Diffusion 1.x and 2.x scale them.
+
+Source: Rombach et al. 2022, arXiv:2112.10752.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+
+from examples.tiny_sd3.autoencoder import rate, reconstruction_loss
+from examples.tiny_sd3.draw import as_tensor, draw, to_unit
+from examples.tiny_sd.pictures import large_thing
+from library.rng import torch_stream
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+    from torch import Tensor
+
+CHANNELS = 4
+SCALE = 0.18215
+_WIDTHS = (16, 32, 32, 32)
+_RATE = 3e-3
+_BATCH = 16
+_SMALL_LOGVAR = -6.0  # to begin with
+
+
+def build_autoencoder(seed: int) -> AutoencoderKL:
+    """An autoencoder with random weights, quiet residual branches and a small variance of its latents."""
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(seed)
+    vae = AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
+        block_out_channels=_WIDTHS,
+        layers_per_block=2,
+        latent_channels=CHANNELS,
+        norm_num_groups=8,
+        scaling_factor=SCALE,
+        shift_factor=0.0,
+    )
+    for name, module in vae.named_modules():
+        if name.endswith(".conv2"):
+            torch.nn.init.zeros_(module.weight)
+    with torch.no_grad():
+        for conv in (vae.quant_conv, vae.post_quant_conv):
+            conv.weight.copy_(torch.eye(len(conv.weight))[:, :, None, None])
+            conv.bias.zero_()
+        vae.encoder.conv_out.weight[:CHANNELS] *= 2
+        vae.encoder.conv_out.weight[CHANNELS:] *= 0.1
+        vae.encoder.conv_out.bias[CHANNELS:] += _SMALL_LOGVAR
+    return vae
+
+
+def training_pictures(seed: int, count: int) -> Tensor:
+    """Shape [count, 3, 64, 64], uint8."""
+    return as_tensor([draw(large_thing(seed, index)) for index in range(count)])
+
+
+def train_autoencoder(
+    vae: AutoencoderKL, pictures: Tensor, steps: int, seed: int, after_step: Callable[[int, float], None]
+) -> None:
+    """Train it in place, and standardise its latents.
+
+    Args:
+        vae: Changed; in evaluation mode afterwards.
+        pictures: From `training_pictures`.
+        steps: Of the optimizer.
+        seed: Of the choice of pictures and of the noise.
+        after_step: Given the number of steps that are done, and the loss of the last.
+    """
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=_RATE, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = rate(step / steps, _RATE)
+        draws = torch_stream(seed, "tiny_sd_vae", step)
+        rows = torch.randint(len(pictures), (_BATCH,), generator=draws)
+        loss = reconstruction_loss(vae, to_unit(pictures[rows]), draws)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        after_step(step + 1, float(loss.detach()))
+    vae.eval().requires_grad_(False)
+    standardise(vae, pictures[:512])
+
+
+@torch.no_grad()
+def standardise(vae: AutoencoderKL, pictures: Tensor) -> None:
+    """Give each channel of the scaled latents mean 0 and deviation 1, and take it back before the decoder.
+
+    Both are in the convolutions of one pixel between encoder, latents and decoder, so what the autoencoder draws stays.
+    """
+    latents = vae.encode(to_unit(pictures)).latent_dist.mean
+    mean, scale = latents.mean((0, 2, 3)), 1 / (latents.std((0, 2, 3)) * SCALE)
+    into, back = vae.quant_conv, vae.post_quant_conv
+    into.weight[:CHANNELS] *= scale[:, None, None, None]
+    into.bias[:CHANNELS] = scale * (into.bias[:CHANNELS] - mean)
+    into.bias[CHANNELS:] += 2 * scale.log()
+    back.bias += (back.weight * mean[None, :, None, None]).sum((1, 2, 3))
+    back.weight /= scale[None, :, None, None]

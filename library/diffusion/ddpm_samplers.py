@@ -1,0 +1,159 @@
+"""Sampling from models of 1000 discrete steps: the samplers that users know by name, over the schedulers of diffusers.
+
+The noise levels are those of the betas that the model was trained with. Where these end in pure noise, sampling begins
+there: steps are counted from the last timestep backwards.
+
+Source of the samplers: Song et al. 2020, arXiv:2010.02502 (ddim); Liu et al. 2022, arXiv:2202.09778 (pndm); Karras et
+al. 2022, arXiv:2206.00364, and K. Crowson's k-diffusion (euler, heun, lms, dpm_2 and the ancestral ones); Lu et al.
+2022, arXiv:2206.00927 and arXiv:2211.01095 (dpmsolver, dpmsolver++, dpmsingle).
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import numpy
+import torch
+from numpy.polynomial import Polynomial
+from torch import Tensor
+
+from library.diffusion.ddpm import scaled_linear_betas, with_zero_terminal_snr
+from library.diffusion.flow import NUM_TIMESTEPS
+from library.diffusion.samplers import guided
+from library.rng import torch_stream
+
+# name -> scheduler of diffusers, and where it differs from what the scheduler does by itself. The offset and the last
+# step of ddim and pndm are those of the published models.
+_SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddim": ("ddim.DDIM", {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}),
+    "pndm": ("pndm.PNDM", {"skip_prk_steps": True, "set_alpha_to_one": False, "steps_offset": 1}),
+    "lms": ("lms_discrete.LMSDiscrete", {}),
+    "euler": ("euler_discrete.EulerDiscrete", {}),
+    "euler_a": ("euler_ancestral_discrete.EulerAncestralDiscrete", {}),
+    "heun": ("heun_discrete.HeunDiscrete", {}),
+    "dpm_2": ("k_dpm_2_discrete.KDPM2Discrete", {}),
+    "dpm_2_a": ("k_dpm_2_ancestral_discrete.KDPM2AncestralDiscrete", {}),
+    "dpmsolver": (
+        "dpmsolver_multistep.DPMSolverMultistep",
+        {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"},
+    ),
+    "dpmsolver++": ("dpmsolver_multistep.DPMSolverMultistep", {}),
+    "dpmsingle": ("dpmsolver_singlestep.DPMSolverSinglestep", {"lower_order_final": True}),
+}
+_WITH_PREFIX = ("lms", "euler", "euler_a", "dpm_2", "dpm_2_a")  # known as k_lms, ... too
+DDPM_SAMPLERS = (*_SCHEDULERS, *(f"k_{name}" for name in _WITH_PREFIX))
+DEFAULT_SAMPLER = "ddim"
+
+_NEARLY_NOTHING = 2.0**-24  # share of the latents at a last step that has none, for solvers that divide by it
+
+
+@torch.no_grad()
+def sample_ddpm(
+    predict: Callable[[Tensor, Tensor], Tensor],
+    noise: Tensor,
+    *,
+    sampler: str = DEFAULT_SAMPLER,
+    num_steps: int,
+    guidance_scale: float = 1.0,
+    is_velocity: bool = False,
+    is_zero_terminal: bool = False,
+    seed: int = 0,
+    on_step: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """From noise to clean latents, in float32.
+
+    Args:
+        predict: (noisy_latents [R, C, h, w], timesteps [R]) -> prediction [R, C, h, w]. With guidance R is 2B: the
+            first B rows want the prompts' conditioning, the last B the negative prompts'. Without (a scale of 1)
+            R is B. Timesteps lie within 0 and 999 and need not be whole.
+        noise: Standard normal. Shape [B, C, h, w].
+        sampler: One of DDPM_SAMPLERS.
+        num_steps: At least 1. Samplers of second order predict twice in a step.
+        guidance_scale: How far to go from the negative prediction towards, and past, the prompt's.
+        is_velocity: What the model predicts is the velocity.
+        is_zero_terminal: Its schedule ends in pure noise.
+        seed: Of the noise that ancestral samplers add; each row has a stream of its own.
+        on_step: Called after each prediction with the number of predictions done and of all.
+
+    Returns:
+        Scaled latents. Shape [B, C, h, w], float32.
+
+    Raises:
+        ValueError: There is no such sampler, or `num_steps` is below 1.
+    """
+    if num_steps < 1:
+        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+    scheduler = build_scheduler(sampler, is_velocity=is_velocity, is_zero_terminal=is_zero_terminal)
+    scheduler.set_timesteps(num_steps)
+    draws = {}
+    if "generator" in inspect.signature(scheduler.step).parameters:
+        draws["generator"] = [torch_stream(seed, "sampler", row) for row in range(len(noise))]
+    latents = noise.float() * scheduler.init_noise_sigma
+    for done, timestep in enumerate(scheduler.timesteps, start=1):
+        rows = scheduler.scale_model_input(latents, timestep)
+        prediction = guided(predict, rows, float(timestep), guidance_scale)
+        latents = scheduler.step(prediction, timestep, latents, **draws).prev_sample
+        if on_step is not None:
+            on_step(done, len(scheduler.timesteps))
+    return latents
+
+
+def build_scheduler(sampler: str, *, is_velocity: bool, is_zero_terminal: bool) -> Any:
+    """The scheduler of diffusers for a name, on the CPU, with the betas that a model was trained with.
+
+    Raises:
+        ValueError: There is no such sampler.
+    """
+    name = sampler.removeprefix("k_")
+    if sampler not in DDPM_SAMPLERS:
+        raise ValueError(f"no sampler is called {sampler!r}")
+    kind, settings = _SCHEDULERS[name]
+    scheduler_class = _scheduler_class(kind)
+    betas = scaled_linear_betas()
+    if is_zero_terminal:
+        betas = with_zero_terminal_snr(betas)
+        if "timestep_spacing" in inspect.signature(scheduler_class).parameters:
+            settings = {**settings, "timestep_spacing": "trailing"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # that dpmsolver is out of fashion
+        scheduler = scheduler_class(
+            num_train_timesteps=NUM_TIMESTEPS,
+            trained_betas=betas.numpy(),
+            prediction_type="v_prediction" if is_velocity else "epsilon",
+            **settings,
+        )
+    if is_zero_terminal and not (name == "ddim" and is_velocity):  # which divides by nothing
+        scheduler.alphas_cumprod[-1] = _NEARLY_NOTHING
+    if name == "lms":
+        scheduler.get_lms_coefficient = lambda order, step, term: lms_coefficient(scheduler.sigmas, order, step, term)
+    return scheduler
+
+
+def _scheduler_class(kind: str) -> Any:
+    """From its own file: the package gives out a class that needs scipy only where that is installed."""
+    file, name = kind.split(".")
+    return getattr(import_module(f"diffusers.schedulers.scheduling_{file}"), f"{name}Scheduler")
+
+
+def lms_coefficient(sigmas: Tensor, order: int, step: int, term: int) -> float:
+    """Weight of an earlier derivative in a linear multistep: the integral of its Lagrange polynomial over the step.
+
+    The same as in diffusers, which needs scipy for it; the integrand is a polynomial, so this is exact.
+
+    Args:
+        sigmas: Noise levels of all steps. Shape [steps + 1].
+        order: Derivatives that count, at least 1.
+        step: Of the run, from 0.
+        term: The derivative, 0 for that of this step, 1 for that of the one before.
+    """
+    levels = sigmas.double().numpy()
+    start = levels[step]  # the origin, so that large noise levels do not cancel out
+    own = levels[step - term] - start
+    others = [levels[step - index] - start for index in range(order) if index != term]
+    basis = Polynomial.fromroots(others) if others else Polynomial([1.0])
+    scale = float(numpy.prod([own - other for other in others]))
+    return float(basis.integ()(levels[step + 1] - start)) / scale

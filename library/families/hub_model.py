@@ -1,0 +1,122 @@
+"""A model that is named as the hub names it ("owner/name"): its folder, downloaded through the cache of the hub's client.
+
+Only what a training reads is downloaded: of each part one form of its weights, and small files.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from library.errors import CheckpointError
+from library.log import get_logger
+
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_WEIGHTS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+_PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
+_MARK = "unet/config.json"
+_SMALL = (".json", ".txt")
+_INDEX = ".safetensors.index.json"
+_SHARD = re.compile(r"-\d+-of-\d+")
+
+_logger = get_logger(__name__)
+
+
+def is_hub_name(path: Path) -> bool:
+    """Whether a path is the name of a model on the hub: two words, and nothing of this machine."""
+    name = path.as_posix()
+    is_name = _NAME.fullmatch(name) is not None and path.suffix.lower() not in _WEIGHTS
+    return is_name and not path.exists() and not path.parent.exists()
+
+
+def hub_folder(path: Path, what: str) -> Path:
+    """The folder of a model on the hub. What is not there yet is downloaded.
+
+    Args:
+        path: "owner/name".
+        what: How it is called in an error, for instance "--pretrained_model_name_or_path".
+
+    Raises:
+        CheckpointError: It is not there, may not be read, has no diffusers folder, or the hub does not answer.
+    """
+    from huggingface_hub.errors import HfHubHTTPError
+
+    from library.models.tokenizer_hub import hub_answers
+
+    name = path.as_posix()
+    if not hub_answers():
+        return _cached_folder(name, what)
+    # The client lets some errors of its HTTP library through; their base is the "HTTPError" that its own extends.
+    faults: list[Any] = [base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError"]
+    try:
+        return _downloaded(name, what)
+    except (OSError, *faults) as error:
+        raise CheckpointError(f"{what}: {_advice(name, error)}") from None
+
+
+def _cached_folder(name: str, what: str) -> Path:
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(name, _MARK)
+    if not isinstance(found, str):
+        raise CheckpointError(
+            f"{what}: {name} is no file or folder here, it was not downloaded before, and the hub cannot be reached. "
+            "Give a file or folder, or start once with a connection and without HF_HUB_OFFLINE."
+        )
+    return Path(found).parent.parent
+
+
+def _downloaded(name: str, what: str) -> Path:
+    from huggingface_hub import HfApi, hf_hub_download
+
+    there = [entry.rfilename for entry in HfApi().model_info(name).siblings or ()]
+    needed = needed_files(there)
+    if not needed:
+        single = [file for file in there if file.endswith(".safetensors") and "/" not in file]
+        advice = f"Download one of its files ({', '.join(single[:3])}) and give that." if single else "Give a file."
+        raise CheckpointError(f"{what}: {name} on the hub is no diffusers folder with .safetensors. {advice}")
+    _logger.info("%s: %d files from the hub; what is not in its cache is downloaded", name, len(needed))
+    paths = {file: Path(hf_hub_download(name, file)) for file in needed}
+    return paths[_MARK].parent.parent
+
+
+def needed_files(there: Iterable[str]) -> list[str]:
+    """Of the files of a repository those that a training reads; none where it has no U-Net as .safetensors.
+
+    Of each part weights without a variant (such as .fp16.) are taken, and one variant where there are no others.
+    """
+    names = sorted(there)
+    weights = {part: _one_form([name for name in names if name.startswith(f"{part}/")]) for part in _PARTS}
+    if not weights["unet"] or _MARK not in names:
+        return []
+    rooms = (*_PARTS, "scheduler", "tokenizer", "tokenizer_2")
+    small = [name for name in names if name.endswith(_SMALL) and not name.endswith(".index.json")]
+    inside = [name for name in small if name.split("/")[0] in rooms and name.count("/") == 1]
+    return [*inside, *(name for name in small if name == "model_index.json"), *chain(*weights.values())]
+
+
+def _one_form(names: Sequence[str]) -> list[str]:
+    """Of the files of a part the weights in one form, with the index of shards."""
+    forms: dict[str, list[str]] = {}
+    for name in names:
+        file = name.split("/")[-1]
+        if file.endswith((".safetensors", _INDEX)) and name.count("/") == 1:
+            stem = _SHARD.sub("", file.removesuffix(_INDEX).removesuffix(".safetensors"))
+            if stem.split(".")[0] in ("diffusion_pytorch_model", "model"):
+                forms.setdefault(stem, []).append(name)
+    return forms[min(forms, key=lambda stem: (stem.count("."), stem))] if forms else []
+
+
+def _advice(name: str, error: Exception) -> str:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in (401, 403, 404):
+        return (
+            f"{name} is no file or folder here, and the hub shows no such model. Check the name; if its licence has to "
+            "be accepted, do so on its page and log in with `hf auth login`, or set HF_TOKEN."
+        )
+    return (
+        f"{name} cannot be downloaded from the hub ({' '.join(str(error).split())[:200]}). Try again, or give a file."
+    )

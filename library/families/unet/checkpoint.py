@@ -1,0 +1,374 @@
+"""The parts of a U-Net model (SD 1.x, SD 2.x, SDXL): where they lie, whether they fit each other, and reading them.
+
+Everything about files is decided from headers, before any weight is read. Parts are bundled in one file
+(`model.diffusion_model.`, `first_stage_model.`, `cond_stage_model.` or `conditioner.embedders.`) or lie in a diffusers
+folder. A VAE that the user names wins over one that is there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from library.checkpoint.weights import Part, WeightFiles, open_weights, part_identity, read_weights
+from library.errors import CheckpointError
+from library.families.detect import file_kind
+from library.families.hub_model import hub_folder, is_hub_name
+from library.families.unet.parts import (
+    DENOISER,
+    ENCODERS,
+    TITLES,
+    diffusers_shapes,
+    encoder_width,
+    find_denoiser,
+    find_encoder,
+    report_ignored,
+)
+from library.families.vae_part import check_vae, find_vae
+from library.models.clip_key_map import PROJECTION, SCALE, clip_from_open_clip
+from library.models.unet_key_map import unet_from_diffusers, unet_to_diffusers
+from library.models.vae_key_map import vae_from_diffusers, vae_to_diffusers
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import AutoencoderKL
+    from torch import Tensor
+    from transformers import CLIPTextModelWithProjection
+
+    from library.models.unet import UNet
+
+__all__ = ["Part", "UnetFiles", "inspect_files", "inspect_weights", "load_unet", "part_identity", "read_part"]
+
+LATENT_CHANNELS = 4
+
+_FOLDERS = {"vae": "vae", "clip": "text_encoder", "clip_l": "text_encoder", "clip_g": "text_encoder_2"}
+_MODEL_OPTION = "--pretrained_model_name_or_path"
+_MARKS = ("v_pred", "ztsnr")
+_CLIP_KINDS = {("sd1", "clip"): "clip_l", ("sd2", "clip"): "clip_h"}
+_OPEN_CLIP_H_LAYERS = 24
+
+
+@dataclass(frozen=True)
+class UnetFiles:
+    """Every part that was found.
+
+    Attributes:
+        kind: "sd1", "sd2" or "sdxl".
+        unet: Its names are those of diffusers or published ones, as `is_diffusers` tells.
+        vae: Likewise.
+        encoders: "clip"; of SDXL "clip_l" and "clip_g". `is_diffusers` means names of Hugging Face, else of open_clip.
+        config: Arguments of UNet2DConditionModel.
+        marks: What the file says of itself: "v_pred" (predicts velocity), "ztsnr" (no signal at the last timestep).
+        path: The file or folder; of a model that was named as the hub names it, its folder in the cache.
+    """
+
+    kind: str
+    unet: Part
+    vae: Part
+    encoders: Mapping[str, Part]
+    config: Mapping[str, Any]
+    marks: frozenset[str]
+    path: Path = Path()
+
+    def encoder_shapes(self, name: str) -> dict[str, tuple[int, ...]]:
+        """{Hugging Face's name: shape} of a text encoder's tensors."""
+        part = self.encoders[name]
+        if part.is_diffusers:
+            return part.shapes()
+        import torch
+
+        return {key: tuple(tensor.shape) for key, tensor in outlined(part, torch.float32).items()}
+
+    def encoder_width(self, name: str) -> int:
+        """Width of a text encoder's states."""
+        return encoder_width(self.encoders[name])
+
+
+def inspect_files(
+    pretrained: Path, *, kinds: Collection[str], vae: Path | None = None, allow_pickle: bool = False
+) -> UnetFiles:
+    """Find the parts of a model. Reads headers only.
+
+    Args:
+        pretrained: One file in any layout, a diffusers folder, or the name of one on the hub ("owner/name").
+        kinds: Of "sd1", "sd2" and "sdxl" those that are wanted.
+        vae: A file or folder of its own, which wins over what the model has.
+        allow_pickle: Also open .ckpt files that can run code.
+
+    Raises:
+        CheckpointError: A file cannot be used, is of another kind, or does not fit the model; all such files are named.
+    """
+    pretrained = Path(pretrained)
+    if is_hub_name(pretrained):
+        pretrained = hub_folder(pretrained, _MODEL_OPTION)
+    is_folder = (pretrained / "unet").is_dir()
+    wanted = {DENOISER: pretrained / "unet" if is_folder else pretrained}
+    if is_folder:
+        names = dict.fromkeys(_FOLDERS.values())
+        wanted |= {name: pretrained / name for name in names if (pretrained / name).is_dir()}
+    if vae is not None:
+        wanted["vae"] = Path(vae) / "vae" if (Path(vae) / "vae").is_dir() else Path(vae)
+    problems: list[str] = []
+    opened: dict[str, WeightFiles] = {}
+    for name, path in wanted.items():
+        try:
+            option = "--vae" if name == "vae" and vae is not None else _MODEL_OPTION
+            opened[name] = open_weights(path, option, allow_pickle=allow_pickle)
+        except CheckpointError as error:
+            problems.append(str(error))
+    if problems:
+        raise CheckpointError("\n".join(problems))
+    marks = _folder_marks(pretrained) if is_folder else None
+    files = inspect_weights(opened.pop(DENOISER), opened, kinds=kinds, marks=marks, is_own_vae=vae is not None)
+    return replace(files, path=pretrained)
+
+
+def inspect_weights(
+    model: WeightFiles,
+    separate: Mapping[str, WeightFiles],
+    *,
+    kinds: Collection[str],
+    marks: frozenset[str] | None = None,
+    is_own_vae: bool = False,
+) -> UnetFiles:
+    """`inspect_files` on headers that are already read.
+
+    Args:
+        model: Holds the U-Net, and perhaps other parts.
+        separate: {"vae", "text_encoder" or "text_encoder_2": file that holds this part}.
+        kinds: See `inspect_files`.
+        marks: See `UnetFiles`; None where the model's file says it.
+        is_own_vae: The VAE is one that the user named.
+
+    Raises:
+        CheckpointError: See `inspect_files`.
+    """
+    kind, unet, config = find_denoiser(model, kinds)
+    problems: list[str] = []
+    parts: dict[str, Part] = {}
+    for name in ("vae", *ENCODERS[kind]):
+        own = separate.get(_FOLDERS[name])
+        option = "--vae" if name == "vae" and is_own_vae else _MODEL_OPTION
+        try:
+            parts[name] = _find(name, own or model, kind, is_alone=own is not None)
+        except CheckpointError as error:
+            problems.append(f"{option}: {(own or model).path} {error}")
+    if problems:
+        raise CheckpointError("\n".join(problems))
+    encoders = {name: parts[name] for name in ENCODERS[kind]}
+    _check_widths(encoders, config)
+    report_ignored(model, [unet, *(part for part in parts.values() if part.source is model)])
+    found = frozenset(mark for mark in _MARKS if mark in model.tensors) if marks is None else marks
+    return UnetFiles(kind, unet, parts["vae"], encoders, config, found)
+
+
+def _find(name: str, source: WeightFiles, kind: str, *, is_alone: bool) -> Part:
+    """What is raised continues the path of the file."""
+    part = find_vae(source) if name == "vae" else find_encoder(name, source, is_alone=is_alone)
+    if part is None:
+        advice = "Give one with --vae." if name == "vae" else "Use a complete model file, or a diffusers folder."
+        other = f": it is {file_kind(source.shapes()).title}" if is_alone else " inside"
+        raise CheckpointError(f"has no {TITLES[name]}{other}. {advice}")
+    if name == "vae":
+        check_vae(part, LATENT_CHANNELS, "the VAE of this model")
+        _check_owner(part, kind)
+    if fault := _fault(part, kind):
+        raise CheckpointError(f"cannot be used: {fault}")
+    return part
+
+
+def _check_owner(vae: Part, kind: str) -> None:
+    """The VAEs of SDXL and of SD 1.x / 2.x have the same shapes; a whole model tells which it is."""
+    owner = file_kind(vae.source.shapes())
+    if owner.name in ENCODERS and "sdxl" in (owner.name, kind) and owner.name != kind:
+        raise CheckpointError(f"is {owner.title}, whose VAE is of another kind. Give a VAE that fits the model.")
+
+
+def _fault(part: Part, kind: str) -> str | None:
+    """What is wrong with the names and shapes of a VAE or text encoder; None where they are right."""
+    import torch
+
+    try:
+        if part.kind == "vae":
+            build_vae(kind, outlined(part, torch.float32))
+        else:
+            build_encoder(kind, part, outlined(part, torch.float32))
+    except CheckpointError as error:
+        return str(error)
+    return None
+
+
+def _check_widths(encoders: Mapping[str, Part], config: Mapping[str, Any]) -> None:
+    """What the text encoders give has to be as wide as what the U-Net takes."""
+    widths = {name: encoder_width(part) for name, part in encoders.items()}
+    if sum(widths.values()) != config["cross_attention_dim"]:
+        found = " and ".join(f"{encoders[name].path} has a {TITLES[name]} of width {widths[name]}" for name in widths)
+        raise CheckpointError(
+            f"{_MODEL_OPTION}: {found}, but the U-Net takes {config['cross_attention_dim']}. Use a complete model."
+        )
+
+
+def _folder_marks(folder: Path) -> frozenset[str]:
+    """What the scheduler of a diffusers folder says of the model.
+
+    Raises:
+        CheckpointError: It cannot be read.
+    """
+    path = folder / "scheduler" / "scheduler_config.json"
+    if not path.exists():
+        return frozenset()
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        is_velocity = settings.get("prediction_type") == "v_prediction"
+        is_zero_terminal = bool(settings.get("rescale_betas_zero_snr"))
+    except (OSError, ValueError, AttributeError):
+        raise CheckpointError(f"{_MODEL_OPTION}: {path} is damaged. Download or copy it again.") from None
+    return frozenset(mark for mark, is_there in zip(_MARKS, (is_velocity, is_zero_terminal), strict=True) if is_there)
+
+
+def network_layers(files: UnetFiles) -> dict[str, tuple[int, ...]]:
+    """{name as LoRA files have it, with dots: shape of its weight} of the U-Net's linear and convolution layers.
+
+    The names are the published ones for SDXL, those of diffusers for SD 1.x and 2.x.
+    """
+    shapes = diffusers_shapes(files.unet)
+    if files.kind == "sdxl":
+        shapes = unet_from_diffusers(shapes)
+    return {name.removesuffix(".weight"): shape for name, shape in shapes.items() if len(shape) > 1}
+
+
+def read_part(
+    part: Part,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    mmap: bool = True,
+) -> dict[str, Tensor]:
+    """Read a part: U-Net and VAE under diffusers' names, encoders under Hugging Face's. See `read_weights`."""
+    return in_library_names(part, read_weights(part, dtype=dtype, device=device, mmap=mmap))
+
+
+def in_library_names(part: Part, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a part under the names of diffusers or transformers."""
+    if part.kind == DENOISER:
+        return dict(tensors) if part.is_diffusers else unet_to_diffusers(tensors)
+    if part.kind == "vae":  # those of diffusers may be old ones
+        return vae_to_diffusers(vae_from_diffusers(tensors) if part.is_diffusers else tensors)
+    return dict(tensors) if part.is_diffusers else clip_from_open_clip(tensors)
+
+
+def outlined(part: Part, dtype: torch.dtype) -> dict[str, Tensor]:
+    """A part as `read_part` gives it, on the meta device."""
+    import torch
+
+    empty = {name: torch.empty(shape, dtype=dtype, device="meta") for name, shape in part.shapes().items()}
+    return in_library_names(part, empty)
+
+
+def empty_unet(files: UnetFiles) -> UNet:
+    """The U-Net with shapes and without numbers."""
+    import torch
+
+    from library.models.unet import UNet
+
+    with torch.device("meta"):
+        return UNet(**files.config)
+
+
+def load_unet(
+    files: UnetFiles,
+    dtype: torch.dtype | None,
+    device: torch.device | str,
+    mmap: bool = True,
+    *,
+    form: str | None = None,
+    rounds_on: torch.device | None = None,
+) -> UNet:
+    """Build the U-Net with its weights, frozen, in evaluation mode.
+
+    Args:
+        files: From `inspect_files`.
+        dtype: Of the weights; None is what they are stored in.
+        device: Where they go.
+        mmap: See `read_weights`.
+        form: "fp8", "int8" or "nf4" for the linear layers of the blocks, which then compute in `dtype`.
+        rounds_on: Where their weights are rounded; None is `device`.
+
+    Raises:
+        CheckpointError: See `read_weights`.
+    """
+    model = empty_unet(files)
+    if form is None or dtype is None:
+        tensors = read_part(files.unet, dtype=dtype, device=device, mmap=mmap)
+        model.load_state_dict(tensors, assign=True)
+    else:
+        from library.families.unet.quantized import fill_quantized
+
+        fill_quantized(model, files.unet, form, dtype, device, rounds_on=rounds_on)
+    return model.requires_grad_(False).eval()
+
+
+def load_vae(
+    files: UnetFiles, dtype: torch.dtype | None, device: torch.device | str, mmap: bool = True
+) -> AutoencoderKL:
+    """The autoencoder with its weights, frozen, in evaluation mode.
+
+    Raises:
+        CheckpointError: See `read_weights`.
+    """
+    vae = build_vae(files.kind, read_part(files.vae, dtype=dtype, device=device, mmap=mmap))
+    return vae.requires_grad_(False).eval()
+
+
+def build_vae(kind: str, tensors: Mapping[str, Tensor]) -> AutoencoderKL:
+    """The autoencoder of a model of this kind around its tensors."""
+    from library.models.vae import SD_SCALE, SDXL_SCALE, load_vae
+
+    scale = SDXL_SCALE if kind == "sdxl" else SD_SCALE
+    return load_vae(tensors, latent_channels=LATENT_CHANNELS, scale=scale, shift=0.0)
+
+
+def load_encoder(
+    files: UnetFiles, name: str, dtype: torch.dtype | None, device: torch.device | str, mmap: bool = True
+) -> CLIPTextModelWithProjection:
+    """A text encoder with its weights, frozen, in evaluation mode.
+
+    Of SD 2.x it has the layers that are used: all but the last one of open_clip's.
+
+    Args:
+        files: From `inspect_files`.
+        name: "clip", "clip_l" or "clip_g".
+        dtype: Of the weights; None is what they are stored in.
+        device: Where they go.
+        mmap: See `read_weights`.
+
+    Raises:
+        CheckpointError: See `read_weights`.
+    """
+    part = files.encoders[name]
+    encoder = build_encoder(files.kind, part, read_part(part, dtype=dtype, device=device, mmap=mmap))
+    return encoder.requires_grad_(False).eval()
+
+
+def build_encoder(kind: str, part: Part, tensors: Mapping[str, Tensor]) -> CLIPTextModelWithProjection:
+    """A text encoder of a model of this kind around its tensors."""
+    from library.models.text_encoders import load_clip
+
+    clip_kind = _CLIP_KINDS.get((kind, part.kind), part.kind)
+    unused = (SCALE,) if clip_kind == "clip_g" else (SCALE, f"{PROJECTION}.weight")
+    used = {name: tensor for name, tensor in tensors.items() if name not in unused}
+    return load_clip(used, kind=clip_kind, num_layers=_num_layers(part) if clip_kind == "clip_h" else None)
+
+
+def _num_layers(part: Part) -> int | None:
+    """Layers of the encoder of SD 2.x that are used; folders of diffusers have no others.
+
+    Some single files leave the last layer of the published 24 out as well.
+    """
+    if part.is_diffusers:
+        return None
+    layers = {name.split(".")[2] for name in part.shapes() if name.startswith("transformer.resblocks.")}
+    return len(layers) if len(layers) == _OPEN_CLIP_H_LAYERS - 1 else len(layers) - 1

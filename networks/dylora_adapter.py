@@ -1,0 +1,53 @@
+"""DyLoRA: a LoRA that is trained a few ranks at a time, so that it can be cut to a lower rank afterwards.
+
+Each forward pass in training draws a place b among the ranks, a multiple of `unit`. All ranks act, times
+sqrt(rank / (b + unit)), and gradients reach the ranks from b up to b + unit only; for the others they are zero.
+
+Source: Valipour et al. 2022, arXiv:2210.07558, section 3 (a few ranks are updated, the others are frozen). There a
+pass computes with the ranks up to b + unit; that all act is the custom of trainers for Stable Diffusion.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from networks.adapters import LoraAdapter
+
+
+class DyLoraAdapter(LoraAdapter):
+    """A low-rank addition of which each pass trains `unit` ranks. Other arguments as for `LoraAdapter`.
+
+    Args:
+        unit: A divisor of the rank.
+
+    Raises:
+        ValueError: The rank is no multiple of it, or the layer shall have parts.
+    """
+
+    unit_of_rank: Tensor
+
+    def __init__(self, *args: Any, unit: int = 1, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.rank % unit or self.num_parts > 1:
+            raise ValueError(f"rank {self.rank} in {self.num_parts} parts cannot be trained in units of {unit}")
+        self.unit = unit
+        up = self.lora_up.weight
+        places = torch.arange(self.rank, device=up.device) // unit  # type: ignore[arg-type]
+        self.register_buffer("unit_of_rank", places, persistent=False)
+
+    def pair_of_pass(self) -> tuple[Tensor, Tensor]:
+        """In training, `down` and `up` with gradients for the drawn ranks only, and the strength of the pass in `up`.
+
+        The draw stays on the device; where blocks are recomputed, torch brings its generator back.
+        """
+        down, up = self.pair()
+        if not self.training:
+            return down, up
+        drawn = torch.randint(self.rank // self.unit, (), device=down.device)
+        is_trained = self.unit_of_rank == drawn  # [rank]
+        down = torch.where(is_trained.view(-1, *[1] * (down.dim() - 1)), down, down.detach())
+        up = torch.where(is_trained.view(1, -1, *[1] * (up.dim() - 2)), up, up.detach())
+        return down, up * (self.rank / ((drawn + 1) * self.unit)).sqrt().to(up.dtype)
