@@ -141,6 +141,7 @@ def _nearest_parent(path: Path) -> str:
 def _hub_hint(path: Path) -> str:
     """For what looks like the name of a model on a hub, which is not downloaded."""
     is_name = len(path.parts) == 2 and not path.is_absolute() and path.suffix not in (".safetensors", ".ckpt", ".pt")
+    is_name = is_name and not path.parent.is_dir()
     return " Models are not downloaded from a hub: give a file." if is_name else ""
 
 

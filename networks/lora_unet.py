@@ -16,7 +16,7 @@ from networks.targets import ModelOutline, PlannedModule, Slot
 from networks.unet_args import UnetNetworkArgs, parse_network_args
 from networks.unet_file_check import check_file_of_model, check_file_of_network
 from networks.unet_layers import DENOISER, UnetNames
-from networks.unet_targets import by_rate, nothing_to_train, plan_denoiser, plan_encoder
+from networks.unet_targets import by_rate, nothing_to_train, plan_denoiser, plan_encoder, unmatched
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor, nn
@@ -129,7 +129,7 @@ def create_network(
     from networks import building
 
     layers = building.layers_of(unet)
-    names = _names(layers)
+    names = names_of(layers)
     args = parse_network_args(kwargs, names.layout)
     rank = default_rank(network_dim)
     models = _models(text_encoder, names, layers)
@@ -147,7 +147,7 @@ def create_network(
         raise OptionError(nothing_to_train())
     network = _network(parts, names, args)
     network.reset(generator)
-    for warning in args.warnings(names.layout):
+    for warning in (*args.warnings(names.layout), *unmatched(args, models)):
         logger.warning(warning)
     return network
 
@@ -193,7 +193,7 @@ def create_network_from_weights(
     if weights_sd is None:
         weights_sd = read_network(str(file), "network file")
     layers = building.layers_of(unet)
-    names = _names(layers)
+    names = names_of(layers)
     args = parse_network_args(kwargs, names.layout)
     models = _models(text_encoder, names, layers)
     own = with_own_names(weights_sd, names.aliases, what)
@@ -220,7 +220,7 @@ _CHOOSE_MODULES = (
 )
 
 
-def _names(layers: Mapping[str, nn.Module]) -> UnetNames:
+def names_of(layers: Mapping[str, nn.Module]) -> UnetNames:
     """The family of a U-Net, and its names."""
     from torch import nn
 

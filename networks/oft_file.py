@@ -13,7 +13,7 @@ from networks.oft_targets import DENOISER
 from networks.targets import adapter_name
 from networks.unet_layers import DENOISER as LORA_DENOISER
 from networks.unet_layers import UnetNames
-from networks.weights import describe_file, refuse_other_modules, with_own_names
+from networks.weights import describe_file, with_own_names
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,13 +77,16 @@ def check_fit(found: Mapping[str, int], planned: Mapping[str, int], what: str, f
     Raises:
         CheckpointError: Otherwise.
     """
-    missing, unknown = planned.keys() - found.keys(), found.keys() - planned.keys()
-    refuse_other_modules(found, what, family, missing=missing, unknown=unknown)
-    other = [name for name, groups in found.items() if groups != planned[name]]
-    if other:
+    missing, unknown = sorted(planned.keys() - found.keys()), sorted(found.keys() - planned.keys())
+    parts = [f"{len(missing)} modules of the network are not in it ({missing[0]})"] if missing else []
+    parts += [f"{len(unknown)} of its modules are not in the network ({unknown[0]})"] if unknown else []
+    if not parts:
+        other = [name for name, groups in found.items() if groups != planned[name]]
+        parts = [f"{name} has {found[name]} rotations in the file and {planned[name]} here" for name in other[:1]]
+    if parts:
         raise CheckpointError(
-            f"{what} has {found[other[0]]} rotations of {other[0]}, and the network {planned[other[0]]}. "
-            "Set --network_dim as it was for the file, or use --dim_from_weights."
+            f"{what} does not fit the OFT network for {family}: {'; '.join(parts)}. Set --network_dim and "
+            "--network_args as they were for it, or use --dim_from_weights."
         )
 
 

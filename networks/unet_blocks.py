@@ -50,9 +50,10 @@ class BlockLayout:
         return first + self.num_down + self.num_middle + number
 
     def pattern(self, block: int) -> str | None:
-        """Regular expression for how published names of a block's layers begin; None for the ends."""
+        """Regular expression for how published names of a block's layers begin; None where only single layers are:
+        at the ends, and the convolution of the latents."""
         index = block - self.has_ends
-        if index < 0:
+        if index <= 0:
             return None
         if index < self.num_down:
             return rf"input_blocks\.{index}\.\d"

@@ -7,7 +7,7 @@ The tables are over published names. Without torch: what leaves nothing to train
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -91,13 +91,26 @@ def with_own_ranks(
         if match is None:
             kept.append(plan)
         elif match[1] > 0:
-            kept.append(replace(plan, rank=match[1], alpha=alpha or float(match[1])))
+            follows_rank = not alpha and plan.alpha == plan.rank
+            kept.append(replace(plan, rank=match[1], alpha=float(match[1]) if follows_rank else plan.alpha))
     return tuple(kept)
 
 
 def first_match(pairs: Sequence[tuple[str, T]], name: str) -> tuple[int, T] | None:
     """Place and value of the first pair whose pattern is found in a name."""
     return next(((i, value) for i, (pattern, value) in enumerate(pairs) if re.search(pattern, name)), None)
+
+
+def unmatched(args: UnetNetworkArgs, models: Mapping[Slot, Iterable[str]]) -> tuple[str, ...]:
+    """Warnings about patterns that are in no name of a layer; models: {slot: names as files have them}."""
+    layers = [adapter_name(slot.prefix, name) for slot, names in models.items() for name in names]
+    given = {"network_reg_dims": args.network_reg_dims, "network_reg_lrs": args.network_reg_lrs}
+    return tuple(
+        f'--network_args {argument}: no layer has "{pattern}" in its name, so it has no effect.'
+        for argument, pairs in given.items()
+        for pattern, _ in pairs
+        if not any(re.search(pattern, layer) for layer in layers)
+    )
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ _KINDS = (
     (".lokr_", "a LoKr (LyCORIS)"),
     (".oft_blocks", "an OFT network"),
     (".oft_diag", "an OFT network"),
+    (".lora_mid.", "a LoCon with a core (LyCORIS)"),
     (".dora_scale", "a DoRA"),
     ("lllite_", "a ControlNet-LLLite"),
     ("transformer.single_transformer_blocks.", "a LoRA for FLUX in the layout of diffusers"),

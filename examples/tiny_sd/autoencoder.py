@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from examples.tiny_sd.pictures import large_thing
 from examples.tiny_sd3.autoencoder import rate, reconstruction_loss
 from examples.tiny_sd3.draw import as_tensor, draw, to_unit
-from examples.tiny_sd.pictures import large_thing
 from library.rng import torch_stream
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 CHANNELS = 4
 SCALE = 0.18215
-_WIDTHS = (16, 32, 32, 32)
+_WIDTHS = (18, 32, 32, 32)  # two groups of 9 or 16 channels: few groups leave a plain colour what it is
 _RATE = 3e-3
 _BATCH = 16
 _SMALL_LOGVAR = -6.0  # to begin with
@@ -33,14 +33,16 @@ def build_autoencoder(seed: int) -> AutoencoderKL:
     """An autoencoder with random weights, quiet residual branches and a small variance of its latents."""
     from diffusers import AutoencoderKL
 
+    from library.models.vae import norm_groups
+
     torch.manual_seed(seed)
     vae = AutoencoderKL(
         down_block_types=["DownEncoderBlock2D"] * 4,
         up_block_types=["UpDecoderBlock2D"] * 4,
         block_out_channels=_WIDTHS,
-        layers_per_block=2,
+        layers_per_block=1,
         latent_channels=CHANNELS,
-        norm_num_groups=8,
+        norm_num_groups=norm_groups(_WIDTHS),
         scaling_factor=SCALE,
         shift_factor=0.0,
     )

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from examples.tiny_sd3.draw import draw
-from examples.tiny_sd3.world import COLOURS, SHAPES, Scene, plain, single, stands_out
+from examples.tiny_sd3.world import SHAPES, Scene, plain, single, stands_out
 from library.rng import python_stream
 
+COLOURS = ("red", "yellow", "green", "blue", "purple", "pink", "black")
 BACKGROUNDS = tuple(plain(colour) for colour in ("white", "gray", "black"))
 REACHES = (17.0, 24.0)  # from the middle of a thing to its edge, in pixels
 SHIFT = 3.0  # that a thing may be off the middle

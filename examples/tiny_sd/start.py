@@ -48,7 +48,7 @@ def write_start(path: Path, vae: Mapping[str, Tensor], seed: int) -> None:
 
 
 def build_unet(seed: int) -> UNet2DConditionModel:
-    """The layout of Stable Diffusion 1.x with two levels. It predicts nothing at first, and its blocks begin quietly."""
+    """The layout of Stable Diffusion 1.x with two levels. It predicts nothing at first; its blocks begin quietly."""
     import torch
     from diffusers import UNet2DConditionModel
 

@@ -1,4 +1,4 @@
-"""A model that is named as the hub names it ("owner/name"): its folder, downloaded through the cache of the hub's client.
+"""A model that is named as the hub names it ("owner/name"): its folder, downloaded into the cache of the hub's client.
 
 Only what a training reads is downloaded: of each part one form of its weights, and small files.
 """

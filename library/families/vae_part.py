@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from library.checkpoint.weights import Part, WeightFiles, select_part
 from library.errors import CheckpointError
 from library.families.detect import SD1, SD2, SD3, SDXL, file_kind
@@ -46,3 +48,25 @@ def check_vae(part: Part, latent_channels: int, wanted: str) -> None:
         )
     if "encoder.conv_in.weight" not in shapes:
         raise CheckpointError("has only the decoder of a VAE. Training needs the encoder too.")
+
+
+def check_scale(source: WeightFiles, scale: float) -> None:
+    """Refuse the folder of an autoencoder whose settings say that its latents are scaled otherwise.
+
+    Raises:
+        CheckpointError: What is said of it continues its path.
+    """
+    path = source.path / "config.json"
+    if not path.is_file():
+        return
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        found, has_mean = float(settings.get("scaling_factor") or scale), settings.get("latents_mean") is not None
+    except (OSError, ValueError, TypeError, AttributeError):
+        raise CheckpointError("has a config.json that is damaged. Download or copy it again.") from None
+    if has_mean or abs(found - scale) > 1e-6:
+        own = "with a mean and a deviation of each channel" if has_mean else f"by {found:g}"
+        raise CheckpointError(
+            f"is a VAE whose latents are scaled {own}; those of this model are scaled by {scale:g}. "
+            "Give a VAE that fits the model."
+        )

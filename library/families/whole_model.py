@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from library.checkpoint.names import side_path
 from library.checkpoint.state_folder import MODEL_INDEX
 from library.checkpoint.tensor_stream import PlannedTensor, pickle_planned, write_planned, written_dtype
-from library.checkpoint.weights import Part, read_weights
+from library.checkpoint.weights import Part, StoredWeight, stored_weights
 from library.errors import CheckpointError, OutputError
 from library.tensorfile import torch_dtype
 
@@ -38,17 +38,18 @@ def plan_part(part: Part, dtype: torch.dtype | None, mmap: bool = True) -> Plan:
         mmap: See `read_weights`.
     """
     plan = {}
+    weights = cache(
+        lambda: {weight.key: weight for weight in stored_weights(part, mmap=mmap)}
+    )  # opened once, if at all
     for name, own in part.names.items():
         info = part.source.tensors[name]
         written = written_dtype(torch_dtype(info.dtype), dtype)
-        plan[own] = PlannedTensor(info.shape, written, partial(_read_one, part, name, written, mmap))
+        plan[own] = PlannedTensor(info.shape, written, partial(_read_one, weights, name, written))
     return plan
 
 
-def _read_one(part: Part, name: str, dtype: torch.dtype, mmap: bool) -> Tensor:
-    scales = {name: part.scales[name]} if name in part.scales else {}
-    alone = replace(part, names={name: part.names[name]}, scales=scales)
-    return read_weights(alone, dtype=dtype, mmap=mmap)[part.names[name]]
+def _read_one(weights: Callable[[], Mapping[str, StoredWeight]], name: str, dtype: torch.dtype) -> Tensor:
+    return weights()[name].wide(dtype)
 
 
 def converted(plan: Plan, convert: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]) -> Plan:

@@ -19,6 +19,20 @@ def blocks(module: nn.Module) -> Iterator[nn.Module]:
         yield from child if isinstance(child, nn.ModuleList) else blocks(child)
 
 
+def block_stacks(module: nn.Module) -> Iterator[tuple[int, nn.ModuleList]]:
+    """Lists of blocks that take and give the same shapes, so that there might be more or fewer of them, with a number:
+    what passes through those with the same one has the same shape."""
+    stacks = getattr(module, "block_stacks", None)
+    if stacks is not None:
+        yield from stacks()
+        return
+    for child in module.children():
+        if isinstance(child, nn.ModuleList):
+            yield 0, child
+        else:
+            yield from block_stacks(child)
+
+
 def around_blocks(module: nn.Module) -> Iterator[nn.Module]:
     """What a model consists of beside its blocks, as modules that have none inside."""
     yield from _around(module, set(blocks(module)))

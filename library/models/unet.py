@@ -46,6 +46,7 @@ class UNet(UNet2DConditionModel):  # type: ignore[misc]
     """
 
     num_streams = 1
+    to = nn.Module.to  # that of diffusers warns of what it would keep in float32, which is nothing here
 
     def __init__(self, **config: Any) -> None:
         super().__init__(**config)
@@ -103,6 +104,18 @@ class UNet(UNet2DConditionModel):  # type: ignore[misc]
         """The blocks, in the order in which they compute: residual and transformer blocks, and changes of size."""
         levels = (*self.down_blocks, self.mid_block, *self.up_blocks)
         return [block for level in levels for block in _blocks_of(level)]
+
+    def block_stacks(self) -> list[tuple[int, nn.ModuleList]]:
+        """The transformer blocks of each attention, in the order in which they compute, and how often the picture is
+        halved there."""
+        last = len(self.down_blocks) - 1
+        halved = (*range(last + 1), last, *range(last, -1, -1))
+        levels = (*self.down_blocks, self.mid_block, *self.up_blocks)
+        return [
+            (number, attention.transformer_blocks)
+            for number, level in zip(halved, levels, strict=True)
+            for attention in getattr(level, "attentions", None) or ()
+        ]
 
     @contextmanager
     def _recomputing(self) -> Iterator[None]:

@@ -47,13 +47,13 @@ def phrases(caption: str) -> list[Phrase]:
 
 
 class _Reader:
-    """What has been read: characters, where they stand, what they weigh; and the brackets that are open."""
+    """What has been read: pieces of text, where they begin, what they weigh; and the brackets that are open."""
 
     def __init__(self) -> None:
-        self._characters: list[str] = []
-        self._places: list[int] = []
+        self._texts: list[str] = []
+        self._starts: list[int] = []
         self._weights: list[float] = []
-        self._open: dict[str, list[int]] = {"(": [], "[": []}  # what was read before each
+        self._open: dict[str, list[int]] = {"(": [], "[": []}  # pieces that were read before each
 
     def read(self, match: re.Match[str]) -> None:
         """The next piece."""
@@ -62,7 +62,7 @@ class _Reader:
         if escaped is not None:
             self._add(escaped, match.start() + 1)
         elif opening is not None:
-            self._open[opening].append(len(self._characters))
+            self._open[opening].append(len(self._texts))
         elif bracket is not None and self._open[bracket]:
             self._weigh(self._open[bracket].pop(), _FACTORS[bracket] if weight is None else float(weight))
         else:
@@ -70,21 +70,26 @@ class _Reader:
 
     def phrases(self) -> list[Phrase]:
         """All of it, with the brackets that are still open closed at the end."""
-        for bracket, starts in self._open.items():
-            for start in starts:
-                self._weigh(start, _FACTORS[bracket])
-            starts.clear()
+        for bracket, pieces in self._open.items():
+            for piece in pieces:
+                self._weigh(piece, _FACTORS[bracket])
+            pieces.clear()
         found = []
-        for weight, group in groupby(range(len(self._characters)), key=self._weights.__getitem__):
-            part = list(group)
-            text = "".join(self._characters[index] for index in part)
-            found.append(Phrase(text, weight, tuple(self._places[index] for index in part)))
+        for weight, group in groupby(range(len(self._texts)), key=self._weights.__getitem__):
+            pieces = list(group)
+            places = [place for piece in pieces for place in self._places(piece)]
+            found.append(Phrase("".join(self._texts[piece] for piece in pieces), weight, tuple(places)))
         return found
 
-    def _add(self, text: str, place: int) -> None:
-        self._characters += text
-        self._places += range(place, place + len(text))
-        self._weights += [1.0] * len(text)
+    def _add(self, text: str, start: int) -> None:
+        if text:
+            self._texts.append(text)
+            self._starts.append(start)
+            self._weights.append(1.0)
 
-    def _weigh(self, start: int, factor: float) -> None:
-        self._weights[start:] = [weight * factor for weight in self._weights[start:]]
+    def _weigh(self, first: int, factor: float) -> None:
+        self._weights[first:] = [weight * factor for weight in self._weights[first:]]
+
+    def _places(self, piece: int) -> range:
+        start = self._starts[piece]
+        return range(start, start + len(self._texts[piece]))

@@ -131,7 +131,7 @@ def _in_words(scripts: Collection[str], words: Mapping[str, set[str]]) -> str:
         if some == wanted:
             return name
     for name, some in words.items():
-        if words[_ALL] - some == wanted:
+        if words[_ALL] - some == wanted and len(wanted) > 1:
             return f"{_ALL} but {name}"
     return ", ".join(_stem(script) for script in scripts)
 

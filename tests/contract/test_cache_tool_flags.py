@@ -1,4 +1,4 @@
-"""The flags of tools/cache_*.py are those users know, and those of sd3_train_network.py."""
+"""The flags of tools/cache_*.py are those users know, and those of all scripts that train a network."""
 
 import gzip
 import json
@@ -10,28 +10,27 @@ from pathlib import Path
 import pytest
 
 from library.errors import OptionError
-from library.families.sd3.cache_options import (
-    LATENT_CACHING_SCRIPT,
-    TEXT_CACHING_SCRIPT,
-    Sd3LatentCachingOptions,
-    Sd3TextCachingOptions,
-)
+from library.families.sd.options import SdNetworkOptions
 from library.families.sd3.options import Sd3NetworkOptions
+from library.families.sdxl.options import SdxlNetworkOptions
 from library.options.spec import options_of, parse_options
+from tools.cache_options import LATENT_CACHING_SCRIPT, TEXT_CACHING_SCRIPT, LatentCachingOptions, TextCachingOptions
+from tools.preview_options import PreviewToolOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 KNOWN = json.loads(gzip.decompress((ROOT / "tests/golden/data/cli_options_cache_tools.json.gz").read_bytes()))
 TOOLS = {
-    "tools/cache_latents": (Sd3LatentCachingOptions, LATENT_CACHING_SCRIPT),
-    "tools/cache_text_encoder_outputs": (Sd3TextCachingOptions, TEXT_CACHING_SCRIPT),
+    "tools/cache_latents": (LatentCachingOptions, LATENT_CACHING_SCRIPT),
+    "tools/cache_text_encoder_outputs": (TextCachingOptions, TEXT_CACHING_SCRIPT),
 }
-ADDED = {"sd3", "cache_status", "cache_prune"}
-ADDED_CHOICES = {"save_model_as": {"diffusers"}, "resize_interpolation": {"box"}}
+ADDED = {"sd", "sd3", "cache_status", "cache_prune"}
+ADDED_CHOICES = {"save_model_as": {"diffusers", "diffusers_safetensors"}, "resize_interpolation": {"box"}}
 ADDED_CHOICES |= {"t5xxl_dtype": {"fp32", "fp16", "bf16", "fp8", "fp8_e4m3fn", "int8"}}
 DEFAULTS = {"t5xxl_max_token_length": 256}  # of SD3; the tools of others leave it to the family
 TYPES = {"flag": {None}, "int": {"int"}, "float": {"float"}, "str": {"str", None}, "path": {"str", "Path"}}
 TYPES |= {"int_or_float": {"int_or_float"}, "int_or_auto": {"int"}}
 NEEDED = "--pretrained_model_name_or_path=sd3.safetensors --dataset_config=d.toml"
+TRAINING = {*options_of(SdNetworkOptions), *options_of(SdxlNetworkOptions), *options_of(Sd3NetworkOptions)}
 
 each_tool = pytest.mark.parametrize("tool", TOOLS)
 
@@ -42,11 +41,15 @@ def parse(tool, command):
 
 
 @each_tool
-def test_the_names_are_those_of_the_known_tools_and_of_the_training_script(tool):
+def test_the_names_are_those_of_the_known_tools_and_of_the_scripts_for_networks(tool):
     ours, known = set(options_of(TOOLS[tool][0])), {entry["dest"] for entry in KNOWN[tool]}
-    training = set(options_of(Sd3NetworkOptions))
     assert len(known) > 150
-    assert ours == known | training | ADDED
+    assert ours == known | TRAINING | ADDED
+
+
+def test_the_preview_has_the_options_of_the_scripts_for_networks():
+    own = {"sd", "sdxl", "sd3", "flux", "output", "max_pictures"}
+    assert set(options_of(PreviewToolOptions)) == TRAINING | own
 
 
 @each_tool
@@ -105,10 +108,15 @@ def test_the_bare_command_has_no_warning_and_writes_to_disk(tool):
 
 
 @each_tool
-@pytest.mark.parametrize("flag", ["--sdxl", "--flux"])
-def test_other_families_are_not_available_yet(tool, flag):
-    with pytest.raises(OptionError, match=f"{flag}: not available yet"):
-        parse(tool, f"{NEEDED} {flag}")
+def test_flux_is_not_available_yet(tool):
+    with pytest.raises(OptionError, match="--flux: not available yet"):
+        parse(tool, f"{NEEDED} --flux")
+
+
+@each_tool
+def test_there_is_one_family(tool):
+    with pytest.raises(OptionError, match="--sdxl and --sd3 exclude each other"):
+        parse(tool, f"{NEEDED} --sd3 --sdxl")
 
 
 @each_tool

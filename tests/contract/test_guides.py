@@ -27,6 +27,7 @@ from networks.sd3_args import Sd3NetworkArgs
 from quickstart import EXTRAS
 from tools.cache_options import LatentCachingOptions
 from tools.convert_sd3_lora import make_parser
+from tools.make_options_doc import SCRIPTS
 from tools.preview_options import PreviewToolOptions
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,11 +37,12 @@ FULL_GUIDE = (ROOT / "docs" / "sd3_train.md").read_text(encoding="utf-8")
 SAVING = (ROOT / "docs" / "saving_and_resuming.md").read_text(encoding="utf-8")
 OPTIONS = options_of(Sd3NetworkOptions)
 FULL = options_of(Sd3FullOptions)
-TOOLS = {*options_of(LatentCachingOptions), *options_of(PreviewToolOptions)} - set(OPTIONS)
+TOOLS = {*options_of(LatentCachingOptions), *options_of(PreviewToolOptions)}
+SCRIPT_OPTIONS = {name for options, _ in SCRIPTS for name in options_of(options)}
 
 OTHER_PROGRAMS = {  # accelerate, torchrun, lines of prompt files, and a typo that the guide shows
     *("--num_cpu_threads_per_process", "--num_processes", "--multi_gpu", "--quiet", "--nproc_per_node"),
-    *("--w", "--h", "--d", "--s", "--l", "--n", "--netwrok_dim"),
+    *("--w", "--h", "--d", "--s", "--l", "--n", "--ss", "--netwrok_dim"),
 }
 
 
@@ -66,7 +68,7 @@ def test_every_flag_that_a_page_names_exists(page: Path):
     quickstart = flags((ROOT / "quickstart.py").read_text(encoding="utf-8"))
     benchmarks = flags("\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks").glob("*.py")))
     converter = {flag for action in make_parser()._actions for flag in action.option_strings}
-    known = {f"--{name}" for name in {*OPTIONS, *FULL, *TOOLS}} | quickstart | converter | OTHER_PROGRAMS
+    known = {f"--{name}" for name in SCRIPT_OPTIONS | TOOLS} | quickstart | converter | OTHER_PROGRAMS
     if page.name == "performance.md":
         known |= benchmarks
     prose = re.sub(r"<!--.*?-->|`-- `|`--`", "", page.read_text(encoding="utf-8"))

@@ -169,7 +169,8 @@ COMMANDS = [
         --learning_rate=1e-4 --unet_lr=1e-4 --optimizer_type="AdamW8bit"
         --lr_scheduler="constant" --max_train_epochs=10 --save_every_n_epochs=1 --mixed_precision="bf16"
         --gradient_checkpointing --cache_latents --cache_text_encoder_outputs --no_half_vae
-        --max_data_loader_n_workers=2 --network_args "conv_dim=8" "conv_alpha=4" --multires_noise_iterations=6 --multires_noise_discount=0.3""",
+        --max_data_loader_n_workers=2 --network_args "conv_dim=8" "conv_alpha=4" --multires_noise_iterations=6
+        --multires_noise_discount=0.3""",
     ),
     (
         "sdxl_train",

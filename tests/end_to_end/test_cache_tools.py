@@ -129,6 +129,19 @@ def test_the_tools_make_what_a_training_makes_which_then_makes_nothing(training,
     assert "latents: all 4 are cached" in run_tool(LATENTS, arguments)
 
 
+@pytest.mark.parametrize(("script", "kind"), [("train_network", "sd1"), ("sdxl_train_network", "sdxl")])
+def test_the_tools_serve_every_family(training_of, run_tool, script, kind):
+    """They tell it from the file, and take the command of its script."""
+    train = training_of(script, kind)
+    dataset = train.dataset(train.pictures(), flip_aug=True)
+    arguments = train.arguments(dataset, "--max_train_steps=1", "--noise_offset=0.1", *CACHED)
+    for tool in (LATENTS, TEXTS):
+        assert "made 4 (4 new), kept 0" in run_tool(tool, arguments)
+    run = train.run_arguments(arguments)
+    assert any(line.startswith("latents: all 4 are cached") for line in run.log)
+    assert any(line.startswith("text encoder outputs: all 4 are cached") for line in run.log)
+
+
 def test_what_the_text_tool_makes_serves_a_training_of_the_clips_too(training, run_tool):
     """It caches all encoders; a training that runs CLIP in every step takes T5's states from the same files."""
     dataset = training.dataset(training.pictures())

@@ -1,7 +1,8 @@
 """Keys and shapes of saved LoRA files of SD1, SD2 and SDXL equal the reference lists; see data/SOURCES.d/networks.md.
 
-But for one spelling: SD2's projections around the attention are linear layers, in published files and in diffusers, which
-refuses other shapes. The reference trainer has them as convolutions of one pixel and so saves [4, 320, 1, 1] for [4, 320].
+But for one spelling: SD2's projections around the attention are linear layers, in published files and in diffusers,
+which refuses other shapes. The reference trainer has them as convolutions of one pixel and so saves [4, 320, 1, 1] for
+[4, 320].
 """
 
 import gzip

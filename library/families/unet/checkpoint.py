@@ -17,6 +17,14 @@ from library.checkpoint.weights import Part, WeightFiles, open_weights, part_ide
 from library.errors import CheckpointError
 from library.families.detect import file_kind
 from library.families.hub_model import hub_folder, is_hub_name
+from library.families.unet.building import (
+    LATENT_CHANNELS,
+    build_encoder,
+    build_vae,
+    in_library_names,
+    outlined,
+    vae_scale,
+)
 from library.families.unet.parts import (
     DENOISER,
     ENCODERS,
@@ -27,10 +35,8 @@ from library.families.unet.parts import (
     find_encoder,
     report_ignored,
 )
-from library.families.vae_part import check_vae, find_vae
-from library.models.clip_key_map import PROJECTION, SCALE, clip_from_open_clip
-from library.models.unet_key_map import unet_from_diffusers, unet_to_diffusers
-from library.models.vae_key_map import vae_from_diffusers, vae_to_diffusers
+from library.families.vae_part import check_scale, check_vae, find_vae
+from library.models.unet_key_map import unet_from_diffusers
 
 if TYPE_CHECKING:
     import torch
@@ -42,13 +48,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Part", "UnetFiles", "inspect_files", "inspect_weights", "load_unet", "part_identity", "read_part"]
 
-LATENT_CHANNELS = 4
-
 _FOLDERS = {"vae": "vae", "clip": "text_encoder", "clip_l": "text_encoder", "clip_g": "text_encoder_2"}
 _MODEL_OPTION = "--pretrained_model_name_or_path"
 _MARKS = ("v_pred", "ztsnr")
-_CLIP_KINDS = {("sd1", "clip"): "clip_l", ("sd2", "clip"): "clip_h"}
-_OPEN_CLIP_H_LAYERS = 24
 
 
 @dataclass(frozen=True)
@@ -72,19 +74,6 @@ class UnetFiles:
     config: Mapping[str, Any]
     marks: frozenset[str]
     path: Path = Path()
-
-    def encoder_shapes(self, name: str) -> dict[str, tuple[int, ...]]:
-        """{Hugging Face's name: shape} of a text encoder's tensors."""
-        part = self.encoders[name]
-        if part.is_diffusers:
-            return part.shapes()
-        import torch
-
-        return {key: tuple(tensor.shape) for key, tensor in outlined(part, torch.float32).items()}
-
-    def encoder_width(self, name: str) -> int:
-        """Width of a text encoder's states."""
-        return encoder_width(self.encoders[name])
 
 
 def inspect_files(
@@ -175,6 +164,7 @@ def _find(name: str, source: WeightFiles, kind: str, *, is_alone: bool) -> Part:
     if name == "vae":
         check_vae(part, LATENT_CHANNELS, "the VAE of this model")
         _check_owner(part, kind)
+        check_scale(source, vae_scale(kind))
     if fault := _fault(part, kind):
         raise CheckpointError(f"cannot be used: {fault}")
     return part
@@ -251,23 +241,6 @@ def read_part(
     return in_library_names(part, read_weights(part, dtype=dtype, device=device, mmap=mmap))
 
 
-def in_library_names(part: Part, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a part under the names of diffusers or transformers."""
-    if part.kind == DENOISER:
-        return dict(tensors) if part.is_diffusers else unet_to_diffusers(tensors)
-    if part.kind == "vae":  # those of diffusers may be old ones
-        return vae_to_diffusers(vae_from_diffusers(tensors) if part.is_diffusers else tensors)
-    return dict(tensors) if part.is_diffusers else clip_from_open_clip(tensors)
-
-
-def outlined(part: Part, dtype: torch.dtype) -> dict[str, Tensor]:
-    """A part as `read_part` gives it, on the meta device."""
-    import torch
-
-    empty = {name: torch.empty(shape, dtype=dtype, device="meta") for name, shape in part.shapes().items()}
-    return in_library_names(part, empty)
-
-
 def empty_unet(files: UnetFiles) -> UNet:
     """The U-Net with shapes and without numbers."""
     import torch
@@ -323,14 +296,6 @@ def load_vae(
     return vae.requires_grad_(False).eval()
 
 
-def build_vae(kind: str, tensors: Mapping[str, Tensor]) -> AutoencoderKL:
-    """The autoencoder of a model of this kind around its tensors."""
-    from library.models.vae import SD_SCALE, SDXL_SCALE, load_vae
-
-    scale = SDXL_SCALE if kind == "sdxl" else SD_SCALE
-    return load_vae(tensors, latent_channels=LATENT_CHANNELS, scale=scale, shift=0.0)
-
-
 def load_encoder(
     files: UnetFiles, name: str, dtype: torch.dtype | None, device: torch.device | str, mmap: bool = True
 ) -> CLIPTextModelWithProjection:
@@ -351,24 +316,3 @@ def load_encoder(
     part = files.encoders[name]
     encoder = build_encoder(files.kind, part, read_part(part, dtype=dtype, device=device, mmap=mmap))
     return encoder.requires_grad_(False).eval()
-
-
-def build_encoder(kind: str, part: Part, tensors: Mapping[str, Tensor]) -> CLIPTextModelWithProjection:
-    """A text encoder of a model of this kind around its tensors."""
-    from library.models.text_encoders import load_clip
-
-    clip_kind = _CLIP_KINDS.get((kind, part.kind), part.kind)
-    unused = (SCALE,) if clip_kind == "clip_g" else (SCALE, f"{PROJECTION}.weight")
-    used = {name: tensor for name, tensor in tensors.items() if name not in unused}
-    return load_clip(used, kind=clip_kind, num_layers=_num_layers(part) if clip_kind == "clip_h" else None)
-
-
-def _num_layers(part: Part) -> int | None:
-    """Layers of the encoder of SD 2.x that are used; folders of diffusers have no others.
-
-    Some single files leave the last layer of the published 24 out as well.
-    """
-    if part.is_diffusers:
-        return None
-    layers = {name.split(".")[2] for name in part.shapes() if name.startswith("transformer.resblocks.")}
-    return len(layers) if len(layers) == _OPEN_CLIP_H_LAYERS - 1 else len(layers) - 1

@@ -28,11 +28,11 @@ TOKENIZERS = {"clip": "tokenizer", "clip_l": "tokenizer", "clip_g": "tokenizer_2
 
 _PROJECTED = "clip_g"
 _PLAIN, _WITH_PROJECTION = "CLIPTextModel", "CLIPTextModelWithProjection"
-_BETAS = {
+_BETAS: Config = {
     **{"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"},
     **{"trained_betas": None, "steps_offset": 1},
 }
-_SCHEDULERS = {  # what is special about those of the published folders
+_SCHEDULERS: dict[str, Config] = {  # what is special about those of the published folders
     "PNDMScheduler": {"set_alpha_to_one": False, "skip_prk_steps": True},
     "DDIMScheduler": {"set_alpha_to_one": False, "clip_sample": False},
     "EulerDiscreteScheduler": {"interpolation_type": "linear", "use_karras_sigmas": False},
@@ -110,8 +110,8 @@ def scheduler_config(kind: str, marks: Collection[str]) -> Config:
     described = {"prediction_type": "v_prediction" if is_velocity else "epsilon"}
     spacing = "trailing" if is_zero_terminal else "leading"  # which begins at the last timestep, that of pure noise
     zero: Config = {"rescale_betas_zero_snr": True} if is_zero_terminal else {}
-    named: Config = {"_class_name": name, **DIFFUSERS_VERSION, **_BETAS, **_SCHEDULERS[name]}
-    return {**named, **described, "timestep_spacing": spacing, **zero}
+    named: Config = {"_class_name": name, **DIFFUSERS_VERSION, **_BETAS}
+    return {**named, **_SCHEDULERS[name], **described, "timestep_spacing": spacing, **zero}
 
 
 def model_index(kind: str, encoders: Iterable[str], scheduler: str) -> Config:

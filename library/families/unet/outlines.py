@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from library.families.unet.checkpoint import LATENT_CHANNELS, UnetFiles, build_encoder, build_vae, outlined
+from library.families.unet.building import LATENT_CHANNELS, build_encoder, build_vae, outlined
+from library.families.unet.parts import encoder_width
 from library.models.tokenizers import CLIP_LENGTH
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from library.families.unet.checkpoint import UnetFiles
     from library.records import Size
 
 
@@ -47,7 +49,7 @@ def denoiser_inputs(
         "encoder_hidden_states": torch.zeros(number, num_tokens, files.config["cross_attention_dim"], dtype=text_dtype),
     }
     if files.kind == "sdxl":
-        pooled = torch.zeros(number, files.encoder_width("clip_g"), dtype=text_dtype)
+        pooled = torch.zeros(number, encoder_width(files.encoders["clip_g"]), dtype=text_dtype)
         inputs["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": torch.zeros(number, 6)}
     return inputs
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from library.checkpoint.weights import Part, WeightFiles, select_part
 from library.errors import CheckpointError
-from library.families.detect import SD1, SD2, SDXL, FileKind, file_kind
+from library.families.detect import CLIP, OPEN_CLIP, SD1, SD2, SDXL, T5, FileKind, file_kind
 from library.families.prefixes import first_of, names_under, prefix_of
 from library.families.tensor_faults import check_tensors
 from library.log import get_logger
@@ -30,6 +30,7 @@ TITLES = {
 
 _MODEL_OPTION = "--pretrained_model_name_or_path"
 _KINDS = {"sd1": SD1, "sd2": SD2, "sdxl": SDXL}
+_ENCODER_FILES = (CLIP, OPEN_CLIP, T5)
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.", "unet.", "")
 _MARK = "input_blocks.0.0.weight"
 _DIFFUSERS_MARK = "time_embedding.linear_1.weight"
@@ -79,12 +80,13 @@ def find_denoiser(source: WeightFiles, kinds: Collection[str]) -> tuple[str, Par
     kind = file_kind(source.shapes())
     if kind.name not in kinds:
         title = f"{source.path} is {kind.title}, not {_wanted(kinds)}"
-        raise CheckpointError(f"{_MODEL_OPTION}: {title}. {kind.advice}")
+        advice = "Give the whole model." if kind in _ENCODER_FILES else kind.advice
+        raise CheckpointError(f"{_MODEL_OPTION}: {title}. {advice}")
     _refuse_other_schedule(source, kind)
     try:
         part = _select_denoiser(source)
         shapes = diffusers_shapes(part)
-        _refuse_other_inputs(shapes)
+        _refuse_other_inputs(kind.name, shapes)
         return kind.name, part, _checked_config(part, shapes)
     except CheckpointError as error:
         raise CheckpointError(f"{_MODEL_OPTION}: {source.path}: {error}") from None
@@ -103,7 +105,11 @@ def _refuse_other_schedule(source: WeightFiles, kind: FileKind) -> None:
             )
 
 
-def _refuse_other_inputs(shapes: Shapes) -> None:
+def _refuse_other_inputs(kind: str, shapes: Shapes) -> None:
+    if kind != "sdxl" and "add_embedding.linear_1.weight" in shapes:
+        raise CheckpointError(
+            "the U-Net is that of an unCLIP model, which cannot be trained here. Give the base model."
+        )
     channels = shapes["conv_in.weight"][1] if "conv_in.weight" in shapes else 4
     if channels != 4:
         title = _OTHER_INPUTS.get(channels, "a model of another task")

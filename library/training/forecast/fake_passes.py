@@ -1,9 +1,8 @@
 """Both passes of a denoiser over tensors without numbers, counted block by block.
 
 The passes are the real ones, by torch's autograd, over fake tensors: what lives is counted operation by operation
-(`library/memory/live_memory.py`). Where the blocks are a plain list, one of those that are alike is run, which is what
-lets a model of any size be counted in a second; a model that arranges its blocks itself (`block_row`) runs as a whole.
-What a kernel takes for itself is not seen.
+(`library/memory/live_memory.py`). Of blocks that are alike and stand in lists that may be shortened one is run, which is
+what lets a model of any size be counted in seconds. What a kernel takes for itself is not seen.
 """
 
 from __future__ import annotations
@@ -17,15 +16,16 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import Parameter
+from torch.utils._pytree import tree_leaves
 
-from library.memory.blocks import blocks
+from library.memory.blocks import around_blocks, block_stacks, blocks
 from library.memory.fused_backward import BackwardParts, by_block, each_alone
 from library.memory.live_memory import LiveMemory
 from library.training.forecast.segments import Segment
 from networks.lora_linear import is_plain_frozen
 
 EACH, BLOCK = "each", "block"  # how the optimizer steps inside the backward pass
-Inputs = Mapping[str, Tensor]
+Inputs = Mapping[str, Any]  # tensors, and mappings of such
 
 
 @dataclass(frozen=True)
@@ -79,22 +79,18 @@ class FakeDenoiser:
         is_whole: Run every block, and not one of each kind.
 
     Attributes:
-        models: For each block the first one that is called as it is and computes the same, so takes as long.
+        kinds: For each block what tells it from others, see `block_kinds`.
+        models: For each block the first one that takes what it takes.
         chosen: {index: block} of those that are run.
     """
 
     def __init__(self, outline: nn.Module, *, is_whole: bool = False) -> None:
         self.model, self.mode = outline, FakeTensorMode(allow_non_fake_inputs=True)
         row = list(blocks(outline))
-        kinds, plain = block_kinds(row), None if is_whole else plain_list(outline)
-        models = [kinds.index(kind) for kind in kinds]
-        run = range(len(row)) if plain is None else models
-        self.models = list(range(len(row))) if is_whole else models
-        self.chosen = {index: row[index] for index in run}
-        self._places = [list(self.chosen).index(index) for index in run]  # among those that are run
-        if plain is not None:
-            del plain[:]
-            plain.extend(self.chosen.values())
+        self.kinds = block_kinds(outline, row)
+        self.models = list(range(len(row))) if is_whole else _shortened(outline, row, self.kinds)
+        self.chosen = {index: row[index] for index in self.models}
+        self._places = [list(self.chosen).index(model) for model in self.models]  # among those that are run
         with self.mode:
             fake(outline)
 
@@ -109,7 +105,7 @@ class FakeDenoiser:
         model.gradient_checkpointing = passes.recomputes
         with self.mode:
             given = inputs()
-            tensors = [*all_parameters(model), *model.buffers(), *given.values()]
+            tensors = [*all_parameters(model), *model.buffers(), *tensors_of(given)]
             recorder = _Recorder(LiveMemory(tensors), list(self.chosen.values()))
             with recorder.hooked():
                 segments = _run(model, given, passes, recorder)
@@ -123,7 +119,9 @@ def _run(model: nn.Module, inputs: Inputs, passes: Passes, recorder: _Recorder) 
     with recorder.live:
         recorder.begin()
         with passes.context(), torch.set_grad_enabled(passes.has_backward):
-            prediction = model(**inputs)
+            output = model(**inputs)
+        prediction = output if isinstance(output, Tensor) else output[0]
+        del output
         loss = (prediction.float() - 1).square().mean()
         del prediction
         recorder.end_forward()
@@ -249,17 +247,37 @@ class _Recorder:
         self._start = self.live.peak = self.live.now
 
 
-def plain_list(model: nn.Module) -> nn.ModuleList | None:
-    """The list of blocks that a denoiser is a row of, and that may be shortened; None where it arranges them itself."""
-    if hasattr(model, "block_row"):
-        return None
-    return next(child for child in model.children() if isinstance(child, nn.ModuleList))
+def block_kinds(model: nn.Module, row: Sequence[nn.Module]) -> list[tuple[Any, ...]]:
+    """For each block what tells it from others: its shapes, what is attached to it, whether it is first or last, and
+    whether gradients go on to what is before it."""
+    kinds: list[tuple[Any, ...]] = []
+    is_reached = any(_trains(module) for module in around_blocks(model))
+    for index, block in enumerate(row):
+        kinds.append((index == 0, index == len(row) - 1, is_reached, type(block), *_signature(block)))
+        is_reached = is_reached or _trains(block)
+    return kinds
 
 
-def block_kinds(row: Sequence[nn.Module]) -> list[tuple[Any, ...]]:
-    """For each block what tells it from others: its shapes, what is attached to it, whether it is first or last."""
-    last = len(row) - 1
-    return [(index == 0, index == last, type(block), *_signature(block)) for index, block in enumerate(row)]
+def _trains(module: nn.Module) -> bool:
+    return any(weight.requires_grad for weight in all_parameters(module))
+
+
+def _shortened(model: nn.Module, row: Sequence[nn.Module], kinds: Sequence[tuple[Any, ...]]) -> list[int]:
+    """Leave in each list of blocks only one of those that are alike; for each block of the row the one that is left.
+
+    A block is followed by what is behind its list, if it is the last one of it.
+    """
+    models, seen = list(range(len(row))), dict[tuple[Any, ...], int]()
+    place = {id(block): index for index, block in enumerate(row)}
+    for level, stack in block_stacks(model):
+        own = [place[id(block)] for block in stack]
+        for index in own:
+            key = (level, index == own[-1] and index, *kinds[index])
+            models[index] = seen.setdefault(key, index)
+        left = [row[index] for index in own if models[index] == index]
+        del stack[:]
+        stack.extend(left)
+    return models
 
 
 def _signature(block: nn.Module) -> Iterator[tuple[Any, ...]]:
@@ -274,6 +292,11 @@ def attached(layer: nn.Module) -> Iterator[nn.Module]:
     owner = getattr(layer.__dict__.get("forward"), "__self__", None)
     if isinstance(owner, nn.Module) and owner is not layer:
         yield owner
+
+
+def tensors_of(inputs: Inputs) -> list[Tensor]:
+    """All tensors among the arguments of a denoiser."""
+    return [value for value in tree_leaves(dict(inputs)) if isinstance(value, Tensor)]
 
 
 def all_parameters(model: nn.Module) -> list[Parameter]:

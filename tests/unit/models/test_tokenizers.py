@@ -97,9 +97,15 @@ def test_clip_ids_equal_those_of_transformers(clip_folder):
     from transformers import CLIPTokenizerFast
 
     expected = CLIPTokenizerFast.from_pretrained(clip_folder, model_max_length=77)
-    for name, pad in (("clip_l", tool.END), ("clip_g", "!")):
+    sd2 = {"zero_padded": ("clip",)}
+    for name, pad, settings in (
+        ("clip_l", tool.END, {}),
+        ("clip_g", "!", {}),
+        ("clip", tool.END, {}),
+        ("clip", "!", sd2),
+    ):
         expected.pad_token = pad
-        got = load_tokenizers([name], tokenizer_dir=clip_folder)[name]
+        got = load_tokenizers([name], tokenizer_dir=clip_folder, **settings)[name]
         for caption in [*CAPTIONS, "cat " * 100]:
             wanted = expected(caption, padding="max_length", max_length=77, truncation=True)
             assert got.encode(caption, 77) == (wanted["input_ids"], wanted["attention_mask"]), caption
@@ -192,7 +198,7 @@ def test_the_hub_cache_is_read_without_network(tmp_path, monkeypatch):
     _write_clip(repository / "snapshots" / "abc")
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("abc", encoding="utf-8")
-    found = load_tokenizers(["clip_l", "clip_g"])
+    found = load_tokenizers(["clip_l", "clip_g", "clip"])
     assert {item.vocabulary.source.name for item in found.values()} == {"abc"}
 
 

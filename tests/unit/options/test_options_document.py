@@ -6,8 +6,9 @@ from typing import ClassVar
 import pytest
 
 from library.families.sd3.options import NETWORK_SCRIPT, Sd3NetworkOptions
-from library.options.document import help_text, options_page
-from library.options.spec import OptionGroup, ScriptOptions, ScriptText, opt, options_of
+from library.options.document import help_text
+from library.options.page import options_page
+from library.options.spec import OptionGroup, ScriptOptions, ScriptText, group_classes, opt, options_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +42,51 @@ def test_help_names_groups_units_defaults_and_the_example_at_the_end():
 
 
 def test_the_page_has_a_row_for_each_option():
-    page = options_page([(Script, TEXT)])
-    assert "| `--width`, `--wide` | whole number (pixels) | `512` | Width. |" in page
-    assert "| `--mode` | `a\\|b`, `c` | `a\\|b` | Way. |" in page
-    assert "| `--soon` | switch |  | *Not available yet (the rest).* Comes. |" in page
-    assert "| `--old` | switch |  | *No effect (gone).* Was. |" in page
+    page = options_page([(Script, TEXT)], {})
+    assert "| `--width`, `--wide` | whole number (pixels) | `512` | all | Width. |" in page
+    assert "| `--mode` | `a\\|b`, `c` | `a\\|b` | all | Way. |" in page
+    assert "| `--soon` | switch |  | all | *Not available yet (the rest).* Comes. |" in page
+    assert "| `--old` | switch |  | all | *No effect (gone).* Was. |" in page
+
+
+@dataclass(frozen=True, kw_only=True)
+class WiderPictures(Pictures):
+    mode: str = opt("c", "Way.", choices=("c",))
+    depth: int = opt(1, "Depth.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WiderScript(Script):
+    pictures: WiderPictures = field(default_factory=WiderPictures)
+
+
+def test_what_scripts_share_is_one_row_and_what_differs_names_them():
+    other: ScriptText = {**TEXT, "prog": "w.py", "ignored": {}}
+    third: ScriptText = {**TEXT, "prog": "v.py", "ignored": {}}
+    page = options_page([(Script, TEXT), (WiderScript, other), (WiderScript, third)], {"wide ones": ["w.py", "v.py"]})
+    assert page.count("`--width`") == 1 and page.count("## Pictures") == 1
+    assert "| `--mode` | `a\\|b`, `c` | `a\\|b` | s | Way. |\n| `--mode` | `c` | `c` | wide ones | Way. |" in page
+    assert "| `--depth` | whole number | `1` | wide ones | Depth. |" in page
+    assert "| `--old` | switch |  | all | *No effect for s (gone).* Was. |" in page
+    assert "| `w.py` | wide ones | Does it. |" in page
+
+
+def test_groups_that_a_script_leads_with_and_its_own_ones_come_first():
+    @dataclass(frozen=True, kw_only=True)
+    class Sounds(OptionGroup):
+        title: ClassVar[str] = "Sounds"
+
+        volume: int = opt(1, "Volume.")
+
+    @dataclass(frozen=True, kw_only=True)
+    class Louder(Script):
+        sounds: Sounds = field(default_factory=Sounds)
+
+    class Leading(Louder):
+        leading: ClassVar[tuple[str, ...]] = ("pictures",)
+
+    assert list(group_classes(Louder)) == ["sounds", "pictures", "config"]
+    assert list(group_classes(Leading)) == ["pictures", "sounds", "config"]
 
 
 def test_every_option_of_sd3_is_in_the_help_and_explained():

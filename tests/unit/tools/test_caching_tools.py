@@ -9,10 +9,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from library.errors import CheckpointError
+from library.errors import CheckpointError, OptionError
 from library.options.spec import parse_options
 from tools.cache_options import LATENT_CACHING_SCRIPT, LatentCachingOptions
 from tools.model_family import choose_family
+from tools.preview_options import PREVIEW_SCRIPT, PreviewToolOptions
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -28,8 +29,58 @@ def model_with(path, *names):
 
 
 def test_sd3_is_recognised(tiny_sd3):
-    family = choose_family(options(tiny_sd3, "--apply_lg_attn_mask", "--t5xxl_max_token_length=77"))
+    family, _ = choose_family(options(tiny_sd3, "--apply_lg_attn_mask", "--t5xxl_max_token_length=77"))
     assert (family.name, family.apply_lg_attn_mask, family.t5_length) == ("sd3", True, 77)
+
+
+@pytest.mark.parametrize(("width", "name"), [(768, "sd"), (1024, "sd"), (2048, "sdxl")])
+@pytest.mark.parametrize("place", ["model.safetensors", "unet/diffusion_pytorch_model.safetensors"])
+def test_models_with_a_unet_are_recognised(tmp_path, width, name, place):
+    is_folder = place.startswith("unet")
+    first = "down_blocks.0.resnets.0.time_emb_proj" if is_folder else "model.diffusion_model.input_blocks.0.0"
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    attention = f"{first.rpartition('.')[0]}.transformer_blocks.0.attn2.to_k.weight"
+    save_file({f"{first}.weight": torch.zeros(4, 4), attention: torch.zeros(4, width)}, tmp_path / place)
+    family, own = choose_family(options(tmp_path if is_folder else tmp_path / place, "--max_token_length=150"))
+    assert (family.name, family.num_chunks) == (name, 2)
+    assert own.warnings == ()
+
+
+def test_a_flag_is_enough_for_a_model_that_is_not_here_yet():
+    assert choose_family(options("owner/model", "--sdxl"))[0].name == "sdxl"
+    assert choose_family(options("owner/model-v1.5", "--sd", "--clip_skip=2"))[0].name == "sd"
+    with pytest.raises(OptionError, match="owner/model is not on this machine, .* Say it with --sd or --sdxl"):
+        choose_family(options("owner/model"))
+
+
+def test_checks_and_defaults_are_those_of_the_family():
+    sdxl, sd = (choose_family(options("owner/model", flag))[1] for flag in ("--sdxl", "--sd"))
+    assert sdxl.dataset_defaults()["resolution"] == (1024, 1024)
+    assert "resolution" not in sd.dataset_defaults()
+    assert sdxl.cache.caches_latents and sdxl.given == {"pretrained_model_name_or_path", "dataset_config", "sdxl"}
+    with pytest.raises(OptionError, match="--v2 is for Stable Diffusion 2.x, and this is for SDXL"):
+        choose_family(options("owner/model", "--sdxl", "--v2"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (("--sdxl", "--clip_skip=2"), "--clip_skip (SDXL always takes"),
+        (("--sd", "--t5xxl_max_token_length=77"), "--t5xxl_max_token_length (for SD3 and SD3.5)"),
+        (("--sd3", "--v2"), "--v2 (SD3 has one text layout)"),
+    ],
+)
+def test_options_of_other_families_are_one_warning(flags, line):
+    (warning,) = choose_family(options("owner/model", *flags))[1].warnings
+    assert warning.startswith(f"Options without effect here: {line}")
+
+
+def test_a_page_without_a_model_file_is_for_sd3_unless_told_otherwise():
+    def chosen(*flags):
+        given = parse_options(PreviewToolOptions, ["--dataset_config=d.toml", *flags], **PREVIEW_SCRIPT)
+        return choose_family(given)[0].name
+
+    assert [chosen(), chosen("--sd"), chosen("--sdxl"), chosen("--sd3")] == ["sd3", "sd", "sdxl", "sd3"]
 
 
 @pytest.mark.parametrize(
@@ -48,7 +99,7 @@ def test_another_kind_of_file_is_named(tmp_path, name, title):
 
 def test_with_sd3_the_file_is_not_asked(tmp_path):
     model = model_with(tmp_path / "model.safetensors", "something.else")
-    assert choose_family(options(model, "--sd3")).name == "sd3"
+    assert choose_family(options(model, "--sd3"))[0].name == "sd3"
 
 
 def test_a_missing_file_is_named(tmp_path):

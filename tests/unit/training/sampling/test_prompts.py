@@ -1,5 +1,6 @@
 """Prompt files: defaults, warnings that name the line, and errors at the start."""
 
+import dataclasses
 import logging
 import os
 
@@ -63,6 +64,38 @@ def test_options_without_effect_are_one_warning(tmp_path, caplog):
     load_prompts(write(tmp_path, "cat --g 3 --ss euler_a --fs 2\n"))
     assert caplog.messages == [m for m in caplog.messages if "guidance_scale, sample_sampler, flow_shift have" in m]
     assert len(caplog.messages) == 1
+
+
+SEVERAL = PromptDefaults(samplers=("ddim", "euler_a"), sampler="ddim")
+
+
+def test_a_prompt_names_its_sampler_where_there_are_several(tmp_path, caplog):
+    prompts = load_prompts(write(tmp_path, "cat\ndog --ss Euler_A\n"), SEVERAL)
+    assert [prompt.sampler for prompt in prompts] == ["ddim", "euler_a"]
+    assert not caplog.messages
+
+
+def test_an_unknown_sampler_is_a_warning_and_the_usual_one_draws(tmp_path, caplog):
+    (prompt,) = load_prompts(write(tmp_path, "cat --ss plms\n"), SEVERAL)
+    assert prompt.sampler == "ddim"
+    assert "line 1: there is no sampler plms, so ddim draws it; known are ddim, euler_a" in caplog.text
+
+
+@dataclasses.dataclass
+class Family:
+    sample_size: int = 512
+    sample_steps: int = 30
+    sample_guidance: float = 7.5
+    sample_multiple: int = 8
+    samplers: tuple[str, ...] = ()
+
+
+def test_the_sampler_option_counts_only_for_families_that_have_several(tmp_path, caplog):
+    one, several = (PromptDefaults.of_family(Family(samplers=names), "heun") for names in ((), ("ddim", "heun")))
+    path = write(tmp_path, "cat --w 520\n")
+    assert [load_prompts(path, defaults)[0].sampler for defaults in (one, several)] == [None, "heun"]
+    assert load_prompts(path, several)[0].width == 520
+    assert not caplog.messages
 
 
 def test_sides_are_rounded_down_with_a_warning(tmp_path, caplog):

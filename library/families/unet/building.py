@@ -1,0 +1,75 @@
+"""Modules of diffusers and transformers around the tensors of a U-Net model (SD 1.x, SD 2.x, SDXL)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from library.checkpoint.weights import Part
+from library.families.unet.parts import DENOISER
+from library.models.clip_key_map import PROJECTION, SCALE, clip_from_open_clip
+from library.models.unet_key_map import unet_to_diffusers
+from library.models.vae_key_map import vae_from_diffusers, vae_to_diffusers
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import AutoencoderKL
+    from torch import Tensor
+    from transformers import CLIPTextModelWithProjection
+
+LATENT_CHANNELS = 4
+
+_CLIP_KINDS = {("sd1", "clip"): "clip_l", ("sd2", "clip"): "clip_h"}
+_OPEN_CLIP_H_LAYERS = 24
+
+
+def in_library_names(part: Part, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a part under the names of diffusers or transformers."""
+    if part.kind == DENOISER:
+        return dict(tensors) if part.is_diffusers else unet_to_diffusers(tensors)
+    if part.kind == "vae":  # those of diffusers may be old ones
+        return vae_to_diffusers(vae_from_diffusers(tensors) if part.is_diffusers else tensors)
+    return dict(tensors) if part.is_diffusers else clip_from_open_clip(tensors)
+
+
+def outlined(part: Part, dtype: torch.dtype) -> dict[str, Tensor]:
+    """A part as `read_part` gives it, on the meta device."""
+    import torch
+
+    empty = {name: torch.empty(shape, dtype=dtype, device="meta") for name, shape in part.shapes().items()}
+    return in_library_names(part, empty)
+
+
+def build_vae(kind: str, tensors: Mapping[str, Tensor]) -> AutoencoderKL:
+    """The autoencoder of a model of this kind around its tensors."""
+    from library.models.vae import load_vae
+
+    return load_vae(tensors, latent_channels=LATENT_CHANNELS, scale=vae_scale(kind), shift=0.0)
+
+
+def vae_scale(kind: str) -> float:
+    """By which latents are scaled, which are not shifted."""
+    from library.models.vae import SD_SCALE, SDXL_SCALE
+
+    return SDXL_SCALE if kind == "sdxl" else SD_SCALE
+
+
+def build_encoder(kind: str, part: Part, tensors: Mapping[str, Tensor]) -> CLIPTextModelWithProjection:
+    """A text encoder of a model of this kind around its tensors."""
+    from library.models.text_encoders import load_clip
+
+    clip_kind = _CLIP_KINDS.get((kind, part.kind), part.kind)
+    unused = (SCALE,) if clip_kind == "clip_g" else (SCALE, f"{PROJECTION}.weight")
+    used = {name: tensor for name, tensor in tensors.items() if name not in unused}
+    return load_clip(used, kind=clip_kind, num_layers=_num_layers(part) if clip_kind == "clip_h" else None)
+
+
+def _num_layers(part: Part) -> int | None:
+    """Layers of the encoder of SD 2.x that are used; folders of diffusers have no others.
+
+    Some single files leave the last layer of the published 24 out as well.
+    """
+    if part.is_diffusers:
+        return None
+    layers = {name.split(".")[2] for name in part.shapes() if name.startswith("transformer.resblocks.")}
+    return len(layers) if len(layers) == _OPEN_CLIP_H_LAYERS - 1 else len(layers) - 1
