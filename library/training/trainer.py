@@ -33,7 +33,6 @@ from library.training.sharding.limits import check_sharding
 from library.training.watching.watch import Watch
 
 if TYPE_CHECKING:
-
     from library.training.encoding.encoders import Encoders
 
 logger = get_logger(__name__)

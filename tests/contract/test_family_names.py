@@ -10,7 +10,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ("library/training", "library/data", "library/memory", "library/checkpoint")
 SCRIPTS = r"sd-scripts|networks\.lora_sd3"  # another trainer, and a module that users name
-NAMES = re.compile(r"(?<![a-z])(sd_?[123][.\d]*x?|sd3\w*|sdxl\w*|mmdit|clip_?[lgh]|t5\w*|flux|stable.diffusion)(?![a-z])", re.I)
+NAMES = re.compile(
+    r"(?<![a-z])(sd_?[123][.\d]*x?|sd3\w*|sdxl\w*|mmdit|clip_?[lgh]|t5\w*|flux|stable.diffusion)(?![a-z])", re.I
+)
 
 
 def names_in(text: str) -> list[str]:
@@ -27,7 +29,8 @@ def test_what_families_share_names_none_of_them(room: str):
 
 
 @pytest.mark.parametrize(
-    "text", ["if family.name == 'sdxl':", "--t5xxl", "the MMDiT", "clip_l", "CLIP-G of SD3.5", "sd15", "Stable Diffusion"]
+    "text",
+    ["if family.name == 'sdxl':", "--t5xxl", "the MMDiT", "clip_l", "CLIP-G of SD3.5", "sd15", "Stable Diffusion"],
 )
 def test_that_rule_finds_what_it_is_for(text: str):
     assert names_in(text.replace("CLIP-G of ", ""))

@@ -55,7 +55,9 @@ def test_a_character_without_captions_makes_135_steps_an_epoch(training_of: Make
 
 def test_a_character_with_captions_a_trigger_word_and_mirrored_pictures(training_of: Make):
     train = training_of("train_network", "sd1")
-    dataset = train.dataset(train.pictures(), flip_aug=True, shuffle_caption=True, keep_tokens=1, caption_prefix="ohwx, ")
+    dataset = train.dataset(
+        train.pictures(), flip_aug=True, shuffle_caption=True, keep_tokens=1, caption_prefix="ohwx, "
+    )
     run = train.run(dataset, "--max_train_steps=4", "--clip_skip=2", "--max_token_length=150")
     captions = [caption for batch in run.batches for caption in batch.captions]
     assert all(caption.startswith("ohwx, ") for caption in captions)

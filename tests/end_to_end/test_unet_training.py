@@ -1,4 +1,4 @@
-"""SD 1.x, SD 2.x and SDXL through their scripts: what trains, what is saved, and that it is the same however it is made."""
+"""SD 1.x, SD 2.x and SDXL through their scripts: what trains, what is saved, the same however it is made."""
 
 from __future__ import annotations
 
@@ -85,7 +85,13 @@ def test_whole_sdxl_trains_by_parts_with_rates_of_their_own(training_of: Make):
 
 def test_encoders_of_whole_sdxl_train_at_their_rates(training_of: Make):
     train = training_of("sdxl_train", "sdxl")
-    flags = ("--train_text_encoder", "--learning_rate_te1=0", "--learning_rate_te2=1e-3", "--learning_rate=0", TWO_STEPS)
+    flags = (
+        "--train_text_encoder",
+        "--learning_rate_te1=0",
+        "--learning_rate_te2=1e-3",
+        "--learning_rate=0",
+        TWO_STEPS,
+    )
     run = train.run(train.dataset(train.pictures()), *flags)
     before, after = of(train.model), run.weights
     names = {name for name in before if name in after and not torch.equal(before[name], after[name])}

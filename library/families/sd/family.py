@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from library.errors import CheckpointError
 from library.families.base import Conditioning
@@ -16,6 +16,7 @@ from library.log import get_logger
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from transformers import CLIPTextModelWithProjection
 
     from library.families.sd.options import SdNetworkOptions
     from library.families.unet.checkpoint import UnetFiles
@@ -60,8 +61,8 @@ class SdFamily(UnetFamily):
         from library.families.unet.text import check_clip_skip
 
         files = super().inspect()
-        encoder = self.encoder_outline(files, "clip", torch.float32)
-        check_clip_skip(self.clip_skip, encoder.config.num_hidden_layers)  # type: ignore[union-attr]
+        encoder = cast("CLIPTextModelWithProjection", self.encoder_outline(files, "clip", torch.float32))
+        check_clip_skip(self.clip_skip, encoder.config.num_hidden_layers)
         if self.is_v2 and files.kind == "sd1":
             raise CheckpointError(f"--v2: {self.pretrained} is a Stable Diffusion 1.x model. Leave --v2 out.")
         if not self.is_v2 and files.kind == "sd2":

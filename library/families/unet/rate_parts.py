@@ -1,4 +1,4 @@
-"""The parts of a U-Net that may have learning rates of their own: its blocks as the published checkpoints count them."""
+"""The parts of a U-Net that may have learning rates of their own: its blocks as published checkpoints count them."""
 
 from __future__ import annotations
 
@@ -31,6 +31,6 @@ def rate_parts(unet: nn.Module) -> dict[str, list[nn.Module]]:
             behind.append(module)
         else:
             found.setdefault((_ROWS.index(first), int(number)), []).append(module)
-    for (row, number), modules in sorted(found.items(), key=lambda item: item[0]):
-        parts[f"{_ROWS[row].partition('_')[0]}_{number}"] = modules
+    for row, place in sorted(found):
+        parts[f"{_ROWS[row].partition('_')[0]}_{place}"] = found[row, place]
     return {**parts, _BEHIND: behind}

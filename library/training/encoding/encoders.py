@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from library.options.groups import CacheOptions
     from library.records import ImageRecord
 
-TEXT_BATCH_SIZE = 16  # a large encoder is read from memory once for all captions of a batch, which takes the time on a GPU
+TEXT_BATCH_SIZE = 16  # a large encoder is read from memory once for a batch, which is what takes time on a GPU
 
 
 class Encoders:

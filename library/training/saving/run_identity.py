@@ -81,7 +81,7 @@ def identity_mark(identity: Mapping[str, Any]) -> str:
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What is different, one short line each: "--network_dim: 16, was 8"."""
-    compared = {name: value for name, value in before["options"].items() if not _is_free(name)}  # older states have some
+    compared = {name: value for name, value in before["options"].items() if not _is_free(name)}  # in older ones
     told = [*_changed(compared, now["options"], "--{}: {}, was {}")]
     told += _changed(before["files"], now["files"], "--{}: the content of the file is another one")
     run = {name: value for name, value in now["run"].items() if value is not None}

@@ -47,7 +47,8 @@ def check_sharding(options: Any, optimizer: OptimizerKind, settings: ShardingSet
     if settings.offloads and (asked := [encoder for encoder in options.encoders if encoder.is_asked]):
         flags = " and ".join(dict.fromkeys(encoder.flags[0] or "training the text encoder" for encoder in asked))
         raise OptionError(
-            f"{flags} cannot be used with {settings.offload_name}, which moves the denoiser only. Leave one of them out."
+            f"{flags} cannot be used with {settings.offload_name}, which moves the denoiser only. Leave one of "
+            "them out."
         )
     if options.precision.mixed_precision == "fp16":
         raise OptionError(
