@@ -1,16 +1,17 @@
-"""A training step of diffusers' transformer with peft's LoRA, as diffusers' own example scripts make it.
+"""A training step of diffusers' models with peft's LoRA, as diffusers' own example scripts make it.
 
-The frozen transformer is in bf16, the LoRA in float32 under autocast. Needs the packages diffusers and peft; both are
+The frozen model is in bf16, the LoRA in float32 under autocast. Needs the packages diffusers and peft; both are
 imported when a step is asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.plain_loop import MAX_GRAD_NORM, Example, fused_adamw
@@ -42,11 +43,44 @@ def diffusers_step(
     Raises:
         ImportError: diffusers or peft is not installed.
     """
-    from peft import LoraConfig
-
     device = example.latents.device
     model = _transformer(config, device)
     targets = list(ATTENTION) if is_attention_alone else _linear_layers(model)
+    context, pooled = example.context, example.pooled
+
+    def loss() -> Tensor:
+        noisy_latents, timesteps, target = example.noisy()
+        with torch.autocast(device.type, torch.bfloat16):
+            (prediction,) = model(noisy_latents.to(context.dtype), context, pooled, timesteps, return_dict=False)
+        return F.mse_loss(prediction.float(), target)
+
+    return peft_step(model, loss, targets, rank=rank, recomputes=recomputes, make_optimizer=make_optimizer)
+
+
+def peft_step(
+    model: Any,
+    loss: Callable[[], Tensor],
+    targets: list[str],
+    *,
+    rank: int,
+    recomputes: bool,
+    make_optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
+) -> Callable[[], None]:
+    """Forward, backward, clipping and the optimizer of a model of diffusers.
+
+    Args:
+        model: Frozen.
+        loss: Of the model.
+        targets: Names, or ends of names, of the layers that get a LoRA.
+        rank: Of each.
+        recomputes: Gradient checkpointing.
+        make_optimizer: Gets what trains.
+
+    Raises:
+        ImportError: peft is not installed.
+    """
+    from peft import LoraConfig
+
     model.add_adapter(LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=targets))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trained:
@@ -54,13 +88,9 @@ def diffusers_step(
     if recomputes:
         model.enable_gradient_checkpointing()
     optimizer = make_optimizer(trained)
-    context, pooled = example.context, example.pooled
 
     def step() -> None:
-        noisy_latents, timesteps, target = example.noisy()
-        with torch.autocast(device.type, torch.bfloat16):
-            (prediction,) = model(noisy_latents.to(context.dtype), context, pooled, timesteps, return_dict=False)
-        F.mse_loss(prediction.float(), target).backward()
+        loss().backward()
         nn.utils.clip_grad_norm_(trained, MAX_GRAD_NORM)
         optimizer.step()
         optimizer.zero_grad()
@@ -72,11 +102,8 @@ def _transformer(config: MMDiTConfig, device: torch.device) -> Any:
     """Frozen, with random weights."""
     from diffusers import SD3Transformer2DModel
 
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        with torch.device(device):
-            model = SD3Transformer2DModel(
+    with in_bfloat16(), torch.device(device):
+        model = SD3Transformer2DModel(
                 sample_size=128,
                 patch_size=config.patch_size,
                 in_channels=config.in_channels,
@@ -91,10 +118,19 @@ def _transformer(config: MMDiTConfig, device: torch.device) -> Any:
                 dual_attention_layers=config.dual_attention,
                 qk_norm="rms_norm" if config.qk_norm else None,
             )
-    finally:
-        torch.set_default_dtype(default)
     model.pos_embed.to(torch.bfloat16)  # which diffusers makes in float32, and casts when it reads a file
     return model.requires_grad_(False).train()
+
+
+@contextmanager
+def in_bfloat16() -> Iterator[None]:
+    """A context in which modules are made in bf16."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(default)
 
 
 def _linear_layers(model: nn.Module) -> list[str]:

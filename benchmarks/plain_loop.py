@@ -1,4 +1,4 @@
-"""What a training step is compared with: the same MMDiT in hand-written loops that know nothing of the toolkit.
+"""What a training step is compared with: the same model in hand-written loops that know nothing of the toolkit.
 
 Each function takes over the model it is given and returns one step as a function without arguments.
 """
@@ -6,7 +6,7 @@ Each function takes over the model it is given and returns one step as a functio
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -55,12 +55,12 @@ class _AddLowRank(torch.autograd.Function):
     """x W' + b + s (x A') B' that keeps x and the rank-sized product."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, a: Tensor, b: Tensor, s: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, s: float) -> Tensor:
         tokens, a, b = x.flatten(0, -2), a.to(x.dtype), b.to(x.dtype)
         small = (tokens @ a.t()).mul_(s)
         ctx.s = s
         ctx.save_for_backward(tokens, small, weight, a, b)
-        return torch.addmm(bias, tokens, weight.t()).addmm_(small, b.t()).unflatten(0, x.shape[:-1])
+        return F.linear(tokens, weight, bias).addmm_(small, b.t()).unflatten(0, x.shape[:-1])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -87,9 +87,31 @@ class _LowRankLinear(nn.Module):
         return _AddLowRank.apply(x, self.layer.weight, self.layer.bias, self.a, self.b, self.strength)
 
 
+class _LowRankPixels(nn.Module):
+    """A frozen convolution over single pixels with a trained addition."""
+
+    def __init__(self, layer: nn.Conv2d, rank: int) -> None:
+        super().__init__()
+        self.layer, self.strength, width = layer, ALPHA / rank, layer.in_channels
+        device = layer.weight.device
+        self.a = nn.Parameter(torch.randn(rank, width, 1, 1, device=device) * width**-0.5)
+        self.b = nn.Parameter(torch.zeros(layer.out_channels, rank, 1, 1, device=device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        small = F.conv2d(x, self.a.to(x.dtype)) * self.strength
+        return self.layer(x) + F.conv2d(small, self.b.to(x.dtype))
+
+
+class Trainable(Protocol):
+    """Something to learn."""
+
+    def loss(self, model: Any) -> Tensor:
+        """What a model makes of it."""
+
+
 def lora_step(
-    model: MMDiT,
-    example: Example,
+    model: nn.Module,
+    example: Trainable,
     *,
     is_naive: bool = False,
     rank: int = RANK,
@@ -103,17 +125,10 @@ def lora_step(
         example: What is trained on.
         is_naive: The addition as three operations of autograd's own.
         rank: Of each LoRA.
-        layers: Names of the layers; None takes all of the blocks.
+        layers: Names of the layers; None takes all linear ones of an MMDiT's blocks.
         make_optimizer: Gets what trains.
     """
-    trained: list[nn.Parameter] = []
-    chosen = None if layers is None else set(layers)
-    for name, layer in list(_linear_layers(model)):
-        if chosen is not None and name not in chosen:
-            continue
-        wrapped = _LowRankLinear(layer, rank, is_naive)
-        model.set_submodule(name, wrapped)
-        trained += [wrapped.a, wrapped.b]
+    trained = add_lora(model, _linear_layers(model) if layers is None else layers, rank, is_naive=is_naive)
     optimizer = make_optimizer(trained)
 
     def step() -> None:
@@ -125,10 +140,23 @@ def lora_step(
     return step
 
 
-def _linear_layers(model: MMDiT) -> Iterator[tuple[str, nn.Linear]]:
+def add_lora(model: nn.Module, layers: Iterable[str], rank: int, *, is_naive: bool = False) -> list[nn.Parameter]:
+    """Replace layers by themselves with a trained addition; returns what trains."""
+    trained: list[nn.Parameter] = []
+    for name in list(layers):
+        layer = model.get_submodule(name)
+        wrapped: Any = (
+            _LowRankPixels(layer, rank) if isinstance(layer, nn.Conv2d) else _LowRankLinear(layer, rank, is_naive)  # type: ignore[arg-type]
+        )
+        model.set_submodule(name, wrapped)
+        trained += [wrapped.a, wrapped.b]
+    return trained
+
+
+def _linear_layers(model: nn.Module) -> Iterator[str]:
     for name, module in model.named_modules():
         if name.startswith("joint_blocks.") and isinstance(module, nn.Linear):
-            yield name, module
+            yield name
 
 
 def frozen_step(model: MMDiT, example: Example) -> Callable[[], None]:

@@ -76,13 +76,18 @@ def random_mmdit(config: MMDiTConfig, dtype: torch.dtype, device: torch.device) 
     """
     with torch.device("meta"):
         model = MMDiT(config)
-    place = choose_device() if device.type == "cpu" else device
-    generator = torch.Generator(place).manual_seed(0)
-    state = {
-        name: _drawn(name, parameter.shape, dtype, generator).to(device) for name, parameter in model.named_parameters()
-    }
+    state = random_weights(model, dtype, device)
     model.load_state_dict({**state, "pos_embed": position_table(config)}, assign=True)
     return model.requires_grad_(False).eval()
+
+
+def random_weights(model: nn.Module, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+    """{name: numbers in place of a parameter}, drawn by a GPU if there is one."""
+    place = choose_device() if device.type == "cpu" else device
+    generator = torch.Generator(place).manual_seed(0)
+    return {
+        name: _drawn(name, parameter.shape, dtype, generator).to(device) for name, parameter in model.named_parameters()
+    }
 
 
 def _drawn(name: str, shape: torch.Size, dtype: torch.dtype, generator: torch.Generator) -> Tensor:

@@ -6,10 +6,10 @@ Whoever reads headers only (--dry_run, the forecast) sees the published models; 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.memory_table import MODELS
 from examples.tiny_sd3.tokenizers import write_tokenizers
@@ -33,8 +33,8 @@ def write_files(folder: Path, name: str) -> list[str]:
         The flags that name them.
     """
     write_tokenizers(folder)
-    parts = {"pretrained_model_name_or_path": _denoiser(name), "vae": _vae(), "t5xxl": _t5()}
-    parts |= {"clip_l": _clip(768, 12), "clip_g": _clip(1280, 32)}
+    parts = {"pretrained_model_name_or_path": _denoiser(name), "vae": _shapes_of(_sd3_vae), "t5xxl": _t5()}
+    parts |= {"clip_l": _shapes_of(clip, 768, 12), "clip_g": _shapes_of(clip, 1280, 32)}
     flags = []
     for part, shapes in parts.items():
         path = folder / f"{part}-{name}.safetensors"
@@ -70,26 +70,36 @@ def _denoiser(name: str) -> Shapes:
         return {_DENOISER + key: shape for key, shape in _shapes(MMDiT(MODELS[name])).items()}
 
 
-def _vae() -> Shapes:
+def _shapes_of(build: Callable[..., nn.Module], *sizes: int) -> Shapes:
     import torch
-    from diffusers import AutoencoderKL
 
     with torch.device("meta"):
-        return _shapes(
-            AutoencoderKL(
-                latent_channels=16,
-                down_block_types=["DownEncoderBlock2D"] * 4,
-                up_block_types=["UpDecoderBlock2D"] * 4,
-                block_out_channels=[128, 256, 512, 512],
-                layers_per_block=2,
-                use_quant_conv=False,
-                use_post_quant_conv=False,
-            )
-        )
+        return _shapes(build(*sizes))
 
 
-def _clip(width: int, layers: int) -> Shapes:
-    import torch
+def _sd3_vae() -> nn.Module:
+    return _vae(latent_channels=16, use_quant_conv=False, use_post_quant_conv=False)
+
+
+def sd_vae() -> nn.Module:
+    """That of SD 1.x, 2.x and SDXL. On the device that is in force."""
+    return _vae(latent_channels=4)
+
+
+def _vae(**kind: Any) -> nn.Module:
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
+        block_out_channels=[128, 256, 512, 512],
+        layers_per_block=2,
+        **kind,
+    )
+
+
+def clip(width: int, layers: int) -> nn.Module:
+    """A CLIP text encoder with its projection. On the device that is in force."""
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
     config = CLIPTextConfig(
@@ -99,8 +109,7 @@ def _clip(width: int, layers: int) -> Shapes:
         num_hidden_layers=layers,
         num_attention_heads=width // 64,
     )
-    with torch.device("meta"):
-        return _shapes(CLIPTextModelWithProjection(config))
+    return CLIPTextModelWithProjection(config)
 
 
 def _t5() -> Shapes:

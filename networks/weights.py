@@ -84,13 +84,22 @@ def with_own_names(entries: Mapping[str, T], aliases: Mapping[str, str], what: s
         entries: {key in the file: anything}
         aliases: {another name that a file may have for a module: the network's name}
         what: The file, for the log; None says nothing there.
+
+    Raises:
+        CheckpointError: The file has a module under both names.
     """
-    own = {}
+    own: dict[str, T] = {}
     renamed = set()
     for key, value in entries.items():
         name, dot, rest = key.partition(".")
         renamed.update({name} & aliases.keys())
-        own[aliases.get(name, name) + dot + rest] = value
+        own_key = aliases.get(name, name) + dot + rest
+        if own_key in own:
+            raise CheckpointError(
+                f"{what or 'the network file'} has {own_key} twice, under the names of two layouts. "
+                "Give a file with one of them."
+            )
+        own[own_key] = value
     if renamed and what:
         logger.info("%s: %d modules are named in another layout and read so (%s).", what, len(renamed), min(renamed))
     return own

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -117,7 +118,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(200, {"commitUrl": f"{self.hub.url}/owner/name/commit/{COMMIT}", "commitOid": COMMIT})
 
     def _send_file(self, has_body: bool) -> None:
-        content = self.hub.files.get(self.path.split(f"/resolve/{COMMIT}/")[-1])
+        content = self.hub.files.get(re.split("/resolve/[^/]+/", self.path)[-1])
         if content is None:
             self._answer(404, {"error": "not found"}, "EntryNotFound")
             return

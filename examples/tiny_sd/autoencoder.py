@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from examples.tiny_sd.pictures import large_thing
+from examples.tiny_sd.pictures import MORE, large_thing
 from examples.tiny_sd3.autoencoder import rate, reconstruction_loss
 from examples.tiny_sd3.draw import as_tensor, draw, to_unit
 from library.rng import torch_stream
@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 
 CHANNELS = 4
 SCALE = 0.18215
-_WIDTHS = (18, 32, 32, 32)  # two groups of 9 or 16 channels: few groups leave a plain colour what it is
+_WIDTHS = (16, 32, 32, 32)
 _RATE = 3e-3
 _BATCH = 16
 _SMALL_LOGVAR = -6.0  # to begin with
+_NUM_STANDARD = 512  # pictures that say how latents are spread
 
 
 def build_autoencoder(seed: int) -> AutoencoderKL:
@@ -40,7 +41,7 @@ def build_autoencoder(seed: int) -> AutoencoderKL:
         down_block_types=["DownEncoderBlock2D"] * 4,
         up_block_types=["UpDecoderBlock2D"] * 4,
         block_out_channels=_WIDTHS,
-        layers_per_block=1,
+        layers_per_block=2,
         latent_channels=CHANNELS,
         norm_num_groups=norm_groups(_WIDTHS),
         scaling_factor=SCALE,
@@ -60,8 +61,8 @@ def build_autoencoder(seed: int) -> AutoencoderKL:
 
 
 def training_pictures(seed: int, count: int) -> Tensor:
-    """Shape [count, 3, 64, 64], uint8."""
-    return as_tensor([draw(large_thing(seed, index)) for index in range(count)])
+    """More than the model will draw. Shape [count, 3, 64, 64], uint8."""
+    return as_tensor([draw(large_thing(seed, index, MORE)) for index in range(count)])
 
 
 def train_autoencoder(
@@ -89,7 +90,7 @@ def train_autoencoder(
         optimizer.step()
         after_step(step + 1, float(loss.detach()))
     vae.eval().requires_grad_(False)
-    standardise(vae, pictures[:512])
+    standardise(vae, pictures[:_NUM_STANDARD])
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import math
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +32,10 @@ FLAG = "--allow_pickle"
 ZIP_START = b"PK\x03\x04"
 
 _LOCAL_HEADER = 30  # bytes before the name of a record
-_DAMAGES = (zipfile.BadZipFile, KeyError, ValueError, NotImplementedError, EOFError, RuntimeError)
+_DAMAGES = (  # what a file that makes no sense can come to
+    *(zipfile.BadZipFile, zlib.error, ValueError, TypeError, LookupError, AttributeError, ArithmeticError),
+    *(RuntimeError, EOFError, MemoryError),
+)
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
 _BYTES |= {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 
@@ -68,6 +72,7 @@ def read_pickled_header(path: Path, what: str = "weights file", *, allow_pickle:
         content = _content(archive, path, what, allow_pickle=allow_pickle)
         tensors = weights_in(content)
         infos = {name: _info(tensor, archive.starts) for name, tensor in tensors.items()}
+        strides = {name: tensor.stride for name, tensor in tensors.items() if not tensor.is_in_order}
     except OSError as error:
         raise CheckpointError(f"{what}: {path} cannot be read ({error.strerror or error}).") from None
     except _DAMAGES as error:
@@ -75,7 +80,6 @@ def read_pickled_header(path: Path, what: str = "weights file", *, allow_pickle:
         raise CheckpointError(f"{what}: {path} is damaged ({reason}). Download or copy the file again.") from None
     if not tensors:
         raise CheckpointError(f"{what}: {path} is a pickle without tensors. Check the path, or use another file.")
-    strides = {name: tensor.stride for name, tensor in tensors.items() if not tensor.is_in_order}
     return PickledHeader(path, infos, {}, strides)
 
 
@@ -91,11 +95,12 @@ def _content(archive: _Archive, path: Path, what: str, *, allow_pickle: bool) ->
 
 
 def _judge_unknown(path: Path, what: str, names: Sequence[str], *, allow_pickle: bool) -> None:
-    listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    shown = ["".join(letter if letter.isprintable() else "?" for letter in name[:80]) for name in names[:3]]
+    listed = ", ".join(shown) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     if not allow_pickle:
         raise CheckpointError(
             f"{what}: {path} is a pickle (.ckpt/.pt) that asks for {listed}, which weights do not need and which can "
-            f"run code. Convert it to .safetensors, or give {FLAG} if you trust its origin."
+            f"run code. Convert it to .safetensors, or give {FLAG} to read its weights without running any of it."
         )
     logger.warning(
         "%s: %s asks for %s: such a file runs code in programs that open it. Here only its weights are read (%s).",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -54,8 +55,14 @@ _ENDINGS = (  # in this order: a single file also holds what comes later
     ("transformer.resblocks.0.ln_1.weight", OPEN_CLIP),
 )
 _UNET_ENDINGS = ("input_blocks.0.0.weight", "down_blocks.0.resnets.0.time_emb_proj.weight")
+_DENOISER_ROOMS = ("unet", "transformer")
 _CROSS_ATTENTION = "transformer_blocks.0.attn2.to_k.weight"
 _UNET_BY_CONTEXT = {768: SD1, 1024: SD2, 1280: SDXL_REFINER, 2048: SDXL}
+
+
+def denoiser_place(model: Path) -> Path:
+    """Where the denoiser of a model lies: a room of a diffusers folder, of whatever family, or the file itself."""
+    return next((model / room for room in _DENOISER_ROOMS if (model / room).is_dir()), model)
 
 
 def file_kind(shapes: Shapes) -> FileKind:

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
+from diffusers.models.embeddings import TimestepEmbedding
 from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -63,6 +64,8 @@ class UNet(UNet2DConditionModel):  # type: ignore[misc]
                     setattr(module, name, GroupNorm(child.num_groups, child.num_channels, child.eps))
                 elif isinstance(child, nn.LayerNorm):
                     setattr(module, name, LayerNorm(list(child.normalized_shape), child.eps))
+                elif isinstance(child, TimestepEmbedding):
+                    setattr(module, name, Embedder(child.linear_1.in_features, child.linear_1.out_features))
         for block in self.block_row():
             block.register_forward_pre_hook(_as_one_use)
 
@@ -141,6 +144,11 @@ class UNet(UNet2DConditionModel):  # type: ignore[misc]
             return torch.get_autocast_dtype(device.type)
         dtype: torch.dtype = self.conv_in.weight.dtype
         return dtype
+
+
+class Embedder(TimestepEmbedding):  # type: ignore[misc]
+    """As diffusers has it, under a name of its own: networks that choose layers by the names of classes as well as by
+    those of modules would take these twice (lycoris-lora 4.1)."""
 
 
 class GroupNorm(nn.GroupNorm):

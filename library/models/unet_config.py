@@ -6,7 +6,7 @@ Stable Diffusion 1.5, 2.1 and XL.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from library.errors import CheckpointError
@@ -16,7 +16,7 @@ from library.models.vae import norm_groups
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-_SD1_HEADS = 8  # in every level
+SD1_HEADS = 8  # in every level
 _NUM_SIZES = 6  # numbers of SDXL that say what a picture shows
 _SIZE_WIDTHS = (256, 32, 16, 8)  # of each number's embedding: that of SDXL, then those of narrower test models
 
@@ -50,10 +50,15 @@ def unet_config(shapes: Shapes) -> dict[str, Any]:
         "cross_attention_dim": _shape(shapes, "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight")[1],
         "transformer_layers_per_block": depths,
         # the name of this argument is a known slip of diffusers: it is the number of heads
-        "attention_head_dim": [clip_heads(width) for width in widths] if is_linear else _SD1_HEADS,
+        "attention_head_dim": wide_heads(widths) if is_linear else SD1_HEADS,
         "use_linear_projection": is_linear,
         **_added_embedding(shapes),
     }
+
+
+def wide_heads(widths: Sequence[int]) -> list[int]:
+    """Heads of each level in SD2 and SDXL."""
+    return [clip_heads(width) for width in widths]
 
 
 def _depth(shapes: Shapes, attention: str) -> int:

@@ -25,7 +25,7 @@ _ALL = "all"
 
 _INTRODUCTION = """# Options
 
-<!-- Written by tools/make_options_doc.py. Change the declarations in library/options/groups/ instead. -->
+<!-- Written by tools/make_options_doc.py. Change the declarations (groups/, families/) instead. -->
 
 An option is given on the command line (`--network_dim=16` or `--network_dim 16`) or in the TOML file of `--config_file`
 (`network_dim = 16`). The command line goes before the file, the file before the default. In the file one level of

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from time import perf_counter
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -39,6 +41,7 @@ def time_block(
     seconds: float,
     is_trained: bool,
     weights: Sequence[Tensor] = (),
+    named: Mapping[str, Any] = MappingProxyType({}),
     clock: Callable[[], float] = perf_counter,
 ) -> BlockTime:
     """Time a block. Gradients are computed and forgotten: no `grad` changes and no hook of a parameter hears of it.
@@ -51,39 +54,38 @@ def time_block(
         seconds: About how long; three passes are made in any case.
         is_trained: Also time the backward pass.
         weights: What gradients are taken of beside the inputs. Those that the block does not use are left out.
+        named: Inputs that are given by name.
         clock: Gives seconds.
 
     Returns:
         Seconds of one pass.
     """
     device = next(value.device for value in inputs if isinstance(value, Tensor))
+    run = partial(block, *inputs, **named)
+    sources = [*inputs, *named.values(), *weights]
     times: list[tuple[float, float]] = []
 
     def now() -> float:
         _wait_for(device)
         return clock()
 
-    _timed(block, inputs, weights, now, is_trained)
+    _timed(run, sources, now, is_trained)
     began = perf_counter()
     while len(times) < _LEAST or (len(times) < _MOST and perf_counter() - began < seconds):
-        times.append(_timed(block, inputs, weights, now, is_trained))
+        times.append(_timed(run, sources, now, is_trained))
     return BlockTime(median(forward for forward, _ in times), median(backward for _, backward in times))
 
 
 def _timed(
-    block: Callable[..., Any],
-    inputs: Sequence[Any],
-    weights: Sequence[Tensor],
-    now: Callable[[], float],
-    is_trained: bool,
+    run: Callable[[], Any], sources: Sequence[Any], now: Callable[[], float], is_trained: bool
 ) -> tuple[float, float]:
     began = now()
     with nullcontext() if is_trained else torch.no_grad():
-        outputs = block(*inputs)
+        outputs = run()
     between = now()
     if not is_trained:
         return between - began, 0.0
-    take_gradients(outputs, [*inputs, *weights])
+    take_gradients(outputs, sources)
     return between - began, now() - between
 
 

@@ -88,13 +88,13 @@ class DenoiserPhases(BuiltTraining):
         if not self.swaps():
             return
         from library.memory.block_swap import BlockSwapper
-        from library.memory.blocks import around_blocks, blocks
+        from library.memory.blocks import around_blocks, blocks, num_streams
         from library.memory.swap_plan import swap_plan
         from library.training.sharding.swapped import Swapped
 
         chosen, rows = self.options.memory, list(blocks(self.denoiser))
         plan = swap_plan(len(rows), int(chosen.blocks_to_swap), chosen.swap_prefetch)
-        self.swapper = BlockSwapper(rows, plan, self.device)
+        self.swapper = BlockSwapper(rows, plan, self.device, num_streams=num_streams(self.denoiser))
         for module in around_blocks(self.denoiser):
             module.to(self.device)
         self.shards = Swapped(self.swapper)

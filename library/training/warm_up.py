@@ -1,7 +1,7 @@
 """Before the first step, compiled blocks are compiled and compared with what they replace.
 
-A batch of the kind that the run has most of is brought as far as the first block; what it is called with goes through
-all blocks, forward and backward, one block at a time. So a compiler that does not work is told before anything is
+A batch of the kind that the run has most of goes through the model once; each block makes its forward and its backward
+pass then, for itself. So a compiler that does not work is told before anything is
 trained, and already the first step with such a batch takes as long as all others. Where outputs are preserved, the
 passes without gradients are compiled as well. Neither weights nor random numbers of the run are touched.
 """
@@ -9,8 +9,10 @@ passes without gradients are compiled as well. Neither weights nor random number
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +36,22 @@ logger = get_logger(__name__)
 
 _SECONDS = 5.0  # of measuring, for each of the two
 
-Inputs = tuple[Any, ...]
+
+@dataclass(frozen=True)
+class Called:
+    """What a block is called with."""
+
+    inputs: tuple[Any, ...]
+    named: Mapping[str, Any]
+
+    def apart(self) -> Called:
+        """The same values without what they were computed from; those that got gradients still get some."""
+        return Called(_apart(self.inputs), dict(zip(self.named, _apart(self.named.values()), strict=True)))
+
+    @property
+    def values(self) -> list[Any]:
+        """All of them."""
+        return [*self.inputs, *self.named.values()]
 
 
 def warm_up(trainer: DenoiserPhases) -> None:
@@ -51,15 +68,17 @@ def warm_up(trainer: DenoiserPhases) -> None:
     trainer.set_training(True)
     try:
         with unchanged_random_state(trainer.device), trainer.accelerator.autocast():
-            inputs = first_inputs(rows[0], lambda: trainer.batch_loss(_usual_batch(trainer)))
+            batch = _usual_batch(trainer)
             weights = [weight for weight in trainer.trained_parameters() if weight.requires_grad]
             began = perf_counter()
             place = _usual_block(rows)
-            usual = _pass_through(trainer, rows, inputs, weights)[place]
+            usual = _pass_through(trainer, rows, lambda: trainer.batch_loss(batch), weights, place)
             if any(trainer.preserved()):
                 with torch.no_grad(), trainer.unchanged_model():
-                    _pass_through(trainer, rows, _apart(inputs, has_gradients=False), weights)
+                    plain_batch = replace(batch, preserves_output=None)
+                    _pass_through(trainer, rows, lambda: trainer.batch_loss(plain_batch), weights, place)
             compiling = perf_counter() - began
+            assert usual is not None
             plain, compiled = _compare(trainer, rows[place], usual, weights)
     except DatasetError:
         return  # the loop will meet it, and knows what to do
@@ -69,31 +88,6 @@ def warm_up(trainer: DenoiserPhases) -> None:
         logger.warning("compiled blocks were not compared: there is not enough memory for a whole batch.")
         return
     logger.info("compiled blocks: %.2f x as fast, compiling took %.0f s", plain.total / compiled.total, compiling)
-
-
-def first_inputs(block: nn.Module, run: Callable[[], object]) -> Inputs:
-    """What a block is called with first; the call does not go on.
-
-    Args:
-        block: Of a model.
-        run: Runs that model.
-    """
-
-    class Called(Exception):
-        """With these inputs."""
-
-    def forward(*inputs: Any) -> None:
-        raise Called(*inputs)
-
-    own = block.forward
-    block.forward = forward  # type: ignore[method-assign]
-    try:
-        run()
-    except Called as call:
-        return call.args
-    finally:
-        block.forward = own  # type: ignore[method-assign]
-    raise AssertionError("the model does not run this block")
 
 
 def _usual_batch(trainer: DenoiserPhases) -> Batch:
@@ -117,25 +111,61 @@ def _usual_block(rows: Sequence[nn.Module]) -> int:
 
 
 def _pass_through(
-    trainer: DenoiserPhases, rows: Sequence[nn.Module], inputs: Inputs, weights: Sequence[Tensor]
-) -> list[Inputs]:
-    """Run all blocks, forward and backward, each for itself; what each was called with."""
-    seen = []
-    for block in rows:
-        inputs = _apart(inputs)
-        seen.append(inputs)
-        outputs = _checked(trainer, block, inputs, weights)
-        inputs = (*outputs, *inputs[len(outputs) :])  # what one block gives, the next one takes
-    return seen
+    trainer: DenoiserPhases,
+    rows: Sequence[nn.Module],
+    run: Callable[[], object],
+    weights: Sequence[Tensor],
+    place: int,
+) -> Called | None:
+    """Run the model, each block forward and backward for itself; what the block at a place was called with, unless it
+    was without gradients."""
+    seen: dict[int, Called] = {}
+
+    def stand_in(index: int, own: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
+        called = Called(inputs, named).apart()
+        if index == place and torch.is_grad_enabled():
+            seen[index] = called
+        return _checked(trainer, own, called, weights)
+
+    with each_replaced(rows, stand_in), _not_recomputed(trainer.denoiser):
+        run()
+    return seen.get(place)
 
 
-def _checked(trainer: DenoiserPhases, block: nn.Module, inputs: Inputs, weights: Sequence[Tensor]) -> Inputs:
+@contextmanager
+def each_replaced(rows: Sequence[nn.Module], stand_in: Callable[..., Any]) -> Iterator[None]:
+    """A context in which `stand_in(index, own forward, ...)` computes each block."""
+    own = [block.__dict__.get("forward") for block in rows]
+    for index, block in enumerate(rows):
+        block.forward = partial(stand_in, index, block.forward)
+    try:
+        yield
+    finally:
+        for block, forward in zip(rows, own, strict=True):
+            if forward is None:
+                del block.forward
+            else:
+                block.forward = forward
+
+
+@contextmanager
+def _not_recomputed(model: Any) -> Iterator[None]:
+    """Blocks make their backward pass at once, and have nothing to compute again."""
+    recomputes = model.gradient_checkpointing
+    model.gradient_checkpointing = False
+    try:
+        yield
+    finally:
+        model.gradient_checkpointing = recomputes
+
+
+def _checked(trainer: DenoiserPhases, own: Callable[..., Any], called: Called, weights: Sequence[Tensor]) -> Any:
     """A pass through a compiled block. Where it fails and would not as written, the compiler has failed."""
 
-    def run() -> Inputs:
-        outputs = block(*inputs)
-        take_gradients(outputs, [*inputs, *weights])
-        return tuple(outputs)
+    def run() -> Any:
+        outputs = own(*called.inputs, **called.named)
+        take_gradients(outputs, [*called.values, *weights])
+        return _apart([outputs])[0] if isinstance(outputs, Tensor) else _apart(outputs)
 
     try:
         return run()
@@ -148,12 +178,15 @@ def _checked(trainer: DenoiserPhases, block: nn.Module, inputs: Inputs, weights:
 
 
 def _compare(
-    trainer: DenoiserPhases, block: nn.Module, inputs: Inputs, weights: Sequence[Tensor]
+    trainer: DenoiserPhases, block: nn.Module, called: Called, weights: Sequence[Tensor]
 ) -> tuple[BlockTime, BlockTime]:
     """A block as written, and compiled."""
+    run = partial(
+        time_block, block, called.inputs, named=called.named, seconds=_SECONDS, is_trained=True, weights=weights
+    )
     with _as_written(trainer):
-        plain = time_block(block, inputs, seconds=_SECONDS, is_trained=True, weights=weights)
-    return plain, time_block(block, inputs, seconds=_SECONDS, is_trained=True, weights=weights)
+        plain = run()
+    return plain, run()
 
 
 @contextmanager
@@ -167,9 +200,8 @@ def _as_written(trainer: DenoiserPhases) -> Iterator[None]:
             block.is_on = True
 
 
-def _apart(inputs: Inputs, *, has_gradients: bool = True) -> Inputs:
-    """The same values without what they were computed from; those that got gradients still get some, or none does."""
+def _apart(values: Iterable[Any]) -> tuple[Any, ...]:
+    """The same values without what they were computed from; those that got gradients still get some."""
     return tuple(
-        value.detach().requires_grad_(value.requires_grad and has_gradients) if isinstance(value, Tensor) else value
-        for value in inputs
+        value.detach().requires_grad_(value.requires_grad) if isinstance(value, Tensor) else value for value in values
     )

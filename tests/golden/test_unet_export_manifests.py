@@ -14,7 +14,7 @@ import torch
 from library.checkpoint.tensor_stream import total_bytes
 from library.checkpoint.weights import WeightFiles
 from library.families.unet.checkpoint import inspect_weights
-from library.families.unet.diffusers_folder import model_folder
+from library.families.unet.diffusers_folder import model_folder, scheduler_config
 from library.families.unet.export import UnetModel, model_bytes
 from library.families.unet.outlines import encoder_outline
 from library.tensorfile import TensorHeader, TensorInfo, torch_dtype
@@ -88,10 +88,8 @@ def test_a_single_file_has_the_names_shapes_and_types_of_the_published_one(kind,
 
 
 @pytest.mark.parametrize("kind", FILES)
-@pytest.mark.parametrize(("source", "is_trained"), [(single_file, False), (folder, True)])
-def test_a_folder_has_the_names_shapes_and_types_of_the_published_one(kind, source, is_trained):
-    files = source(kind)
-    model = UnetModel(files, *(trained(files) if is_trained else ({}, {})), torch.float32)
+def test_a_folder_has_the_names_shapes_and_types_of_the_published_one(kind):
+    model = UnetModel(single_file(kind), *trained(single_file(kind)), torch.float32)
     parts = {**FOLDERS[kind], "vae": "diffusers_sd1_sd2_sdxl_vae"}
     found = {name: described(component.plan) for name, component in model_folder(model).components.items()}
     assert found == {name: manifest(own, torch.float32) for name, own in parts.items()}
@@ -125,6 +123,7 @@ CLIPS = {
 def test_the_configurations_have_the_published_numbers(kind):
     marks = frozenset(("v_pred",) if kind == "sd2" else ())
     written = model_folder(UnetModel(single_file(kind), {}, {}, marks=marks))
+    assert written.index["scheduler"] == ["diffusers", written.scheduler["_class_name"]]
     configs = {name: component.config for name, component in written.components.items()}
     assert {name: configs["unet"][name] for name in UNETS[kind]} == UNETS[kind]
     vae = configs["vae"]
@@ -138,14 +137,9 @@ def test_the_configurations_have_the_published_numbers(kind):
 
 
 def test_the_scheduler_says_what_the_model_predicts():
-    said = {}
-    for kind, marks in (("sd1", ()), ("sd2", ()), ("sd2", ("v_pred",)), ("sdxl", ()), ("sdxl", ("v_pred", "ztsnr"))):
-        written = model_folder(UnetModel(single_file(kind), {}, {}, marks=frozenset(marks)))
-        said[kind, marks] = [
-            written.scheduler.get(key)
-            for key in ("_class_name", "prediction_type", "rescale_betas_zero_snr", "timestep_spacing")
-        ]
-        assert written.index["scheduler"] == ["diffusers", written.scheduler["_class_name"]]
+    keys = ("_class_name", "prediction_type", "rescale_betas_zero_snr", "timestep_spacing")
+    cases = [("sd1", ()), ("sd2", ()), ("sd2", ("v_pred",)), ("sdxl", ()), ("sdxl", ("v_pred", "ztsnr"))]
+    said = {(kind, marks): [scheduler_config(kind, marks).get(key) for key in keys] for kind, marks in cases}
     assert said == {
         ("sd1", ()): ["PNDMScheduler", "epsilon", None, "leading"],
         ("sd2", ()): ["PNDMScheduler", "epsilon", None, "leading"],

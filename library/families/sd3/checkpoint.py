@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from library.checkpoint.weights import Part, WeightFiles, open_weights, part_identity, read_weights
 from library.errors import CheckpointError
+from library.families.detect import denoiser_place
 from library.families.sd3.key_map import mmdit_from_diffusers
 from library.families.sd3.parts import DENOISER, TITLES, clip_width, find_denoiser, find_part, report_ignored
 from library.models.completeness import missing_of_clip, missing_of_t5, missing_of_vae
@@ -82,8 +83,7 @@ def inspect_files(
     problems: list[str] = []
     opened: dict[str, WeightFiles] = {}
     pretrained = Path(pretrained)
-    is_folder = (pretrained / "transformer").is_dir()
-    wanted = {DENOISER: pretrained / "transformer" if is_folder else pretrained}
+    wanted = {DENOISER: denoiser_place(pretrained)}
     wanted |= {kind: pretrained / name for kind, name in _FOLDERS.items() if (pretrained / name).is_dir()}
     given = {"vae": vae, "clip_l": clip_l, "clip_g": clip_g, "t5xxl": t5xxl}
     wanted |= {kind: Path(path) for kind, path in given.items() if path is not None}

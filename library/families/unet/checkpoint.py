@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from library.checkpoint.weights import Part, WeightFiles, open_weights, part_identity, read_weights
 from library.errors import CheckpointError
-from library.families.detect import file_kind
+from library.families.detect import denoiser_place, file_kind
 from library.families.hub_model import hub_folder, is_hub_name
 from library.families.unet.building import (
     LATENT_CHANNELS,
@@ -93,8 +93,8 @@ def inspect_files(
     pretrained = Path(pretrained)
     if is_hub_name(pretrained):
         pretrained = hub_folder(pretrained, _MODEL_OPTION)
-    is_folder = (pretrained / "unet").is_dir()
-    wanted = {DENOISER: pretrained / "unet" if is_folder else pretrained}
+    wanted = {DENOISER: denoiser_place(pretrained)}
+    is_folder = wanted[DENOISER] != pretrained
     if is_folder:
         names = dict.fromkeys(_FOLDERS.values())
         wanted |= {name: pretrained / name for name in names if (pretrained / name).is_dir()}

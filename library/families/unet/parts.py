@@ -6,7 +6,9 @@ read: published files, their older and newer spellings, networks alone, and the 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from library.checkpoint.weights import Part, WeightFiles, select_part
@@ -87,7 +89,7 @@ def find_denoiser(source: WeightFiles, kinds: Collection[str]) -> tuple[str, Par
         part = _select_denoiser(source)
         shapes = diffusers_shapes(part)
         _refuse_other_inputs(kind.name, shapes)
-        return kind.name, part, _checked_config(part, shapes)
+        return kind.name, part, _checked_config(kind.name, part, shapes)
     except CheckpointError as error:
         raise CheckpointError(f"{_MODEL_OPTION}: {source.path}: {error}") from None
 
@@ -132,19 +134,29 @@ def diffusers_shapes(part: Part) -> dict[str, tuple[int, ...]]:
     return part.shapes() if part.is_diffusers else unet_to_diffusers(part.shapes())
 
 
-def _checked_config(part: Part, shapes: Shapes) -> dict[str, Any]:
-    import torch
-
-    from library.models.unet import UNet, unet_config
+def _checked_config(kind: str, part: Part, shapes: Shapes) -> dict[str, Any]:
+    from library.models.unet_config import SD1_HEADS, unet_config, wide_heads
 
     config = unet_config(shapes)
-    with torch.device("meta"):
-        expected = {name: tuple(tensor.shape) for name, tensor in UNet(**config).state_dict().items()}
+    # The kind knows better than the form of the projections, which other tools have written in both.
+    config["attention_head_dim"] = SD1_HEADS if kind == "sd1" else wide_heads(config["block_out_channels"])
+    expected = _expected_shapes(json.dumps(config))
     if part.is_diffusers:
         check_tensors(shapes, expected, "the U-Net")
     else:
         check_tensors(part.shapes(), unet_from_diffusers(expected), "the U-Net")
     return config
+
+
+@lru_cache(maxsize=8)
+def _expected_shapes(config: str) -> Shapes:
+    """{name as in diffusers: shape} of a U-Net with these arguments, which are JSON. A run asks more than once."""
+    import torch
+
+    from library.models.unet import UNet
+
+    with torch.device("meta"):
+        return {name: tuple(tensor.shape) for name, tensor in UNet(**json.loads(config)).state_dict().items()}
 
 
 def find_encoder(name: str, source: WeightFiles, *, is_alone: bool) -> Part | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -26,14 +26,21 @@ class Call:
     Attributes:
         arguments: Tensors without numbers, and other values.
         operations: Of its forward pass, those of products of matrices.
+        named: Arguments that are given by name.
     """
 
     arguments: tuple[Any, ...]
     operations: int
+    named: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Of all tensors."""
+        return tuple(tuple(t.shape) for t in (*self.arguments, *self.named.values()) if isinstance(t, Tensor))
 
 
 def block_calls(denoiser: FakeDenoiser, inputs: Callable[[], Inputs], passes: Passes) -> Mapping[int, Call]:
-    """The call of the first block of each kind, {its index: call}.
+    """The calls of the blocks that are run, {index: call}.
 
     Args:
         denoiser: Is run forward once.
@@ -54,14 +61,13 @@ def block_calls(denoiser: FakeDenoiser, inputs: Callable[[], Inputs], passes: Pa
 
 
 def _noting(index: int, block: nn.Module, counter: _Operations, seen: dict[int, Call]) -> Iterator[RemovableHandle]:
-    def enter(_: nn.Module, arguments: tuple[Any, ...]) -> None:
-        seen[index] = Call(arguments, counter.total)
+    def enter(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        seen[index] = Call(arguments, counter.total, named)
 
     def leave(*_: Any) -> None:
-        call = seen[index]
-        seen[index] = Call(call.arguments, counter.total - call.operations)
+        seen[index] = replace(seen[index], operations=counter.total - seen[index].operations)
 
-    yield block.register_forward_pre_hook(enter)
+    yield block.register_forward_pre_hook(enter, with_kwargs=True)
     yield block.register_forward_hook(leave)
 
 

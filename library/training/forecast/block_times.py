@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
+from library.memory.blocks import blocks
 from library.records import Size
 from library.training.block_timing import BlockTime, take_gradients, time_block
 from library.training.forecast.batch_sizes import BatchSize
+from library.training.forecast.block_calls import Call
 from library.training.forecast.counts import Counts
 from library.training.forecast.device_memory import DeviceMemory
-from library.training.forecast.fake_passes import all_parameters, block_list, modules_of
+from library.training.forecast.fake_passes import all_parameters, modules_of
 from library.training.forecast.outline import outline_of
 from library.training.sampling.sampling import unchanged_random_state
 
@@ -82,11 +85,11 @@ def measure_steps(
         seconds: How long it may take in all; each kind of block runs at least once.
     """
     end = perf_counter() + seconds
-    blocks, kinds = block_list(outline_of(trainer, counts.formats).denoiser), counts.kinds()
+    row, kinds = list(blocks(outline_of(trainer, counts.formats).denoiser)), counts.kinds()
     timer, times, per_number = _Timer(counts, device), {}, 0.0
     numbers = list(Counter(kinds))
     for place, index in enumerate(numbers):
-        block, share = blocks[index], (end - perf_counter()) / (len(numbers) - place)
+        block, share = row[index], (end - perf_counter()) / (len(numbers) - place)
         with unchanged_random_state(device):
             fill(block, device)
             times[index] = timer.of_kind(block, index, batches, share)
@@ -130,14 +133,14 @@ class _Timer:
         if self._rate is None:
             least = list(smaller(batches[0]))[-1]
             with self._autocast():
-                self._pass(block, self._arguments(least, index), weights)
-                time = self._pass(block, self._arguments(least, index), weights)
+                self._pass(block, self._call(least, index), weights)
+                time = self._pass(block, self._call(least, index), weights)
             self._rate = time.total / self._operations(least, index)
         for place, batch in enumerate(batches):
             share = (end - perf_counter()) / (len(batches) - place)
             chosen = self._affordable(batch, index, share)
             with self._autocast():
-                time = self._time(block, self._arguments(chosen, index), weights, share)
+                time = self._time(block, self._call(chosen, index), weights, share)
             self._rate = time.total / self._operations(chosen, index)
             found.append(_scaled(time, self._operations(batch, index) / self._operations(chosen, index)))
         return found
@@ -152,23 +155,27 @@ class _Timer:
             self._smallest = chosen
         return chosen
 
-    def _time(self, block: nn.Module, inputs: Sequence[Any], weights: Sequence[Parameter], seconds: float) -> BlockTime:
-        first = self._pass(block, inputs, weights)
+    def _time(self, block: nn.Module, call: Call, weights: Sequence[Parameter], seconds: float) -> BlockTime:
+        first = self._pass(block, call, weights)
         left = seconds - first.total
         if _ENOUGH * first.total <= left:
-            return time_block(block, inputs, seconds=left - first.total, is_trained=True, weights=weights)
+            run = partial(time_block, block, call.arguments, named=call.named, is_trained=True, weights=weights)
+            return run(seconds=left - first.total)
         self._is_short = True
-        return first if first.total > left else self._pass(block, inputs, weights)
+        return first if first.total > left else self._pass(block, call, weights)
 
-    def _pass(self, block: nn.Module, inputs: Sequence[Any], weights: Sequence[Parameter]) -> BlockTime:
+    def _pass(self, block: nn.Module, call: Call, weights: Sequence[Parameter]) -> BlockTime:
         began = _now(self.device)
-        outputs = block(*inputs)
+        outputs = block(*call.arguments, **call.named)
         between = _now(self.device)
-        take_gradients(outputs, [*inputs, *weights])
+        take_gradients(outputs, [*call.arguments, *call.named.values(), *weights])
         return BlockTime(between - began, _now(self.device) - between)
 
-    def _arguments(self, batch: BatchSize, index: int) -> list[Any]:
-        return [_random(each, self.device) for each in self.counts.block_calls(batch)[index].arguments]
+    def _call(self, batch: BatchSize, index: int) -> Call:
+        """With random numbers."""
+        call = self.counts.block_calls(batch)[index]
+        named = {name: _random(each, self.device) for name, each in call.named.items()}
+        return replace(call, arguments=tuple(_random(each, self.device) for each in call.arguments), named=named)
 
     def _operations(self, batch: BatchSize, index: int) -> int:
         return self.counts.block_calls(batch)[index].operations

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from library.families.base import ModelFamily
+from library.memory.blocks import blocks
 from library.memory.live_memory import num_bytes
 from library.memory.swap_plan import swap_plan
 from library.training.forecast.batch_sizes import BatchSize, largest_batch, largest_picture
 from library.training.forecast.block_calls import Call, block_calls
-from library.training.forecast.fake_passes import Counted, FakeDenoiser, Passes, block_list
+from library.training.forecast.fake_passes import Counted, FakeDenoiser, Passes, tensors_of
 from library.training.forecast.frozen_passes import (
     Frozen,
     Trained,
@@ -87,17 +88,17 @@ class Counts:
         self.formats: Formats = formats_of(trainer, device)
         outline = outline_of(trainer, self.formats)
         own = {id(p) for model in (outline.denoiser, *outline.encoders.values()) for p in model.parameters()}
-        blocks = num_block_bytes(outline.denoiser)
+        sizes = num_block_bytes(outline.denoiser)
         trained = {id(p) for p in outline.trained}
         self.note = outline.note
-        self.block_bytes: Sequence[int] = blocks
-        self.rest_bytes = model_bytes(outline.denoiser) - sum(blocks)
+        self.block_bytes: Sequence[int] = sizes
+        self.rest_bytes = model_bytes(outline.denoiser) - sum(sizes)
         self.trained = TrainedNumbers(
             shapes=tuple(tuple(p.shape) for p in outline.trained),
             dtype=outline.trained[0].dtype,
             beside=num_bytes(p for p in outline.trained if id(p) not in own),
             in_blocks=tuple(
-                sum(p.numel() for p in block.parameters() if id(p) in trained) for block in block_list(outline.denoiser)
+                sum(p.numel() for p in block.parameters() if id(p) in trained) for block in blocks(outline.denoiser)
             ),
         )
         self._outline = outline
@@ -118,17 +119,19 @@ class Counts:
         return self._passes[batch, own]
 
     def kinds(self) -> list[int]:
-        """For each block of the denoiser the first one that is like it."""
-        return self._denoiser.models
+        """For each block of the denoiser the first one that is like it, and is called with the same shapes."""
+        calls, seen = self.block_calls(self.batch), dict[tuple[Any, ...], int]()
+        kinds = self._denoiser.kinds
+        return [seen.setdefault((calls[model].shapes, *kinds[model]), model) for model in self._denoiser.models]
 
     def block_calls(self, batch: BatchSize) -> Mapping[int, Call]:
-        """How the first block of each kind is called in training, {its index: call}."""
+        """How blocks are called in training, {index: call}: at least the first one of each kind."""
         if batch not in self._calls:
             passes = Passes(autocast=self.formats.autocast)
             self._calls[batch] = block_calls(self._denoiser, lambda: self.inputs(batch), passes)
         return self._calls[batch]
 
-    def inputs(self, batch: BatchSize) -> dict[str, torch.Tensor]:
+    def inputs(self, batch: BatchSize) -> dict[str, Any]:
         """Arguments of the denoiser."""
         return self.family.denoiser_inputs(self.files, batch.size, batch.number, self.formats.encoders)
 
@@ -137,7 +140,7 @@ class Counts:
         from torch._subclasses.fake_tensor import FakeTensorMode
 
         with FakeTensorMode():
-            return num_bytes(self.inputs(self.batch).values())
+            return num_bytes(tensors_of(self.inputs(self.batch)))
 
     def trained_encoders(self, *, recomputes: bool, is_freed: bool) -> Mapping[str, Trained]:
         """Text encoders that train, with the largest batch."""

@@ -277,7 +277,7 @@ class DeviceMemory:
 def blocks_on_device(sizes: Sequence[int], plan: SwapPlan) -> int:
     """Bytes of the blocks that stay, and of the buffers that the others take turns in."""
     gone = [sizes[index] for index in plan.swapped]
-    return sum(sizes) - sum(gone) + plan.num_buffers * max(gone, default=0)
+    return sum(sizes) - sum(gone) + sum(plan.buffer_sizes(gone))
 
 
 def _offloaded(block: Segment) -> Segment:

@@ -1,8 +1,8 @@
 """Both passes of a denoiser over tensors without numbers, counted block by block.
 
 The passes are the real ones, by torch's autograd, over fake tensors: what lives is counted operation by operation
-(`library/memory/live_memory.py`). Of blocks that are alike and stand in lists that may be shortened one is run, which is
-what lets a model of any size be counted in seconds. What a kernel takes for itself is not seen.
+(`library/memory/live_memory.py`). Of blocks that are alike and stand in lists that may be shortened one is run, which
+is what lets a model of any size be counted in seconds. What a kernel takes for itself is not seen.
 """
 
 from __future__ import annotations

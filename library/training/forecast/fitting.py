@@ -45,7 +45,7 @@ class Fitting:
         from library.memory_use import device_memory_to_have
 
         trainer, memory = forecaster.trainer, forecaster.trainer.options.memory
-        depth = trainer.family.depth(trainer.files)
+        depth = len(forecaster.counts(trainer.options).block_bytes)
         if memory.bytes_to_fit is not None:
             rungs = tuple(ladder(trainer, depth))
             return cls(memory.bytes_to_fit, str(memory.fit), f"--fit {memory.fit}", rungs, forecaster.of)

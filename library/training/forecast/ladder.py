@@ -90,11 +90,19 @@ def _numbers(depth: int) -> Iterator[int | None]:
 
 
 def _may_cache_texts(trainer: Trainer) -> bool:
-    cache = trainer.options.cache
-    present = [name for name in trainer.family.encoder_names if trainer.family.has_encoder(trainer.files, name)]
-    if cache.caches_text or not set(present) - set(trainer.trained_encoders()) or "t5xxl" in trainer.trained_encoders():
+    """Whether there is an encoder to cache, and options, family and data allow it."""
+    family, options, caches = trainer.family, trainer.options, {"cache_text_encoder_outputs": True}
+    present = [name for name in family.encoder_names if family.has_encoder(trainer.files, name)]
+    if options.cache.caches_text or not set(present) - set(trainer.trained_encoders()):
         return False
-    return _is_allowed(trainer.plan.refuse_caption_conflicts)
+
+    def refuse() -> None:
+        chosen = with_values(options, caches)
+        if hasattr(options, "network"):
+            family.check_network_options(chosen, getattr(trainer, "network_args", {}))
+        trainer.plan.refuse_caption_conflicts()
+
+    return _is_allowed(refuse)
 
 
 def _may_swap(trainer: Trainer, free: set[str]) -> bool:

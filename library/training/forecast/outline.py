@@ -17,7 +17,7 @@ from torch.nn import Parameter
 from library.device import encoder_dtype, precision_dtype
 from library.errors import UserError
 from library.log import LOGGER_NAME
-from library.training.forecast.fake_passes import block_list
+from library.memory.blocks import blocks
 from library.training.trained_parts import Part, denoiser_parts, part_rates, train_only
 
 if TYPE_CHECKING:
@@ -87,7 +87,8 @@ def outline_of(trainer: Trainer, formats: Formats) -> Outline:
     if form := trainer.options.memory.weights_format:
         from library.memory.quantized_linear import replace_linears
 
-        replace_linears(block_list(denoiser), form, lambda _: formats.denoiser)
+        for block in blocks(denoiser):
+            replace_linears(block, form, lambda _: formats.denoiser)
     names = [name for name in trainer.trained_encoders() if family.has_encoder(files, name)]
     encoders = {name: family.encoder_outline(files, name, formats.trained).requires_grad_(False) for name in names}
     if hasattr(trainer.options, "network"):
@@ -105,8 +106,8 @@ def _sketch(trainer: Trainer) -> Any:
 def _whole(trainer: Trainer, denoiser: nn.Module, encoders: Mapping[str, nn.Module]) -> Outline:
     """The denoiser and encoders themselves train."""
     options, family = trainer.options, trainer.family
-    full, depth = options.full, family.depth(trainer.files)
-    rates = part_rates(depth, options.optimizer.learning_rate, full.block_rates, full.num_frozen_blocks)
+    full, names = options.full, family.part_names(trainer.files)
+    rates = part_rates(names, options.optimizer.learning_rate, full.block_rates, full.num_frozen_blocks)
     named = {
         part: {f"{part}.{number}": weight for number, weight in enumerate(w for m in modules for w in m.parameters())}
         for part, modules in family.denoiser_parts(denoiser).items()
@@ -181,7 +182,7 @@ def _unseen() -> Iterator[None]:
 
 def num_block_bytes(denoiser: nn.Module) -> list[int]:
     """Bytes of each block's weights, buffers included, without what is attached."""
-    own = [[*block.parameters(), *block.buffers()] for block in block_list(denoiser)]
+    own = [[*block.parameters(), *block.buffers()] for block in blocks(denoiser)]
     return [sum(tensor.numel() * tensor.element_size() for tensor in tensors) for tensors in own]
 
 

@@ -3,6 +3,7 @@
 import argparse
 import io
 import pickle
+import random
 import sys
 import zipfile
 from collections import OrderedDict
@@ -195,6 +196,24 @@ def test_what_cannot_be_read_is_told_in_one_line(damage, message, tmp_path):
     with pytest.raises(CheckpointError, match=message) as caught:
         open_weights(path, "--vae")
     assert str(caught.value).startswith(f"--vae: {path} ") and "\n" not in str(caught.value)
+
+
+def test_a_pickle_with_wrong_bytes_is_read_or_told_and_never_anything_else(tmp_path):
+    whole = saved(tmp_path, {"state_dict": {"a": NUMBERS, "b": torch.nn.Parameter(NUMBERS)}, "epoch": 3}).read_bytes()
+    with zipfile.ZipFile(io.BytesIO(whole)) as archive:
+        content = next(archive.read(name) for name in archive.namelist() if name.endswith("data.pkl"))
+    draw, told = random.Random(7), 0
+    for _ in range(400):
+        changed = bytearray(content)
+        for _ in range(draw.randint(1, 3)):
+            changed[draw.randrange(len(changed))] = draw.choice((draw.randrange(256), 0, 98, 82, 46))
+        path = tmp_path / "changed.ckpt"
+        path.write_bytes(rewritten(whole, lambda name, data, new=bytes(changed): new if ".pkl" in name else data))
+        try:
+            open_weights(path)
+        except CheckpointError:
+            told += 1
+    assert 100 < told < 400
 
 
 def test_the_file_of_before_torch_1_6_is_told(tmp_path):

@@ -168,8 +168,13 @@ def test_the_module_for_sd3_refuses_other_models():
 
 def test_checking_needs_no_torch():
     code = (
-        "import sys; from networks.lora import check_network_args; from networks.targets import ModelOutline;"
+        "import sys; from networks.targets import ModelOutline;"
+        "from networks.lora import check_network_args, check_network_file;"
         "model = ModelOutline('sd1', {'down_blocks.0.attentions.0.proj_in': (4, 4, 1, 1)}, 1);"
-        "check_network_args({'conv_dim': '4'}, model=model); assert 'torch' not in sys.modules"
+        "args = check_network_args({'conv_dim': '4'}, model=model);"
+        "name, shapes = 'lora_unet_down_blocks_0_attentions_0_proj_in', {};"
+        "shapes[name + '.lora_down.weight'], shapes[name + '.lora_up.weight'] = (4, 4, 1, 1), (4, 4, 1, 1);"
+        "check_network_file(shapes, 'a', model=model, args=args, trains_text_encoders=False);"
+        "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

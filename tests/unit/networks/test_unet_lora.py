@@ -187,9 +187,10 @@ def test_recomputing_blocks_changes_no_gradient(sdxl, fill):
     torch.testing.assert_close(*grads)
 
 
-@pytest.mark.parametrize("name", ["dropout", "rank_dropout", "module_dropout"])
-def test_dropout_acts_while_training_only(sd1, fill, name):
-    network = fill(create(sd1, conv_dim="2", **{name: "0.5"}))
+def test_dropout_acts_while_training_only(sd1, fill):
+    network = fill(create(sd1, conv_dim="2", dropout="0.1", rank_dropout="0.2", module_dropout="0.3"))
+    (dropouts,) = {adapter.dropouts for adapter in network.adapters()}
+    assert (dropouts.neuron, dropouts.rank, dropouts.module) == (0.1, 0.2, 0.3)
     torch.manual_seed(2)
     trained = [output_with(network.train(), sd1) for _ in range(2)]
     assert not torch.allclose(*trained)
@@ -290,6 +291,8 @@ def check_other_layout(unet, network, caplog, example):
     again.load_saved_state(other)
     assert torch.equal(output_with(again, unet), trained)
     assert names(again) == names(network)
+    with pytest.raises(CheckpointError, match="twice, under the names of two layouts"):
+        from_file(unet, other | state)
 
 
 def test_a_linear_layer_may_be_written_as_a_convolution_of_one_pixel(made, fill):

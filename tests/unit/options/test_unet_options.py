@@ -230,3 +230,17 @@ def test_a_denoiser_that_trains_has_no_format_of_frozen_weights(name):
 def test_options_without_effect_are_named(name, command, flags):
     (line,) = parse(name, command).warnings
     assert line.startswith(f"Options without effect here: {flags} (")
+
+
+def test_a_recipe_for_adafactor_in_a_config_file_is_read_as_on_the_command_line(tmp_path):
+    (tmp_path / "adafactor.toml").write_text(
+        'optimizer_type = "adafactor"\n'
+        'optimizer_args = ["scale_parameter=False", "relative_step=False", "warmup_init=False"]\n'
+        'lr_scheduler = "constant_with_warmup"\nlr_warmup_steps = 100\nlearning_rate = 4e-7 # SDXL original\n',
+        encoding="utf-8",
+    )
+    from_file = parse("sdxl_train", f"--config_file={tmp_path / 'adafactor'}")
+    flags = "--optimizer_type=adafactor --optimizer_args scale_parameter=False relative_step=False warmup_init=False "
+    flags += "--lr_scheduler=constant_with_warmup --lr_warmup_steps=100 --learning_rate=4e-7"
+    assert from_file.optimizer == parse("sdxl_train", flags).optimizer
+    assert from_file.warnings == ()

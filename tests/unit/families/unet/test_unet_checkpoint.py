@@ -8,12 +8,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from hub_server import running_hub
 from safetensors.torch import load_file, save_file
 
 from library.checkpoint.weights import WeightFiles, open_weights
 from library.errors import CheckpointError
-from library.families.unet.checkpoint import inspect_files, inspect_weights, load_encoder, load_unet, load_vae, read_part
+from library.families.sd3.checkpoint import inspect_files as inspect_sd3_files
+from library.families.unet.checkpoint import (
+    inspect_files,
+    inspect_weights,
+    load_encoder,
+    load_unet,
+    load_vae,
+    read_part,
+)
 from library.families.unet.outlines import encoder_outline, vae_outline
+from library.families.unet.parts import find_denoiser
 from library.tensorfile import TensorHeader, TensorInfo
 from tests import tiny_unets
 
@@ -35,6 +45,12 @@ def tiny(tmp_path_factory):
     return write
 
 
+@pytest.fixture(scope="module")
+def as_written(tiny):
+    """as_written(kind): the tensors of a single file."""
+    return cache(lambda kind: contents(inspect_files(tiny(kind), kinds=KINDS)))
+
+
 @pytest.fixture
 def changed(tiny, tmp_path):
     """changed(kind, change) inspects the single file after `change` has been at its {name: tensor}."""
@@ -54,9 +70,9 @@ def header(path, change=lambda shapes: shapes):
     return WeightFiles(path, (TensorHeader(path, tensors, {}),))
 
 
-def refusal(path, change, kinds=KINDS):
+def refusal(path, change):
     with pytest.raises(CheckpointError) as caught:
-        inspect_weights(header(path, change), {}, kinds=kinds)
+        inspect_weights(header(path, change), {}, kinds=KINDS)
     return str(caught.value)
 
 
@@ -102,9 +118,8 @@ def test_single_file_and_folder_give_the_same_modules(tiny, kind):
     assert (vae.config.scaling_factor, vae.config.shift_factor) == (0.13025 if kind == "sdxl" else 0.18215, 0.0)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_outlines_have_the_shapes_of_what_is_loaded(tiny, kind):
-    files = inspect_files(tiny(kind), kinds=KINDS)
+def test_outlines_have_the_shapes_of_what_is_loaded(tiny):
+    files = inspect_files(tiny("sdxl"), kinds=KINDS)
     pairs = [(vae_outline(files, torch.float32), load_vae(files, torch.float32, "cpu"))]
     pairs += [
         (encoder_outline(files, name, torch.float32), load_encoder(files, name, torch.float32, "cpu"))
@@ -135,8 +150,8 @@ def test_the_text_encoder_of_sd2_has_all_layers_but_the_last(tiny):
         ("sdxl", moved(f"{CLIP_L}text_model.", CLIP_L)),
     ],
 )
-def test_other_prefixes_lead_to_the_same_tensors(tiny, changed, kind, change):
-    assert_same(contents(changed(kind, change)), contents(inspect_files(tiny(kind), kinds=KINDS)))
+def test_other_prefixes_lead_to_the_same_tensors(as_written, changed, kind, change):
+    assert_same(contents(changed(kind, change)), as_written(kind))
 
 
 def test_averages_and_schedules_are_told_in_one_line(changed, caplog):
@@ -154,12 +169,11 @@ def test_position_ids_may_be_stored_in_any_type(changed):
     assert name not in files.encoders["clip"].names
 
 
-def test_a_vae_of_its_own_wins(tiny, tmp_path):
+def test_a_vae_of_its_own_wins(tiny, as_written, tmp_path):
     own = {name.removeprefix(VAE): t * 2 for name, t in load_file(tiny("sd1")).items() if name.startswith(VAE)}
     save_file(own, tmp_path / "vae.safetensors")
     files = inspect_files(tiny("sd1"), kinds=KINDS, vae=tmp_path / "vae.safetensors")
-    doubled = read_part(inspect_files(tiny("sd1"), kinds=KINDS).vae)
-    assert torch.equal(read_part(files.vae)["quant_conv.bias"], 2 * doubled["quant_conv.bias"])
+    assert torch.equal(read_part(files.vae)["quant_conv.bias"], 2 * as_written("sd1")["vae"]["quant_conv.bias"])
 
 
 def test_a_vae_folder_with_old_names_is_read(tiny, tmp_path):
@@ -196,7 +210,7 @@ def test_the_vae_of_a_model_of_another_kind_is_refused(tiny):
     inspect_files(tiny("sd1"), kinds=KINDS, vae=tiny("sd2"))
 
 
-def test_variants_and_shards_of_a_folder_are_read(tiny, tmp_path):
+def test_variants_and_shards_of_a_folder_are_read(tiny, as_written, tmp_path):
     folder = Path(shutil.copytree(tiny("sd1", True), tmp_path / "folder"))
     whole = folder / "unet" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(whole)
@@ -210,8 +224,20 @@ def test_variants_and_shards_of_a_folder_are_read(tiny, tmp_path):
     (whole.parent / f"{whole.name}.index.json").write_text(json.dumps({"weight_map": index}))
     text = folder / "text_encoder" / "model.safetensors"
     text.rename(text.with_name("model.fp16.safetensors"))
-    found = inspect_files(folder, kinds=KINDS)
-    assert_same(contents(found), contents(inspect_files(tiny("sd1", True), kinds=KINDS)))
+    assert_same(contents(inspect_files(folder, kinds=KINDS)), as_written("sd1"))
+
+
+def test_a_model_on_the_hub_is_its_folder(tiny, as_written, monkeypatch, tmp_path):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    folder = tiny("sd1", True)
+    with running_hub(monkeypatch) as hub:
+        paths = [path for path in folder.rglob("*") if path.is_file()]
+        hub.files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+        files = inspect_files(Path("owner/name"), kinds=KINDS)
+    assert_same(contents(files), as_written("sd1"))
+    assert (files.path / "tokenizer" / "vocab.json").is_file()
 
 
 @pytest.mark.parametrize(
@@ -228,6 +254,17 @@ def test_the_scheduler_of_a_folder_says_what_the_model_predicts(tiny, tmp_path, 
     path = folder / "scheduler" / "scheduler_config.json"
     path.unlink() if scheduler is None else path.write_text(json.dumps(scheduler))
     assert inspect_files(folder, kinds=KINDS).marks == marks
+
+
+def test_folders_of_another_family_are_named_with_their_script(tiny, tmp_path):
+    name = "transformer_blocks.0.attn.add_q_proj.weight"
+    save_file({name: torch.empty(1), "pos_embed.proj.weight": torch.empty(1)}, tmp_path / "model.safetensors")
+    (tmp_path / "sd3" / "transformer").mkdir(parents=True)
+    (tmp_path / "model.safetensors").rename(tmp_path / "sd3" / "transformer" / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"is an SD3 / SD3\.5 transformer .* sd3_train_network\.py"):
+        inspect_files(tmp_path / "sd3", kinds=KINDS)
+    with pytest.raises(CheckpointError, match=r"is an SDXL model, not an SD3 .* sdxl_train_network\.py"):
+        inspect_sd3_files(tiny("sdxl", True))
 
 
 def test_marker_tensors_of_a_file_say_what_the_model_predicts(tiny):
@@ -251,26 +288,48 @@ def test_models_of_other_tasks_are_refused(tiny, channels, title):
 
 
 @pytest.mark.parametrize(
-    ("kind", "change", "kinds", "expected"),
+    ("kind", "change", "expected"),
     [
-        ("sd1", without(VAE), KINDS, "has no VAE inside. Give one with --vae."),
-        ("sd1", without("cond_stage_model."), KINDS, "has no CLIP text encoder inside. Use a complete model file"),
-        ("sdxl", without("conditioner."), KINDS, "has no CLIP-G text encoder inside."),
-        ("sd1", without("middle_block.1.proj_out.bias"), KINDS, "1 missing (middle_block.1.proj_out.bias)"),
-        ("sd1", reshaped(f"{UNET}out.2.bias", (5,)), KINDS, "1 of another shape (out.2.bias)"),
-        ("sd1", reshaped(f"{UNET}other.weight", (5,)), KINDS, "1 unknown names, other.weight"),
-        ("sd1", without("layers.1.mlp.fc1.bias"), KINDS, "are missing (text_model.encoder.layers.1.mlp.fc1.bias)"),
-        ("sdxl", reshaped(f"{CLIP_G}ln_final.bias", (5,)), KINDS, "final_layer_norm.bias [5] for [48]"),
-        ("sd1", without("mid.attn_1.k.bias"), KINDS, "missing (decoder.mid_block.attentions.0.to_k.bias, encoder"),
-        ("sd1", without("first_stage_model.encoder."), KINDS, "has only the decoder of a VAE"),
-        ("sdxl", lambda shapes: {**shapes, "edm_mean": (4,)}, KINDS, "is a Playground 2.5 model"),
-        ("sd2", reshaped(f"{UNET}label_emb.0.0.weight", (128, 64)), ("sd2",), "is an SDXL model"),
+        ("sd1", without(VAE), "has no VAE inside. Give one with --vae."),
+        ("sd1", without("cond_stage_model."), "has no CLIP text encoder inside. Use a complete model file"),
+        ("sdxl", without("conditioner."), "has no CLIP-G text encoder inside."),
+        ("sd1", without("middle_block.1.proj_out.bias"), "1 missing (middle_block.1.proj_out.bias)"),
+        ("sd1", reshaped(f"{UNET}out.2.bias", (5,)), "1 of another shape (out.2.bias)"),
+        ("sd1", reshaped(f"{UNET}other.weight", (5,)), "1 unknown names, other.weight"),
+        ("sd1", without("layers.1.mlp.fc1.bias"), "are missing (text_model.encoder.layers.1.mlp.fc1.bias)"),
+        ("sdxl", reshaped(f"{CLIP_G}ln_final.bias", (5,)), "final_layer_norm.bias [5] for [48]"),
+        ("sd1", without("mid.attn_1.k.bias"), "missing (decoder.mid_block.attentions.0.to_k.bias, encoder"),
+        ("sd1", without("first_stage_model.encoder."), "has only the decoder of a VAE"),
+        ("sdxl", lambda shapes: {**shapes, "edm_mean": (4,)}, "is a Playground 2.5 model"),
+        ("sdxl", reshaped("control_model.zero_convs.0.0.weight", (4,)), "is a ControlNet, not a Stable"),
+        ("sdxl", reshaped("lora_unet_a.lora_down.weight", (4, 4)), "Give the base model here, and this file as"),
     ],
 )
-def test_what_is_missing_or_wrong_is_named(tiny, kind, change, kinds, expected):
-    text = refusal(tiny(kind), change, kinds)
+def test_what_is_missing_or_wrong_is_named(tiny, kind, change, expected):
+    text = refusal(tiny(kind), change)
     assert expected in text
     assert text.startswith("--pretrained_model_name_or_path: ")
+
+
+def of_wide_texts(shapes):
+    """The width of its texts alone tells that it is an SD2."""
+    names = [name for name in shapes if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))]
+    return {**shapes, **{name: (shapes[name][0], 1024) for name in names}}
+
+
+def test_heads_follow_the_kind_and_not_the_form_of_the_projections(tiny):
+    def convolved(shapes):
+        """As some tools have written SD2."""
+        names = [name for name in shapes if UNET in name and name.endswith(("proj_in.weight", "proj_out.weight"))]
+        return {**of_wide_texts(shapes), **{name: (*shapes[name], 1, 1) for name in names}}
+
+    kind, _, config = find_denoiser(header(tiny("sd2"), convolved), KINDS)
+    assert (kind, config["use_linear_projection"], config["attention_head_dim"]) == ("sd2", False, [2, 1, 1, 1])
+
+
+def test_a_model_that_starts_from_pictures_instead_of_text_is_refused(tiny):
+    text = refusal(tiny("sd2"), lambda shapes: {**of_wide_texts(shapes), f"{UNET}label_emb.0.0.weight": (128, 64)})
+    assert "the U-Net is that of an unCLIP model, which cannot be trained here" in text
 
 
 def test_all_faults_of_parts_are_told_at_once(tiny):

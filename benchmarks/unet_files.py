@@ -1,0 +1,106 @@
+"""Published single files of SD1.5, SD2.1 and SDXL at their true size: with random numbers, or only with their headers.
+
+    python -m benchmarks.unet_files FOLDER --model SDXL
+
+writes a file of random numbers in fp16 (SDXL: 6.9 GB) and small tokenizers, and prints the flags that name them. One
+tensor at a time is in memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.sized_model import planned_tensor
+from benchmarks.true_size_files import clip, sd_vae, write_header
+from benchmarks.unet_sizes import UNETS, UnetSize
+from examples.tiny_sd3.tokenizers import write_tokenizers
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+_UNET, _VAE = "model.diffusion_model.", "first_stage_model."
+_FIRST, _SECOND = "conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."
+_UNUSED_PROJECTION = "text_projection.weight"
+
+
+def published_shapes(size: UnetSize) -> dict[str, tuple[int, ...]]:
+    """{name in the published single file: shape}"""
+    import torch
+
+    from library.models.unet import UNet
+    from library.models.unet_key_map import unet_from_diffusers
+    from library.models.vae_key_map import vae_from_diffusers
+
+    with torch.device("meta"):
+        unet = UNet(**size.config())
+        tensors = _under(_UNET, unet_from_diffusers(unet.state_dict()))
+        tensors |= _under(_VAE, vae_from_diffusers(sd_vae().state_dict())) | _encoders(size.kind)
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def _encoders(kind: str) -> dict[str, Tensor]:
+    import torch
+
+    from library.models.clip_key_map import SCALE, clip_to_open_clip
+
+    def open_clip(width: int, layers: int) -> dict[str, Tensor]:
+        return clip_to_open_clip(_state(clip(width, layers)) | {SCALE: torch.empty(())})
+
+    first = {name: tensor for name, tensor in _state(clip(768, 12)).items() if name != _UNUSED_PROJECTION}
+    if kind == "sd1":
+        return _under("cond_stage_model.transformer.", first)
+    if kind == "sd2":
+        return _under("cond_stage_model.model.", open_clip(1024, 24))
+    return _under(_FIRST, first) | _under(_SECOND, open_clip(1280, 32))
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in model.state_dict().items() if not name.endswith("position_ids")}
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+def write_unet_file(folder: Path, name: str, *, has_numbers: bool = False) -> list[str]:
+    """Write a model and its tokenizers.
+
+    Args:
+        folder: Made if it is missing.
+        name: Of `benchmarks.unet_sizes.UNETS`.
+        has_numbers: Else the file is a header and a hole.
+
+    Returns:
+        The flags that name it.
+    """
+    import torch
+
+    from library.checkpoint.tensor_stream import write_planned
+
+    write_tokenizers(folder)
+    shapes, path = published_shapes(UNETS[name]), folder / f"{name}.safetensors"
+    if has_numbers:
+        planned = {key: planned_tensor(name, key, shape, torch.float16) for key, shape in shapes.items()}
+        write_planned(path, planned, {"format": "pt"})
+    else:
+        write_header(path, shapes)
+    return [f"--pretrained_model_name_or_path={path}"]
+
+
+def main(argv: Iterable[str] | None = None) -> int:
+    """Write a file of random numbers."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--model", choices=list(UNETS), default="SDXL")
+    given = parser.parse_args(None if argv is None else list(argv))
+    print(*write_unet_file(given.folder, given.model, has_numbers=True))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
