@@ -8,11 +8,19 @@ the names that the pages use, and one picture. Comments above a block say more:
     <!-- exit code: 2 -->         what the command ends with, if it is not 0
     <!-- printed -->              the block is among what the command before it prints
     <!-- file: name -->           the block is the content of a file that commands below read
-    <!-- in tests: --a=1 --b=2 --> values that options of the command have here, so that it takes seconds
+    <!-- in tests: --a=1 --b=2 --> values that options of the command have here, so that it takes seconds; in a Python
+                                   example, of arguments: <!-- in tests: width=64 -->
+    <!-- planned: reason -->      the command is run with --dry_run: a training like it is run nearby
+
+On the pages of U-Nets the first training of a page starts as it is printed; later ones are run in this process, which
+saves them the start of Python and torch.
 """
 
 from __future__ import annotations
 
+import importlib
+import io
+import logging
 import os
 import re
 import shlex
@@ -21,6 +29,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +38,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 GUIDE = ROOT / "docs" / "sd3_train_network.md"
+UNET_PAGES = ("train_network.md", "sdxl.md")
+UNET_SCRIPTS = ("train_network.py", "fine_tune.py", "train_db.py", "sdxl_train_network.py", "sdxl_train.py")
 PAGES = (GUIDE, ROOT / "README.md", *sorted(set((ROOT / "docs").glob("*.md")) - {GUIDE}))
-SCRIPTS = ("sd3_train_network.py", "sd3_train.py", "library", "networks", "tools")
+SCRIPTS = ("sd3_train_network.py", "sd3_train.py", *UNET_SCRIPTS, "library", "networks", "tools")
 PROGRAMS = {  # run by this interpreter, whatever is on the PATH
     "accelerate": ("-m", "accelerate.commands.accelerate_cli"),
     "torchrun": ("-m", "torch.distributed.run"),
@@ -84,10 +95,21 @@ class Block:
 
     def commands_in_tests(self) -> list[list[str]]:
         """The commands with the values that they have in tests."""
-        values = {item.partition("=")[0]: item for item in self.notes.get("in tests", "").split()}
+        values = self._values_in_tests()
         flags = {word.partition("=")[0] for words in self.commands() for word in words}
         assert values.keys() <= flags, f"{self.place}: {sorted(values.keys() - flags)} is not in the command"
         return [[values.get(word.partition("=")[0], word) for word in words] for words in self.commands()]
+
+    def python_in_tests(self) -> str:
+        """The Python example with the values that arguments have in tests."""
+        text = self.text
+        for name, item in self._values_in_tests().items():
+            text, number = re.subn(rf"\b{re.escape(name)}=[^,()]+", item, text)
+            assert number, f"{self.place}: {name} is not in the example"
+        return text
+
+    def _values_in_tests(self) -> dict[str, str]:
+        return {item.partition("=")[0]: item for item in self.notes.get("in tests", "").split()}
 
 
 def read_blocks(page: Path) -> Iterator[Block]:
@@ -131,8 +153,9 @@ ALL_BLOCKS = [block for blocks in BLOCKS.values() for block in blocks]
 def test_every_command_is_run_or_has_a_reason_not_to_be():
     problems = []
     for block in ALL_BLOCKS:
-        if "not run" in block.notes and len(block.notes["not run"].split()) < 3:
-            problems.append(f"{block.place}: `not run` needs a reason")
+        for note in {"not run", "planned"} & block.notes.keys():
+            if len(block.notes[note].split()) < 3:
+                problems.append(f"{block.place}: `{note}` needs a reason")
         if "not run" not in block.notes and block.is_command:
             unknown = {_first_word(" ".join(words)) for words in block.commands()} - set(PROGRAMS)
             problems += [f"{block.place}: {word} is no program that this test runs" for word in sorted(unknown)]
@@ -140,7 +163,7 @@ def test_every_command_is_run_or_has_a_reason_not_to_be():
 
 
 def test_the_comments_are_those_that_this_file_explains():
-    known = {"not run", "makes", "exit code", "printed", "file", "prompts", "in tests"}
+    known = {"not run", "makes", "exit code", "printed", "file", "prompts", "in tests", "planned"}
     unknown = [f"{block.place}: {set(block.notes) - known}" for block in ALL_BLOCKS if set(block.notes) - known]
     assert not unknown
 
@@ -162,8 +185,10 @@ def test_the_readme_prints_commands_of_the_guides():
 
 @pytest.mark.parametrize("page", PAGES_THAT_RUN, ids=lambda page: page.name)
 def test_the_blocks_of_a_page_run_one_after_another(page: Path, user_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    make = make_unet_models if page.name in UNET_PAGES else make_models
+    make(user_folder)
     monkeypatch.chdir(user_folder)
-    printed = ""
+    printed, has_started = "", page.name not in UNET_PAGES
     for block in BLOCKS[page]:
         if "file" in block.notes:
             (user_folder / block.notes["file"]).write_text(block.text + "\n", encoding="utf-8")
@@ -176,8 +201,10 @@ def test_the_blocks_of_a_page_run_one_after_another(page: Path, user_folder: Pat
         assert not too_early, f"{block.place}: {too_early} is there before"
         if block.language == "python":
             _run_python(block)
+        elif page.name in UNET_PAGES and has_started:
+            printed = "".join(_run_here(words, block, monkeypatch) for words in block.commands_in_tests())
         else:
-            printed = "".join(_run_command(words, block) for words in block.commands_in_tests())
+            printed, has_started = "".join(_run_command(words, block) for words in block.commands_in_tests()), True
         missing = [pattern for pattern in patterns if not list(user_folder.glob(pattern))]
         assert not missing, f"{block.place}: {missing} is not made:\n{printed}"
 
@@ -196,10 +223,38 @@ def _run_command(words: list[str], block: Block) -> str:
     return done.stdout
 
 
+def _run_here(words: list[str], block: Block, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Call the script's main in this process, without a GPU and without the launcher; returns what it prints."""
+    import torch
+    from accelerate.state import AcceleratorState
+
+    from library.log import LOGGER_NAME
+
+    for backend in (torch.cuda, torch.backends.mps, torch.xpu):
+        monkeypatch.setattr(backend, "is_available", lambda: False)
+    AcceleratorState._reset_state(reset_partial_state=True)  # a process has one run, outside tests
+    script = next(word for word in words if word in UNET_SCRIPTS)
+    main = importlib.import_module(script.removesuffix(".py")).main
+    is_planned = "planned" in block.notes
+    arguments = [*words[words.index(script) + 1 :], *(["--dry_run"] if is_planned else [])]
+    logger, text = logging.getLogger(LOGGER_NAME), io.StringIO()
+    before = logger.handlers[:], logger.propagate, logger.level
+    try:
+        with redirect_stdout(text), redirect_stderr(text):
+            code = main(arguments)
+    finally:
+        logger.handlers[:], logger.propagate = before[0], before[1]
+        logger.setLevel(before[2])
+    printed = text.getvalue()
+    assert code == int(block.notes.get("exit code", "0")), f"{block.place} ends with {code}:\n{printed}"
+    assert not is_planned or re.search(r"= \d+\s+steps?\s+an\s+epoch", printed), f"{block.place}: no plan in\n{printed}"
+    return printed
+
+
 def _run_python(block: Block) -> None:
     """Run it in this process, which has imported diffusers already."""
     names: dict[str, Any] = {"__name__": "__main__"}
-    exec(compile(block.text, block.place, "exec"), names)
+    exec(compile(block.python_in_tests(), block.place, "exec"), names)
     if "load_lora_weights" in block.text:  # which takes files it cannot use without a word
         assert names["pipe"].get_active_adapters(), f"{block.place}: no adapter is active"
 
@@ -213,18 +268,27 @@ def _free_port() -> int:
 
 @pytest.fixture
 def user_folder(tmp_path: Path) -> Path:
-    """What a user of the guide has: the scripts, a model, and a dataset file for one small picture."""
+    """What a user of the guide has: the scripts, small pictures, and dataset files for one of them."""
     for name in SCRIPTS:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
         copy(ROOT / name, tmp_path / name)
-    make_models(tmp_path)
-    for folder in (tmp_path / "pictures", tmp_path / "data" / "20_sks dog"):
+    for folder in (tmp_path / "pictures", tmp_path / "data" / "20_sks dog", tmp_path / "reg" / "1_dog"):
         folder.mkdir(parents=True)
         for name in ("red_star.png", "red_star.txt"):
             shutil.copy(ROOT / "examples" / "pictures" / name, folder)
-    (tmp_path / "my_sd3_dataset_config.toml").write_text(DATASET, encoding="utf-8")
+    for family in ("sd3", "sdxl", "sd"):
+        (tmp_path / f"my_{family}_dataset_config.toml").write_text(DATASET, encoding="utf-8")
     (tmp_path / "my_prompts.txt").write_text("a red star --w 64 --h 64 --d 1 --s 2 --n blurry\n", encoding="utf-8")
     return tmp_path
+
+
+def make_unet_models(folder: Path) -> None:
+    """Tiny models under the names of published files, and their tokenizers."""
+    from tests.tiny_unets import write_sd1, write_sd2, write_sdxl
+
+    write_sd1(folder).path.rename(folder / "v1-5-pruned-emaonly.safetensors")
+    write_sd2(folder).path.rename(folder / "v2-1_768-ema-pruned.safetensors")
+    write_sdxl(folder).path.rename(folder / "sd_xl_base_1.0.safetensors")
 
 
 def make_models(folder: Path) -> None:

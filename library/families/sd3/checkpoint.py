@@ -70,12 +70,14 @@ def inspect_files(
     clip_g: Path | None = None,
     t5xxl: Path | None = None,
     vae: Path | None = None,
+    allow_pickle: bool = False,
 ) -> Sd3Files:
     """Find the parts of a model. Reads headers only.
 
     Args:
         pretrained: One file in any layout, or a diffusers folder.
         clip_l: A file of its own, which wins over a bundled one. So do `clip_g`, `t5xxl` and `vae`.
+        allow_pickle: Also read .ckpt files that hold more than tensors.
 
     Raises:
         CheckpointError: A file cannot be used, is of another kind, or does not fit the model; all such files are named.
@@ -89,7 +91,8 @@ def inspect_files(
     wanted |= {kind: Path(path) for kind, path in given.items() if path is not None}
     for kind, path in wanted.items():
         try:
-            opened[kind] = open_weights(path, "--pretrained_model_name_or_path" if kind == DENOISER else f"--{kind}")
+            option = "--pretrained_model_name_or_path" if kind == DENOISER else f"--{kind}"
+            opened[kind] = open_weights(path, option, allow_pickle=allow_pickle)
         except CheckpointError as error:
             problems.append(str(error))
     if problems:

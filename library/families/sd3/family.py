@@ -65,6 +65,7 @@ class Sd3Family:
     tokenizer_dir: Path | None = None
     tokenizer_cache_dir: Path | None = None
     mmap: bool = True
+    allow_pickle: bool = False
 
     t5_length: int = 256
     t5_device: str | None = None
@@ -93,6 +94,7 @@ class Sd3Family:
             tokenizer_dir=_path(model.tokenizer_dir),
             tokenizer_cache_dir=_path(model.tokenizer_cache_dir),
             mmap=not model.disable_mmap_load_safetensors,
+            allow_pickle=model.allow_pickle,
             t5_length=sd3.t5xxl_max_token_length,
             t5_device=sd3.t5xxl_device,
             t5_dtype=sd3.t5xxl_dtype,
@@ -133,7 +135,14 @@ class Sd3Family:
         from library.families.sd3.checkpoint import inspect_files
         from library.families.sd3.parts import TITLES
 
-        files = inspect_files(self.pretrained, clip_l=self.clip_l, clip_g=self.clip_g, t5xxl=self.t5xxl, vae=self.vae)
+        files = inspect_files(
+            self.pretrained,
+            clip_l=self.clip_l,
+            clip_g=self.clip_g,
+            t5xxl=self.t5xxl,
+            vae=self.vae,
+            allow_pickle=self.allow_pickle,
+        )
         parts = {"vae": files.vae, "clip_l": files.clip_l, "clip_g": files.clip_g}
         if missing := [name for name, part in parts.items() if part is None]:
             titles = " and no ".join(TITLES[name] for name in missing)

@@ -187,7 +187,6 @@ _FLOW = "SD3 predicts the flow; this is for models that predict noise"
 _LORA_ONLY = "a LoRA file never holds text encoders"
 
 IGNORED_BY_ALL: Mapping[str, str] = {
-    "allow_pickle": "models of SD3 are safetensors files",
     "v2": "SD3 has one text layout",
     "v_parameterization": _FLOW,
     "clip_skip": "SD3 always takes the last but one layer of CLIP",

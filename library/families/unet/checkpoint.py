@@ -85,7 +85,7 @@ def inspect_files(
         pretrained: One file in any layout, a diffusers folder, or the name of one on the hub ("owner/name").
         kinds: Of "sd1", "sd2" and "sdxl" those that are wanted.
         vae: A file or folder of its own, which wins over what the model has.
-        allow_pickle: Also open .ckpt files that can run code.
+        allow_pickle: Also read .ckpt files that hold more than tensors.
 
     Raises:
         CheckpointError: A file cannot be used, is of another kind, or does not fit the model; all such files are named.

@@ -23,8 +23,7 @@ class ModelOptions(OptionGroup):
     vae: Path | None = opt(None, "VAE to use instead of the one in the base model: a file, or a diffusers folder.")
     allow_pickle: bool = opt(
         False,
-        "Read .ckpt files that hold more than tensors. Such a file can run any program when it is read: only for files "
-        "whose maker you trust.",
+        "Read .ckpt files that hold more than tensors: only their weights are read, and nothing in them is run.",
     )
     tokenizer_dir: Path | None = opt(
         None,
