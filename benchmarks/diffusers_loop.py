@@ -104,20 +104,20 @@ def _transformer(config: MMDiTConfig, device: torch.device) -> Any:
 
     with in_bfloat16(), torch.device(device):
         model = SD3Transformer2DModel(
-                sample_size=128,
-                patch_size=config.patch_size,
-                in_channels=config.in_channels,
-                out_channels=config.out_channels,
-                num_layers=config.depth,
-                attention_head_dim=config.head_dim,
-                num_attention_heads=config.num_heads,
-                joint_attention_dim=config.context_dim,
-                caption_projection_dim=config.hidden,
-                pooled_projection_dim=config.pooled_dim,
-                pos_embed_max_size=config.position_side,
-                dual_attention_layers=config.dual_attention,
-                qk_norm="rms_norm" if config.qk_norm else None,
-            )
+            sample_size=128,
+            patch_size=config.patch_size,
+            in_channels=config.in_channels,
+            out_channels=config.out_channels,
+            num_layers=config.depth,
+            attention_head_dim=config.head_dim,
+            num_attention_heads=config.num_heads,
+            joint_attention_dim=config.context_dim,
+            caption_projection_dim=config.hidden,
+            pooled_projection_dim=config.pooled_dim,
+            pos_embed_max_size=config.position_side,
+            dual_attention_layers=config.dual_attention,
+            qk_norm="rms_norm" if config.qk_norm else None,
+        )
     model.pos_embed.to(torch.bfloat16)  # which diffusers makes in float32, and casts when it reads a file
     return model.requires_grad_(False).train()
 

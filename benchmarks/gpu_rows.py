@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
 
 from benchmarks.flops import ATTENTION_ALONE, EVERY_LINEAR, Ranks, lora_ranks
+from benchmarks.plain_loop import LEARNING_RATE, fused_adamw
 from library.models.mmdit import MMDiTConfig
 from networks.sd3_args import Sd3NetworkArgs
 
@@ -38,6 +43,10 @@ class Training:
         """For counting FLOPs."""
         return lora_ranks(config, self.rank, self.args) if self.rank else None
 
+    def optimizer(self) -> Callable[[list[nn.Parameter]], torch.optim.Optimizer]:
+        """For a loop that is not ours."""
+        return _adamw8bit if self.is_in_8_bits else fused_adamw
+
     def all_flags(self) -> list[str]:
         """With what follows from the other attributes."""
         flags = [*self.flags, "--optimizer_type=AdamW8bit"] if self.is_in_8_bits else [*self.flags]
@@ -46,17 +55,27 @@ class Training:
         return [*flags, f"--network_dim={self.rank}", f"--network_alpha={self.rank}", "--learning_rate=1e-4"]
 
 
+def _adamw8bit(trained: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    from bitsandbytes.optim import AdamW8bit
+
+    made: Any = AdamW8bit(trained, lr=LEARNING_RATE)
+    return made
+
+
 _NO_OTHER_LAYERS = [f"{half}_{kind}_dim=0" for half in ("context", "x") for kind in ("mlp", "mod")]
-_ADAFACTOR = ["--optimizer_type=Adafactor", "--optimizer_args", "relative_step=False", "scale_parameter=False"]
+_ADAFACTOR = (
+    *("--full_bf16", "--optimizer_type=Adafactor"),
+    *("--optimizer_args", "relative_step=False", "scale_parameter=False", "warmup_init=False"),
+)
 
 TRAININGS = {
+    "LoRA 8": Training(8),
     "LoRA 16": Training(16),
     "LoRA 128": Training(128, is_in_8_bits=True),
     "LoRA 128, attention": Training(128, ATTENTION_ALONE, ("--network_args", *_NO_OTHER_LAYERS), is_in_8_bits=True),
     "whole, AdamW8bit": Training(0, flags=("--full_bf16",), is_in_8_bits=True),
-    "whole, Adafactor": Training(
-        0, flags=("--full_bf16", *_ADAFACTOR, "warmup_init=False", "--fused_backward_pass", "--max_grad_norm=0")
-    ),
+    "whole, Adafactor": Training(0, flags=(*_ADAFACTOR, "--fused_backward_pass", "--max_grad_norm=0")),
+    "whole, Adafactor after the passes": Training(0, flags=_ADAFACTOR),
 }
 
 
@@ -81,9 +100,9 @@ class Variant:
         """Gradient checkpointing."""
         return _RECOMPUTE in self.flags
 
-    def all_flags(self, config: MMDiTConfig) -> list[str]:
-        """With the number of swapped blocks."""
-        number = {HALF: config.depth // 2, ALL: config.depth}.get(self.swapped)
+    def all_flags(self, depth: int) -> list[str]:
+        """With the number of swapped blocks, of so many."""
+        number = {HALF: depth // 2, ALL: depth}.get(self.swapped)
         return [*self.flags, *([f"--blocks_to_swap={number}"] if number else [])]
 
 
@@ -120,9 +139,16 @@ _OTHERS = ("written", "diffusers", "written-checkpointing", "diffusers-checkpoin
 _COMMON = (*_BOTH, "compiled", "written", "swap-all-checkpointing", "fp8-checkpointing")
 
 
+FAMILIES = {
+    "sd3": ("SD3-medium", "SD3.5-medium", "SD3.5-large"),
+    "sdxl": ("SDXL",),
+    "sd15": ("SD1.5",),
+}
+
+
 @dataclass(frozen=True)
 class Row:
-    """One line of the table; the fields are keys of the tables above and of `random_model.SIZES`."""
+    """One line of the table; the fields are keys of the tables above and of `subject.SUBJECTS`."""
 
     model: str
     pixels: int
@@ -133,7 +159,7 @@ class Row:
 
 def rows() -> list[Row]:
     """All of them, each once."""
-    return list(dict.fromkeys(_in_order()))
+    return list(dict.fromkeys((*_in_order(), *_unets_in_order())))
 
 
 def _in_order() -> Iterator[Row]:
@@ -156,6 +182,20 @@ def _in_order() -> Iterator[Row]:
     for batch, pixels in ((1, 1024), (4, 1024), (1, 512), (4, 512)):
         for model in (medium, large, first):
             yield from _rows(model, pixels, batch, "LoRA 16", VARIANTS)
+
+
+def _unets_in_order() -> Iterator[Row]:
+    xl, first = "SDXL", "SD1.5"
+    lora, fused, after = "LoRA 8", "whole, Adafactor", "whole, Adafactor after the passes"
+    important = (*_BOTH, "fp8-checkpointing", "compiled", *_OTHERS, "swap-all-checkpointing")
+    yield from _rows(xl, 1024, 1, lora, important)
+    yield from _rows(xl, 1024, 1, fused, (_CHECKPOINTING, "swap-half-checkpointing"))
+    yield from _rows(xl, 1024, 1, after, (_CHECKPOINTING,))
+    yield from _rows(first, 512, 4, lora, important)
+    for model in (xl, first):
+        yield from _rows(model, 1024 if model == xl else 512, 1, lora, VARIANTS)
+    yield from _rows(xl, 1024, 4, lora, _COMMON)
+    yield from _rows(first, 512, 4, fused, _BOTH)
 
 
 def _rows(model: str, pixels: int, batch: int, training: str, variants: Iterable[str]) -> Iterator[Row]:

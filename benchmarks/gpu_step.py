@@ -1,6 +1,6 @@
 """Seconds, use of the arithmetic units and memory of a training step at true sizes, on a GPU.
 
-    python -m benchmarks.gpu_step --time-limit 540
+    python -m benchmarks.gpu_step --family sdxl --time-limit 540
     python -m benchmarks.gpu_step --models SD3.5-medium --pixels 1024 --batches 3 --rows plain checkpointing
     python -m benchmarks.gpu_step --device cpu --sizes tiny --rows plain written
 
@@ -9,12 +9,13 @@ limit is left out. All run in this one process, one after the other.
 
 - Weights are random and made on the device. Text states and latents are random and lie in page-locked memory: what a
   loader leaves there. Pictures and captions are not read.
-- ours: the trainers of sd3_train_network.py and sd3_train.py, see `unfiled_training.py`. written: the same MMDiT in a
-  hand-written loop, LoRA as one autograd function, no autocast (`plain_loop.py`). diffusers: its transformer with
-  peft's LoRA (`diffusers_loop.py`); query, key and value are three layers there and have a LoRA each.
+- ours: the trainers of the scripts, see `unfiled_training.py`. written: the same model in a hand-written loop, LoRA as
+  one autograd function, no autocast (`plain_loop.py`, `unet_loops.py`). diffusers: its model with peft's LoRA
+  (`diffusers_loop.py`); of SD3, query, key and value are three layers there and have a LoRA each.
 - LoRA 16 and LoRA 128: beside every linear layer of the blocks. "attention": beside the projections of all attentions.
+  LoRA 8: beside every layer of the attention blocks of a U-Net.
 - s/step: median, from one step's end to the next by the GPU's own clock, after warm-up steps; on a CPU, CPU seconds.
-- MFU: FLOPs that the mathematics asks for (`flops.py`; nothing that is computed again) over what the card could do in
+- MFU: FLOPs that the mathematics asks for (`flops.py`, `unet_flops.py`; nothing that is computed again) over what the card could do in
   that time. The three loops share one count.
 - Peak: the most that tensors took (allocated), and that torch took from the card (reserved), from the first step on.
 - x: seconds over those of the row it is compared with: that without swapping, without compiling, ours, and so on.
@@ -39,10 +40,8 @@ from statistics import median
 import torch
 from accelerate.state import AcceleratorState
 
-from benchmarks.flops import step_flops
-from benchmarks.gpu_rows import DIFFUSERS, OURS, TRAININGS, VARIANTS, Row, rows
-from benchmarks.other_loops import other_step
-from benchmarks.random_model import SIZES, Sizes
+from benchmarks.gpu_rows import DIFFUSERS, FAMILIES, OURS, TRAININGS, VARIANTS, Row, rows
+from benchmarks.subject import SUBJECTS, Subject, Subjects
 from benchmarks.unfiled_training import Unfiled, build_training
 from library.device import choose_device, device_words
 from library.errors import UserError
@@ -88,7 +87,7 @@ class Bench:
     """
 
     device: torch.device
-    sizes: Sizes
+    subjects: Subjects
     seconds: float
     tflops: float | None
 
@@ -129,24 +128,21 @@ class Bench:
         return Figures(median(seconds), self._peak(), _long(first, median(seconds)))
 
     def _ours(self, row: Row, folder: Path) -> Unfiled:
-        training, config = TRAININGS[row.training], self.sizes.models[row.model]
+        training, subject = TRAININGS[row.training], self.subject(row)
         return build_training(
             folder,
-            config,
-            self.sizes,
-            [*training.all_flags(), *VARIANTS[row.variant].all_flags(config)],
-            side=row.pixels // self.sizes.shrink,
+            subject,
+            [*training.all_flags(), *VARIANTS[row.variant].all_flags(subject.depth)],
+            side=row.pixels // self.subjects.shrink,
             batch=row.batch,
             is_network=bool(training.rank),
         )
 
     def _other(self, row: Row) -> Callable[[], None]:
         variant, training = VARIANTS[row.variant], TRAININGS[row.training]
-        return other_step(
-            self.sizes,
-            row.model,
+        return self.subject(row).other_step(
             training,
-            side=row.pixels // self.sizes.shrink,
+            side=row.pixels // self.subjects.shrink,
             batch=row.batch,
             device=self.device,
             is_diffusers=variant.loop == DIFFUSERS,
@@ -189,11 +185,13 @@ class Bench:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
+    def subject(self, row: Row) -> Subject:
+        """The model of a row."""
+        return self.subjects.models[row.model]
+
     def flops(self, row: Row) -> float:
         """Of a step."""
-        config, sizes = self.sizes.models[row.model], self.sizes
-        ranks, side = TRAININGS[row.training].ranks(config), row.pixels // sizes.shrink
-        return row.batch * step_flops(config, pixels=side, ranks=ranks, num_text=sizes.num_text).total
+        return row.batch * self.subject(row).flops(TRAININGS[row.training], row.pixels // self.subjects.shrink)
 
     def cells(self, row: Row, found: Figures, base: Figures | None) -> list[str]:
         """A line of the table."""
@@ -292,8 +290,9 @@ def peak_tflops(name: str) -> float | None:
 
 def choose(given: argparse.Namespace) -> list[Row]:
     """The rows that options ask for, in their order; a variant that none of them has joins at the end."""
+    family = FAMILIES.get(given.family)
     wanted = {
-        "model": given.models,
+        "model": given.models or family,
         "pixels": given.pixels,
         "batch": given.batches,
         "training": given.trainings,
@@ -307,8 +306,9 @@ def choose(given: argparse.Namespace) -> list[Row]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cuda", "cpu"], help="where it runs; not given: a GPU if there is one")
-    parser.add_argument("--sizes", choices=list(SIZES), default="true", help="tiny: the same code at small widths")
-    parser.add_argument("--models", nargs="+", choices=list(SIZES["true"].models))
+    parser.add_argument("--sizes", choices=list(SUBJECTS), default="true", help="tiny: the same code at small widths")
+    parser.add_argument("--family", choices=list(FAMILIES), help="not given: all, SD3 first")
+    parser.add_argument("--models", nargs="+", choices=[name for names in FAMILIES.values() for name in names])
     parser.add_argument("--pixels", nargs="+", type=int, choices=[512, 1024])
     parser.add_argument("--batches", nargs="+", type=int, choices=[1, 3, 4])
     parser.add_argument("--trainings", nargs="+", choices=list(TRAININGS))
@@ -330,7 +330,7 @@ def main(argv: Iterable[str] | None = None) -> int:
     words = device_words(device)
     tflops = given.peak or peak_tflops(words)
     print(f"{words}, torch {torch.__version__}, {given.sizes} sizes, {tflops or 'unknown'} TFLOP/s in bf16\n")
-    for line in table(Bench(device, SIZES[given.sizes], given.seconds, tflops), choose(given), limit):
+    for line in table(Bench(device, SUBJECTS[given.sizes], given.seconds, tflops), choose(given), limit):
         print(line, flush=True)
     return 0
 

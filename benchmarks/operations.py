@@ -22,8 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.gpu_rows import DIFFUSERS, OURS, TRAININGS, WRITTEN
 from benchmarks.memory_table import MODELS
-from benchmarks.other_loops import other_step
-from benchmarks.random_model import SIZES, Sizes
+from benchmarks.mmdit_subject import MmditSubject
+from benchmarks.random_model import SIZES
 from benchmarks.unfiled_training import build_training
 
 MODEL, TRAINING = "SD3.5-medium", "LoRA 16"
@@ -55,25 +55,21 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def narrow() -> Sizes:
+def narrow() -> MmditSubject:
     """The depth and the kinds of blocks of the real model, one head of 32 channels."""
     tiny, real = SIZES["tiny"], MODELS[MODEL]
     config = replace(tiny.models[MODEL], depth=real.depth, num_heads=1, head_dim=32, dual_attention=real.dual_attention)
-    return replace(tiny, models={MODEL: config})
+    return MmditSubject(config, tiny)
 
 
 def steps(folder: Path, batch: int) -> dict[str, Callable[[], None]]:
     """A step of each loop. Those whose packages are missing are left out."""
-    sizes, training = narrow(), TRAININGS[TRAINING]
-    trainer = build_training(
-        folder, sizes.models[MODEL], sizes, training.all_flags(), side=SIDE, batch=batch, is_network=True
-    )
+    subject, training = narrow(), TRAININGS[TRAINING]
+    trainer = build_training(folder, subject, training.all_flags(), side=SIDE, batch=batch, is_network=True)
     made = {OURS: partial(trainer.one_step, trainer.batches_from(0))}
     for name in (WRITTEN, DIFFUSERS):
         try:
-            made[name] = other_step(
-                sizes,
-                MODEL,
+            made[name] = subject.other_step(
                 training,
                 side=SIDE,
                 batch=batch,

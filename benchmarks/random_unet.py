@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,6 +50,9 @@ class _Unfiled:
     def model_bytes(self, files: UnetFiles, **_: Any) -> int:
         """Nothing is saved."""
         return 0
+
+    def check_places(self, files: UnetFiles, paths: Iterable[Path], *, layout: str) -> None:
+        """Nothing is written."""
 
     def encoder_bytes(self, files: UnetFiles, name: str) -> int:
         """There is none."""
@@ -98,4 +102,4 @@ def random_family(options: Any, size: UnetSize) -> UnetFamily:
     base, drawn = (SdxlFamily, RandomSdxl) if size.kind == "sdxl" else (SdFamily, RandomSd)
     plain: Any = base.from_options(options)  # type: ignore[attr-defined]
     given = {name: getattr(plain, name) for name in plain.__dataclass_fields__}
-    return drawn(**given, size=replace(size))  # type: ignore[no-any-return]
+    return drawn(**given, size=size)  # type: ignore[no-any-return]

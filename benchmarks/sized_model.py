@@ -72,7 +72,7 @@ def build_model(folder: Path, size: ModelSize, dtype: torch.dtype) -> SizedModel
         prefix = _DENOISER if part == "denoiser" else ""
         planned = {prefix + name: planned_tensor(part, name, shape, dtype) for name, shape in shapes.items()}
         files[part] = folder / f"{part}.safetensors"
-        writeplanned_tensor(files[part], planned, {"format": "pt"})
+        write_planned(files[part], planned, {"format": "pt"})
         numbers[part] = sum(each.num_bytes for each in planned.values()) // dtype.itemsize
     return SizedModel(files, numbers)
 

@@ -1,7 +1,7 @@
-"""The trainers of sd3_train_network.py and sd3_train.py, without model files and caches.
+"""The trainers of the scripts, without model files and caches.
 
 Options, plan, optimizer, step and what watches it are the trainers' own, and so is everything that options such as
---blocks_to_swap or --torch_compile do to the model. Different are three things: the MMDiT is drawn at random on its
+--blocks_to_swap or --torch_compile do to the model. Different are three things: the model is drawn at random on its
 device, text encoders and VAE are not there, and batches, of random latents and text states, lie ready in page-locked
 memory, where a loader's process would put them.
 """
@@ -16,16 +16,15 @@ from typing import Any
 import torch
 from PIL import Image
 
-from benchmarks.random_model import RandomFamily, Sizes
+from benchmarks.subject import Subject
 from library.data.plan.batches import sample_id
-from library.families.sd3.options import FULL_SCRIPT, NETWORK_SCRIPT, Sd3FullOptions, Sd3NetworkOptions
-from library.models.mmdit import MMDiTConfig
+from library.families.base import ModelFamily
 from library.options.spec import parse_options
-from library.records import Batch, BatchPlan
+from library.records import Batch, BatchPlan, View
 from library.training.encoding.text_stage import TextStage
+from library.training.full_trainer import FullTrainer
+from library.training.network_trainer import NetworkTrainer
 from library.training.trainer import Trainer
-from sd3_train import Sd3FullTrainer
-from sd3_train_network import Sd3NetworkTrainer
 
 NUM_BATCHES = 2  # different ones, in turn
 NUM_STEPS = 1000  # of the run that is begun; it never ends
@@ -52,17 +51,16 @@ class Unfiled(Trainer):
 
     Args:
         options: Of the script.
-        config: Sizes of the model.
-        sizes: Of the text.
+        subject: The model.
     """
 
-    def __init__(self, options: Any, config: MMDiTConfig, sizes: Sizes) -> None:
+    def __init__(self, options: Any, subject: Subject) -> None:
+        self.subject = subject
         super().__init__(options)
-        self.config, self.sizes = config, sizes
 
-    def make_family(self) -> RandomFamily:
-        """SD3 without files."""
-        return RandomFamily.of(self.options, self.config)
+    def make_family(self) -> ModelFamily:
+        """That of the model, without files."""
+        return self.subject.family(self.options)
 
     def build(self) -> None:
         """The phases of a run up to its first step. The claim on the output folder ends with them."""
@@ -92,8 +90,8 @@ class Unfiled(Trainer):
     def _ready(self, plan: BatchPlan) -> dict[str, Any]:
         """The tensors of a batch, where the loader leaves them."""
         number, cells = len(plan.items), self.family.pixels_per_latent
-        latents = torch.randn(number, self.config.in_channels, plan.size.height // cells, plan.size.width // cells)
-        text = self.sizes.text_states(self.config, number, self.weight_dtype)
+        latents = torch.randn(number, self.subject.latent_channels, plan.size.height // cells, plan.size.width // cells)
+        text = self.subject.text_states(number, self.weight_dtype)
         loss_weights, latents = torch.ones(number), latents.to(self.weight_dtype)
         if self.device.type == "cuda":
             text = {name: state.pin_memory() for name, state in text.items()}
@@ -103,7 +101,10 @@ class Unfiled(Trainer):
     def _batch(self, plan: BatchPlan, ready: Mapping[str, Any]) -> Batch:
         records = [self.plan.records[item.record] for item in plan.items]
         ids = tuple(sample_id(record, item.repeat) for record, item in zip(records, plan.items, strict=True))
-        return Batch(plan, ids, tuple(record.caption for record in records), **ready)
+        views = tuple(
+            View(record.size, self.plan.crops[item.record]) for record, item in zip(records, plan.items, strict=True)
+        )
+        return Batch(plan, ids, tuple(record.caption for record in records), views=views, **ready)
 
     def one_step(self, batches: Iterator[Batch]) -> None:
         """A step as the loop makes it, with what watches it."""
@@ -119,12 +120,12 @@ class Unfiled(Trainer):
                 hooks.clear()
 
 
-class UnfiledNetworkTrainer(Unfiled, Sd3NetworkTrainer):
+class UnfiledNetworkTrainer(Unfiled, NetworkTrainer):
     """A LoRA."""
 
 
-class UnfiledFullTrainer(Unfiled, Sd3FullTrainer):
-    """The whole MMDiT."""
+class UnfiledFullTrainer(Unfiled, FullTrainer):
+    """The whole denoiser."""
 
 
 def write_dataset(folder: Path, side: int, batch: int) -> Path:
@@ -141,14 +142,13 @@ def write_dataset(folder: Path, side: int, batch: int) -> Path:
 
 
 def build_training(
-    folder: Path, config: MMDiTConfig, sizes: Sizes, flags: Sequence[str], *, side: int, batch: int, is_network: bool
+    folder: Path, subject: Subject, flags: Sequence[str], *, side: int, batch: int, is_network: bool
 ) -> Unfiled:
     """A training just before its first step.
 
     Args:
         folder: Empty; for the pictures and the output.
-        config: Of the model.
-        sizes: Of the text.
+        subject: The model.
         flags: Of the script, beside those that all runs have.
         side: Of the pictures, in pixels.
         batch: Pictures of a step.
@@ -170,11 +170,9 @@ def build_training(
     switches = ["cache_latents_to_disk", "cache_text_encoder_outputs_to_disk", "no_metadata"]
     line = [f"--{name}={value}" for name, value in values.items()] + [f"--{name}" for name in switches] + [*flags]
     if is_network:
-        line += ["--network_module=networks.lora_sd3", "--network_train_unet_only"]
-    trainer: Unfiled
-    if is_network:
-        trainer = UnfiledNetworkTrainer(parse_options(Sd3NetworkOptions, line, **NETWORK_SCRIPT), config, sizes)
-    else:
-        trainer = UnfiledFullTrainer(parse_options(Sd3FullOptions, line, **FULL_SCRIPT), config, sizes)
+        line += [f"--network_module={subject.network_module}", "--network_train_unet_only"]
+    options, script = subject.script(is_network=is_network)
+    kind: type[Unfiled] = UnfiledNetworkTrainer if is_network else UnfiledFullTrainer
+    trainer = kind(parse_options(options, line, **script), subject)
     trainer.build()
     return trainer

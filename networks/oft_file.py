@@ -48,7 +48,8 @@ def groups_by_name(
     """
     own = with_own_names(shapes, aliases(names))
     known = {adapter_name(DENOISER.prefix, name): number for name, number in outputs.items()}
-    strange = [key for key in own if not key.endswith((_BLOCKS, _ALPHA))]
+    ours = f"{DENOISER.prefix}_"
+    strange = [key for key in own if not (key.startswith(ours) and key.endswith((_BLOCKS, _ALPHA)))]
     found = {key.removesuffix(_BLOCKS): shape for key, shape in own.items() if key.endswith(_BLOCKS)}
     strange += [f"{name}{_BLOCKS}" for name, shape in found.items() if len(shape) != 3 or shape[1] != shape[2]]
     if strange or not found:

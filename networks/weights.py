@@ -55,10 +55,13 @@ def describe_file(keys: Iterable[str]) -> str:
 
 def how_to_use(keys: Iterable[str]) -> str:
     """What to do with a file that does not fit, as the end of an error message."""
+    keys = list(keys)
     kind = describe_file(keys)
+    if "OFT" in kind and any(key.startswith("oft_unet_") for key in keys):
+        return "Use --network_module=networks.oft for it."
     if "SD3 in the layout of diffusers" in kind:
         return "Convert it with `python tools/convert_sd3_lora.py --to kohya`."
-    if "LyCORIS" in kind:
+    if "LyCORIS" in kind or "OFT" in kind:
         return "Use --network_module=lycoris.kohya for it."
     if "SD3" in kind:
         return "Give a file that was trained for this model with the same --network_args, or use --dim_from_weights."

@@ -54,7 +54,7 @@ class Plan:
     vae_steps: int = 900
     num_vae_pictures: int = 1500
     num_pictures: int = 240
-    steps: int = 500
+    steps: int = 600
     rate: float = 2e-3
     batch: int = 24
     seed: int = 0

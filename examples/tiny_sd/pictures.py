@@ -36,8 +36,8 @@ class Variety(NamedTuple):
 
 
 FEW = Variety(
-    ("red", "yellow", "green", "blue", "purple", "pink"),
-    ("circle", "square", "star"),
+    ("red", "yellow", "green", "blue", "black"),
+    ("circle", "square", "triangle"),
     (plain("white"), plain("black")),
     (19.0, 24.0),
     2.0,

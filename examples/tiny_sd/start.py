@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 from examples.tiny_sd3.make import clip_plan, draw_tensors
 from examples.tiny_sd3.start import words
 from examples.tiny_sd3.tokenizers import write_clip_tokenizer
+from library.rng import torch_stream
 from library.tensorfile import write_tensors
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
-    from torch import Tensor
+    from torch import Generator, Tensor, nn
 
 CONTEXT_WIDTH = 32
 WIDTHS = (32, 40)  # of the U-Net's levels: 8 groups of 4 or 5 channels, and as many heads
@@ -54,7 +55,6 @@ def build_unet(seed: int) -> UNet2DConditionModel:
 
     from library.models.vae import norm_groups
 
-    torch.manual_seed(seed)
     unet = UNet2DConditionModel(
         down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"],
         up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"],
@@ -64,7 +64,16 @@ def build_unet(seed: int) -> UNet2DConditionModel:
         attention_head_dim=8,
     )
     for name, module in unet.named_modules():
-        if name.rpartition(".")[2] in _QUIET:
-            torch.nn.init.zeros_(module.weight)
-            torch.nn.init.zeros_(module.bias)
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
+            _draw(module, torch_stream(seed, "tiny_sd_unet", name), is_quiet=name.rpartition(".")[2] in _QUIET)
     return unet
+
+
+def _draw(module: nn.Linear | nn.Conv2d, draws: Generator, *, is_quiet: bool) -> None:
+    """Weight and bias, evenly between plus and minus 1 / sqrt(inputs), or nothing."""
+    import torch
+
+    bound = 0.0 if is_quiet else module.weight[0].numel() ** -0.5
+    for parameter in module.parameters():
+        drawn = torch.rand(parameter.shape, generator=draws)
+        parameter.data = (2 * drawn - 1) * bound

@@ -64,7 +64,10 @@ class NetworkTrainer(Trainer):
 
     def _refuse_what_cannot_be_saved(self) -> None:
         module = self.options.network.network_module
-        if self.options.layout == "diffusers" and not module.startswith("networks."):
+        is_lora = getattr(self.module, "IS_LORA", None)  # False: what it makes is no product of two factors
+        if self.options.network.scale_weight_norms and is_lora is False:
+            raise OptionError(f"--scale_weight_norms has no place in --network_module {module}. Leave it out.")
+        if self.options.layout == "diffusers" and (is_lora is False or not module.startswith("networks.")):
             raise OptionError(
                 f"--save_model_as diffusers: files of {module} have no layout that diffusers loads. Use safetensors."
             )

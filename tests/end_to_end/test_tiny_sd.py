@@ -31,10 +31,14 @@ def test_its_training_repeats_the_stored_losses_across_a_stop(training_of, tmp_p
     pictures = draw_pictures(tmp_path / "pictures", plan)
     arguments = training_command(start, pictures, tmp_path / "out", plan)[1:]
     live = [word for word in arguments if word != "--cache_latents"]  # only the pictures of these steps are encoded
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red circle on a black background --w 64 --h 64 --s 2 --d 1 --ss euler_a\n", encoding="utf-8")
+    live += ["--save_state", "--resume=auto", "--sample_at_first", f"--sample_prompts={prompts.as_posix()}"]
 
     for number in (1, 2):
-        run = train.run_arguments([*live, "--save_state", "--resume=auto"], after={"after_step": stopping(STOP_AFTER)})
+        run = train.run_arguments(live, after={"after_step": stopping(STOP_AFTER)})
         assert run.losses == pytest.approx(LOSSES["losses"][: number * STOP_AFTER], rel=1e-3)
+    assert list((tmp_path / "out" / "sample").glob("*_00_*_1.png"))
 
 
 def stopping(steps):

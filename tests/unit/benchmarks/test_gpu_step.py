@@ -10,15 +10,18 @@ import torch
 from accelerate.state import AcceleratorState
 
 from benchmarks import gpu_step
-from benchmarks.gpu_rows import OURS, TRAININGS, VARIANTS, Row, rows
-from benchmarks.other_loops import other_step
-from benchmarks.random_model import SIZES, random_mmdit
+from benchmarks.gpu_rows import FAMILIES, OURS, TRAININGS, VARIANTS, Row, rows
+from benchmarks.random_model import random_mmdit
+from benchmarks.random_unet import random_unet
+from benchmarks.subject import SUBJECTS
+from benchmarks.unet_sizes import TINY_UNETS
 from benchmarks.unfiled_training import build_training
-from library.families.sd3.options import FULL_SCRIPT, NETWORK_SCRIPT, Sd3FullOptions, Sd3NetworkOptions
 from library.options.spec import parse_options
 
-TINY = SIZES["tiny"]
-FEW = ["--device=cpu", "--sizes=tiny", "--models=SD3-medium", "--pixels=512", "--seconds=0.1"]
+TINY = SUBJECTS["tiny"].models
+PLAIN = {"is_diffusers": False, "recomputes": False}
+QUICK = ["--device=cpu", "--sizes=tiny", "--pixels=512", "--seconds=0.1"]
+FEW = [*QUICK, "--models=SD3-medium"]
 
 
 @pytest.fixture(autouse=True)
@@ -79,35 +82,67 @@ def test_what_a_row_is_compared_with_comes_before_it():
         assert base == row or place.get(base, -1) < number
 
 
+FAMILY = {name: family for family, names in FAMILIES.items() for name in names}
+
+
+def test_a_family_has_its_rows_the_run_of_small_cards_first():
+    for family, first in {
+        "sdxl": Row("SDXL", 1024, 1, "LoRA 8", "plain"),
+        "sd15": Row("SD1.5", 512, 4, "LoRA 8", "plain"),
+    }.items():
+        given = gpu_step._parser().parse_args([f"--family={family}"])
+        chosen = gpu_step.choose(given)
+        assert chosen[0] == first
+        assert {row.model for row in chosen} == set(FAMILIES[family])
+
+
 def test_our_scripts_accept_the_flags_of_every_row():
-    kinds = {(row.training, row.variant) for row in rows() if VARIANTS[row.variant].loop == OURS}
-    for training, variant in kinds:
-        script = (Sd3NetworkOptions, NETWORK_SCRIPT) if TRAININGS[training].rank else (Sd3FullOptions, FULL_SCRIPT)
-        flags = [*TRAININGS[training].all_flags(), *VARIANTS[variant].all_flags(TINY.models["SD3-medium"])]
-        needed = ["--pretrained_model_name_or_path=a", "--dataset_config=b", "--output_dir=c", "--mixed_precision=bf16"]
-        network = ["--network_module=networks.lora_sd3"] if TRAININGS[training].rank else []
-        parse_options(script[0], [*needed, *network, *flags], **script[1])
+    kinds = {(FAMILY[row.model], row.training, row.variant) for row in rows() if VARIANTS[row.variant].loop == OURS}
+    needed = ["--pretrained_model_name_or_path=a", "--dataset_config=b", "--output_dir=c", "--mixed_precision=bf16"]
+    for family, training, variant in kinds:
+        subject, is_network = TINY[FAMILIES[family][0]], bool(TRAININGS[training].rank)
+        options, script = subject.script(is_network=is_network)
+        flags = [*TRAININGS[training].all_flags(), *VARIANTS[variant].all_flags(subject.depth)]
+        network = [f"--network_module={subject.network_module}", "--network_train_unet_only"] if is_network else []
+        parse_options(options, [*needed, *network, *flags], **script)
 
 
-@pytest.mark.parametrize("training", ["LoRA 16", "LoRA 128, attention"])
-def test_the_trainer_and_the_hand_written_loop_train_as_many_numbers(training, tmp_path, monkeypatch):
-    config, chosen = TINY.models["SD3.5-medium"], replace(TRAININGS[training], is_in_8_bits=False)
-    trainer = build_training(tmp_path, config, TINY, chosen.all_flags(), side=64, batch=2, is_network=True)
+@pytest.mark.parametrize(
+    ("name", "training"),
+    [("SD3.5-medium", "LoRA 16"), ("SD3.5-medium", "LoRA 128, attention"), ("SDXL", "LoRA 8"), ("SD1.5", "LoRA 8")],
+)
+def test_the_trainer_and_the_hand_written_loop_train_as_many_numbers(name, training, tmp_path, monkeypatch):
+    subject, chosen = TINY[name], replace(TRAININGS[training], is_in_8_bits=False)
+    trainer = build_training(tmp_path, subject, chosen.all_flags(), side=64, batch=2, is_network=True)
     known = []
-    monkeypatch.setattr("benchmarks.other_loops.fused_adamw", known.extend)
-    other_step(TINY, "SD3.5-medium", chosen, side=64, batch=2, device=torch.device("cpu"), **_PLAIN)
+    monkeypatch.setattr("benchmarks.gpu_rows.fused_adamw", known.extend)
+    subject.other_step(chosen, side=64, batch=2, device=torch.device("cpu"), **PLAIN)
     assert sum(p.numel() for p in known) == sum(p.numel() for p in trainer.trained_parameters())
 
 
-_PLAIN = {"is_diffusers": False, "recomputes": False}
+@pytest.mark.parametrize("name", ["SDXL", "SD1.5"])
+def test_a_loop_over_a_unet_steps(name):
+    for is_diffusers in (False, True):
+        if is_diffusers:
+            pytest.importorskip("peft")
+        step = TINY[name].other_step(
+            TRAININGS["LoRA 8"],
+            side=64,
+            batch=1,
+            device=torch.device("cpu"),
+            is_diffusers=is_diffusers,
+            recomputes=True,
+        )
+        step()
 
 
-@pytest.mark.parametrize("is_network", [True, False], ids=["LoRA", "whole"])
-def test_a_training_without_files_makes_finite_steps_and_leaves_nothing_behind(is_network, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "is_network"),
+    [("SD3.5-medium", True), ("SD3.5-medium", False), ("SDXL", True), ("SDXL", False), ("SD1.5", False)],
+)
+def test_a_training_without_files_makes_finite_steps_and_leaves_nothing_behind(name, is_network, tmp_path):
     flags = ["--gradient_checkpointing", "--learning_rate=1e-3", "--fused_backward_pass", "--max_grad_norm=0"]
-    trainer = build_training(
-        tmp_path, TINY.models["SD3.5-medium"], TINY, flags, side=64, batch=2, is_network=is_network
-    )
+    trainer = build_training(tmp_path, TINY[name], flags, side=64, batch=2, is_network=is_network)
     before = [parameter.detach().clone() for parameter in trainer.trained_parameters()]
     batches = trainer.batches_from(0)
     for _ in range(3):
@@ -124,9 +159,10 @@ def test_a_training_without_files_makes_finite_steps_and_leaves_nothing_behind(i
 
 
 def test_random_weights_are_alike_wherever_they_are_asked_for():
-    models = [random_mmdit(TINY.models["SD3-medium"], torch.float32, torch.device("cpu")) for _ in range(2)]
-    for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
-        assert torch.equal(one, other) and torch.isfinite(one).all()
+    for draw, size in ((random_mmdit, TINY["SD3-medium"].config), (random_unet, TINY_UNETS["SDXL"])):
+        models = [draw(size, torch.float32, torch.device("cpu")) for _ in range(2)]
+        for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+            assert torch.equal(one, other) and torch.isfinite(one).all()
 
 
 def test_cards_are_known_by_their_names():

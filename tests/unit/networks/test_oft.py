@@ -181,12 +181,16 @@ def test_files_that_do_not_fit_are_told_before_weights_are_read(create, small_un
         },
         "is not in the network|are not in the network": shapes_of(create("sd1", enable_conv="True").saved_state()),
         "has 2 rotations in the file and 4 here": shapes_of(create("sd1", dim=2).saved_state()),
-        "cannot be used": {**good, "oft_unet_x.oft_diag": (2, 2)},
+        "oft_diag cannot be used": {**good, "oft_unet_x.oft_diag": (2, 2)},
+        "lora_unet_x.* cannot be used": {"lora_unet_x.oft_blocks": (4, 8, 8)},
     }
     for message, shapes in cases.items():
         with pytest.raises(CheckpointError, match=message):
             oft.check_network_file(shapes, "--network_weights x", model=model, args=args)
     oft.check_network_file(shapes_of(create("sd1", dim=2).saved_state()), "--network_weights x", model=model)
+    for name, advice in (("oft_unet_x", "networks.oft"), ("lora_unet_x", "lycoris.kohya")):
+        with pytest.raises(CheckpointError, match=f"is an OFT network: .*Use --network_module={advice} for it"):
+            lora.check_network_file({f"{name}.oft_blocks": (4, 8, 8)}, "--network_weights x", model=model)
 
 
 def test_file_of_another_limit_is_refused_and_one_without_has_none(create, tmp_path):

@@ -8,9 +8,12 @@ from benchmarks.step_memory import Work, count_passes
 from library.memory.live_memory import LiveMemory
 from library.memory.quantized_linear import replace_linears
 from library.models.mmdit import MMDiT, MMDiTConfig
+from library.models.unet import UNet
 from library.training.forecast.fake_passes import BLOCK, EACH, FakeDenoiser, Passes
 from library.training.forecast.segments import Segment, highest, highest_forward
+from networks.adapters import Dropouts
 from networks.lora_sd3 import create_network
+from networks.network import AdapterNetwork, PlannedModule, make_part
 
 CONFIG = MMDiTConfig(
     depth=5, num_heads=2, context_dim=96, pooled_dim=80, position_side=16, qk_norm=True, dual_attention=(0, 1)
@@ -124,3 +127,62 @@ def test_the_published_models_are_counted_without_their_weights():
         keeps[name] = [highest(count.segments) / GIB for count in counts]
         assert keeps[name][1] < keeps[name][0] / 8
     assert 6 < keeps["SD3.5-medium"][0] < 10 < keeps["SD3.5-large"][0] < 20
+
+
+UNET = {
+    "block_out_channels": [32, 32],
+    "layers_per_block": 1,
+    "norm_num_groups": 16,
+    "cross_attention_dim": 24,
+    "transformer_layers_per_block": [1, 4],
+    "attention_head_dim": [2, 2],
+    "use_linear_projection": True,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+}
+
+
+def unet_of(device="meta", *, has_network=True):
+    """With adapters on queries, not in the first attention, or all trained."""
+    with torch.device(device):
+        model = UNet(**UNET).requires_grad_(not has_network)
+        if has_network:
+            names = [n for n, _ in model.named_modules() if n.endswith("to_q") and not n.startswith("down_blocks")]
+            layers = {name: model.get_submodule(name) for name in names}
+            planned = [PlannedModule(name, 2, 2.0) for name in names]
+            part = make_part(
+                "unet", "lora_unet", layers, planned, is_denoiser=True, multiplier=1.0, dropouts=Dropouts()
+            )
+            AdapterNetwork([part], family="SDXL").apply_to([], model)
+    return model
+
+
+def unet_inputs():
+    context = torch.ones(1, 7, 24, dtype=torch.bfloat16)
+    return {"sample": torch.ones(1, 4, 8, 8), "timestep": torch.ones(1), "encoder_hidden_states": context}
+
+
+@pytest.mark.parametrize(
+    ("has_network", "recomputes", "stepping"), [(True, False, ""), (False, True, EACH)], ids=["adapters", "whole"]
+)
+def test_equal_blocks_of_a_unet_are_run_once_and_tell_of_all(has_network, recomputes, stepping):
+    passes = Passes(torch.bfloat16, recomputes, stepping)
+    models = unet_of(has_network=has_network), unet_of(has_network=has_network)
+    depth, shortened = len(models[0].block_row()), FakeDenoiser(models[0])
+    counted = shortened.count(unet_inputs, passes)
+    assert len(shortened.chosen) < depth - 4 and len(counted.blocks) == depth
+    assert counted == FakeDenoiser(models[1], is_whole=True).count(unet_inputs, passes)
+
+
+def test_a_real_unet_takes_what_is_counted():
+    counted = FakeDenoiser(unet_of()).count(unet_inputs, Passes(torch.bfloat16, recomputes=True))
+    model = unet_of("cpu")
+    model.gradient_checkpointing = True
+    given = unet_inputs()
+    with LiveMemory([*model.parameters(), *_factors(model), *given.values()]) as live:
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+            prediction = model(**given).sample
+        loss = (prediction.float() - 1).square().mean()
+        del prediction
+        loss.backward()
+    assert live.peak == highest(counted.segments)
