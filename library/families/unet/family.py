@@ -219,7 +219,7 @@ class UnetFamily:
 
     def part_files(self, files: UnetFiles) -> dict[str, Path]:
         """The files that metadata names."""
-        return {"model": self.pretrained, **({"vae": self.vae} if self.vae else {})}
+        return {"model": files.path, **({"vae": self.vae} if self.vae else {})}
 
     def network_to_diffusers(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The PEFT names and factors that diffusers loads."""
@@ -365,7 +365,7 @@ class UnetFamily:
             names,
             tokenizer_dir=self.tokenizer_dir,
             cache_dir=self.tokenizer_cache_dir,
-            model_path=None if self.pretrained == Path() else self.pretrained,
+            model_path=files.path if files is not None else _given(self.pretrained),
             vocab_rows=rows,
             zero_padded=self.zero_padded(files),
         )
@@ -518,6 +518,10 @@ class UnetFamily:
             **self.denoiser_arguments(conditioning),
         )[0]
         return result
+
+
+def _given(path: Path) -> Path | None:
+    return None if path == Path() else path
 
 
 @contextmanager

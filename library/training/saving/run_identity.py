@@ -130,7 +130,7 @@ def file_mark(path: Path) -> str:
                 file.seek(start)
                 digest.update(file.read(_PIECE))
     except OSError:
-        return "unreadable"
+        return f"unreadable: {path}"
     return digest.hexdigest()[:16]
 
 

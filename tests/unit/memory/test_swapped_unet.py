@@ -141,21 +141,12 @@ def steps_inside_backward(model, deal_out):
     return seen
 
 
-@pytest.mark.parametrize(
-    ("number", "recomputes", "is_frozen"),
-    [(DEPTH, True, False), (5, False, True)],
-    ids=["all train, recomputed", "a part trains, kept"],
-)
-def test_weights_of_a_unet_that_train_come_back_after_their_step(number, recomputes, is_frozen):
+def test_weights_of_a_unet_that_train_come_back_after_their_step():
     models = make_model(), make_model()
     for model in models:
-        model.gradient_checkpointing = recomputes
-        if is_frozen:
-            model.requires_grad_(False)
-            model.mid_block.requires_grad_(True)
-            model.up_blocks[1].resnets[0].requires_grad_(True)
+        model.gradient_checkpointing = True
     plain = steps_inside_backward(models[0], each_alone)
-    device, swapper = swapped(models[1], number)
+    device, swapper = swapped(models[1], DEPTH)
     with device:
         seen = steps_inside_backward(models[1], partial(by_block, [models[1]]))
     assert_same_bits(seen, plain)

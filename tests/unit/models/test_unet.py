@@ -10,7 +10,7 @@ from diffusers import UNet2DConditionModel
 from library.errors import CheckpointError
 from library.models.attention import torch_attention, use_attention
 from library.models.unet import UNet, unet_config
-from library.training.compiling import compile_blocks
+from library.training.compiling import CompiledBlock
 from tests.tiny_unets import unet_settings
 
 ASKED = ("sample_size", "upcast_attention")  # of no use, or told by no tensor
@@ -124,29 +124,15 @@ def test_norms_stay_in_the_precision_of_autocast():
         torch.testing.assert_close(narrow.float(), predict(model), atol=0.1, rtol=0.1)
 
 
-def test_compiled_blocks_compute_the_same_and_sizes_add_no_graph_where_they_are_known_to_vary():
-    """A graph that breaks would be several."""
+def test_a_compiled_transformer_block_is_one_graph_and_computes_the_same():
     torch._dynamo.reset()
-    model = UNet(
-        block_out_channels=[32],
-        layers_per_block=1,
-        norm_num_groups=16,
-        cross_attention_dim=8,
-        attention_head_dim=2,
-        down_block_types=["CrossAttnDownBlock2D"],
-        up_block_types=["CrossAttnUpBlock2D"],
-    )
+    model, _ = make("sd1")
     graphs = []
-    given, higher = inputs(model, side=8), inputs(model, side=12)
     with torch.no_grad():
-        expected = predict(model, *given), predict(model, *higher)
-        compile_blocks(model, lambda graph, _: graphs.append(graph) or graph.forward, is_varied=True)
-        found = predict(model, *given)
-        number = len(graphs)
-        again = predict(model, *higher)
-    assert len(graphs) == number <= 1 + len({shapes_of(block) for block in model.block_row()})
-    assert torch.equal(found, expected[0]) and torch.equal(again, expected[1])
-
-
-def shapes_of(block):
-    return type(block), tuple(parameter.shape for parameter in block.parameters())
+        expected = predict(model)
+        (block,) = model.mid_block.attentions[0].transformer_blocks
+        block.forward = CompiledBlock(
+            block.forward, lambda graph, _: graphs.append(graph) or graph.forward, is_varied=False
+        )
+        assert torch.equal(predict(model), expected)
+    assert len(graphs) == 1

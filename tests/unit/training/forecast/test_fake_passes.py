@@ -142,18 +142,15 @@ UNET = {
 }
 
 
-def unet_of(device="meta", *, has_network=True):
-    """With adapters on queries, not in the first attention, or all trained."""
+def unet_of(device="meta"):
+    """With adapters on queries, but not in the first attention."""
     with torch.device(device):
-        model = UNet(**UNET).requires_grad_(not has_network)
-        if has_network:
-            names = [n for n, _ in model.named_modules() if n.endswith("to_q") and not n.startswith("down_blocks")]
-            layers = {name: model.get_submodule(name) for name in names}
-            planned = [PlannedModule(name, 2, 2.0) for name in names]
-            part = make_part(
-                "unet", "lora_unet", layers, planned, is_denoiser=True, multiplier=1.0, dropouts=Dropouts()
-            )
-            AdapterNetwork([part], family="SDXL").apply_to([], model)
+        model = UNet(**UNET).requires_grad_(False)
+        names = [n for n, _ in model.named_modules() if n.endswith("to_q") and not n.startswith("down_blocks")]
+        layers = {name: model.get_submodule(name) for name in names}
+        planned = [PlannedModule(name, 2, 2.0) for name in names]
+        part = make_part("unet", "lora_unet", layers, planned, is_denoiser=True, multiplier=1.0, dropouts=Dropouts())
+        AdapterNetwork([part], family="SDXL").apply_to([], model)
     return model
 
 
@@ -162,21 +159,10 @@ def unet_inputs():
     return {"sample": torch.ones(1, 4, 8, 8), "timestep": torch.ones(1), "encoder_hidden_states": context}
 
 
-@pytest.mark.parametrize(
-    ("has_network", "recomputes", "stepping"), [(True, False, ""), (False, True, EACH)], ids=["adapters", "whole"]
-)
-def test_equal_blocks_of_a_unet_are_run_once_and_tell_of_all(has_network, recomputes, stepping):
-    passes = Passes(torch.bfloat16, recomputes, stepping)
-    models = unet_of(has_network=has_network), unet_of(has_network=has_network)
-    depth, shortened = len(models[0].block_row()), FakeDenoiser(models[0])
-    counted = shortened.count(unet_inputs, passes)
-    assert len(shortened.chosen) < depth - 4 and len(counted.blocks) == depth
-    assert counted == FakeDenoiser(models[1], is_whole=True).count(unet_inputs, passes)
-
-
-def test_a_real_unet_takes_what_is_counted():
-    counted = FakeDenoiser(unet_of()).count(unet_inputs, Passes(torch.bfloat16, recomputes=True))
-    model = unet_of("cpu")
+def test_a_real_unet_takes_what_is_counted_of_one_of_its_equal_blocks():
+    denoiser, model = FakeDenoiser(unet_of()), unet_of("cpu")
+    counted = denoiser.count(unet_inputs, Passes(torch.bfloat16, recomputes=True))
+    assert len(denoiser.chosen) < len(counted.blocks) - 4 and len(counted.blocks) == len(model.block_row())
     model.gradient_checkpointing = True
     given = unet_inputs()
     with LiveMemory([*model.parameters(), *_factors(model), *given.values()]) as live:
