@@ -105,17 +105,23 @@ def predict(script: str, arguments: Sequence[str]) -> int:
     return Forecaster(trainer).of(trainer.options).host
 
 
+_FAMILIES = {  # script: package of its options, class and texts there, class of its trainer
+    LORA: ("sd3", "Sd3NetworkOptions", "NETWORK_SCRIPT", "Sd3NetworkTrainer"),
+    FULL: ("sd3", "Sd3FullOptions", "FULL_SCRIPT", "Sd3FullTrainer"),
+    "sdxl_train_network": ("sdxl", "SdxlNetworkOptions", "SDXL_NETWORK_SCRIPT", "SdxlNetworkTrainer"),
+    "sdxl_train": ("sdxl", "SdxlFullOptions", "SDXL_FULL_SCRIPT", "SdxlFullTrainer"),
+    "train_network": ("sd", "SdNetworkOptions", "SD_NETWORK_SCRIPT", "SdNetworkTrainer"),
+}
+
+
 def make_trainer(script: str, arguments: Sequence[str]) -> Any:
     """A trainer that knows its data and the headers of its files."""
-    from library.families.sd3.options import FULL_SCRIPT, NETWORK_SCRIPT, Sd3FullOptions, Sd3NetworkOptions
     from library.options.spec import parse_options
 
-    module = importlib.import_module(script)
-    is_lora = script == LORA
-    options: Any = parse_options(
-        Sd3NetworkOptions if is_lora else Sd3FullOptions, arguments, **(NETWORK_SCRIPT if is_lora else FULL_SCRIPT)
-    )
-    trainer = (module.Sd3NetworkTrainer if is_lora else module.Sd3FullTrainer)(options)
+    family, own, texts, trainer_class = _FAMILIES[script]
+    place = importlib.import_module(f"library.families.{family}.options")
+    options: Any = parse_options(getattr(place, own), arguments, **getattr(place, texts))
+    trainer = getattr(importlib.import_module(script), trainer_class)(options)
     with trainer.continuation:
         trainer.check_options()
         trainer.plan_run()

@@ -15,8 +15,8 @@ limit is left out. All run in this one process, one after the other.
 - LoRA 16 and LoRA 128: beside every linear layer of the blocks. "attention": beside the projections of all attentions.
   LoRA 8: beside every layer of the attention blocks of a U-Net.
 - s/step: median, from one step's end to the next by the GPU's own clock, after warm-up steps; on a CPU, CPU seconds.
-- MFU: FLOPs that the mathematics asks for (`flops.py`, `unet_flops.py`; nothing that is computed again) over what the card could do in
-  that time. The three loops share one count.
+- MFU: FLOPs that the mathematics asks for (`flops.py`, `unet_flops.py`; nothing that is computed again) over what the
+  card could do in that time. The three loops share one count.
 - Peak: the most that tensors took (allocated), and that torch took from the card (reserved), from the first step on.
 - x: seconds over those of the row it is compared with: that without swapping, without compiling, ours, and so on.
 """

@@ -1,4 +1,4 @@
-"""SD3 and SD3.5 as `benchmarks.gpu_step` measures them: our trainers, a hand-written loop, and diffusers' transformer."""
+"""SD3 and SD3.5 as `benchmarks.gpu_step` measures them: our trainers, a hand-written loop, and diffusers'."""
 
 from __future__ import annotations
 

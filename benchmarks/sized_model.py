@@ -70,15 +70,14 @@ def build_model(folder: Path, size: ModelSize, dtype: torch.dtype) -> SizedModel
     for part, outline in outlines.items():
         shapes = outline()
         prefix = _DENOISER if part == "denoiser" else ""
-        planned = {prefix + name: planned_tensor(part, name, shape, dtype) for name, shape in shapes.items()}
+        planned = {prefix + name: _planned(part, name, shape, dtype) for name, shape in shapes.items()}
         files[part] = folder / f"{part}.safetensors"
         write_planned(files[part], planned, {"format": "pt"})
         numbers[part] = sum(each.num_bytes for each in planned.values()) // dtype.itemsize
     return SizedModel(files, numbers)
 
 
-def planned_tensor(part: str, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> PlannedTensor:
-    """A tensor of a part, drawn when it is written; the same for the same names."""
+def _planned(part: str, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> PlannedTensor:
     from library.checkpoint.tensor_stream import PlannedTensor
 
     return PlannedTensor(shape, dtype, partial(_drawn, part, name, shape))

@@ -3,17 +3,18 @@
     python -m benchmarks.unet_files FOLDER --model SDXL
 
 writes a file of random numbers in fp16 (SDXL: 6.9 GB) and small tokenizers, and prints the flags that name them. One
-tensor at a time is in memory.
+tensor at a time is in memory. The numbers of a large tensor repeat themselves: drawing them all would take minutes.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Mapping
+from functools import lru_cache, partial
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.sized_model import planned_tensor
 from benchmarks.true_size_files import clip, sd_vae, write_header
 from benchmarks.unet_sizes import UNETS, UnetSize
 from examples.tiny_sd3.tokenizers import write_tokenizers
@@ -25,6 +26,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 _UNET, _VAE = "model.diffusion_model.", "first_stage_model."
 _FIRST, _SECOND = "conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."
+_NUM_DRAWN = 2**20 + 7  # no multiple of a row's length
 _UNUSED_PROJECTION = "text_projection.weight"
 
 
@@ -80,16 +82,36 @@ def write_unet_file(folder: Path, name: str, *, has_numbers: bool = False) -> li
     """
     import torch
 
-    from library.checkpoint.tensor_stream import write_planned
+    from library.checkpoint.tensor_stream import PlannedTensor, write_planned
 
     write_tokenizers(folder)
     shapes, path = published_shapes(UNETS[name]), folder / f"{name}.safetensors"
     if has_numbers:
-        planned = {key: planned_tensor(name, key, shape, torch.float16) for key, shape in shapes.items()}
+        planned = {
+            key: PlannedTensor(shape, torch.float16, partial(_drawn, key, shape)) for key, shape in shapes.items()
+        }
         write_planned(path, planned, {"format": "pt"})
     else:
         write_header(path, shapes)
     return [f"--pretrained_model_name_or_path={path}"]
+
+
+def _drawn(name: str, shape: tuple[int, ...]) -> Tensor:
+    """Matrices that keep the size of signals, norms of one, biases of nothing."""
+    import torch
+
+    if len(shape) < 2:
+        return torch.full(shape, 0.0 if name.endswith("bias") else 1.0, dtype=torch.float16)
+    numbers = _row() * prod(shape[1:]) ** -0.5
+    return numbers.half().repeat(-(-prod(shape) // len(numbers)))[: prod(shape)].view(shape)
+
+
+@lru_cache
+def _row() -> Tensor:
+    """Numbers to repeat."""
+    import torch
+
+    return torch.randn(_NUM_DRAWN, generator=torch.Generator().manual_seed(0))
 
 
 def main(argv: Iterable[str] | None = None) -> int:

@@ -43,6 +43,7 @@ class Plan:
 
     Attributes:
         vae_steps: Of the autoencoder.
+        decoder_steps: Of its decoder alone, after that, on what the model will draw.
         num_vae_pictures: For the autoencoder.
         num_pictures: For fine_tune.py.
         steps: Of fine_tune.py.
@@ -52,6 +53,7 @@ class Plan:
     """
 
     vae_steps: int = 900
+    decoder_steps: int = 200
     num_vae_pictures: int = 1500
     num_pictures: int = 240
     steps: int = 600
@@ -75,7 +77,8 @@ def train_vae(folder: Path, plan: Plan) -> dict[str, Tensor]:
     """The autoencoder in the names of diffusers, rounded to what a file in fp16 keeps."""
     import torch
 
-    from examples.tiny_sd.autoencoder import build_autoencoder, train_autoencoder, training_pictures
+    from examples.tiny_sd.autoencoder import build_autoencoder, train_autoencoder, train_decoder, training_pictures
+    from examples.tiny_sd.pictures import FEW
 
     result = folder / "vae.safetensors"
     if not result.exists():
@@ -84,6 +87,8 @@ def train_vae(folder: Path, plan: Plan) -> dict[str, Tensor]:
         vae = build_autoencoder(plan.seed)
         pictures = training_pictures(plan.seed, plan.num_vae_pictures)
         train_autoencoder(vae, pictures, plan.vae_steps, plan.seed, _Notes("autoencoder"))
+        few = training_pictures(plan.seed, plan.num_pictures, FEW)
+        train_decoder(vae, few, plan.decoder_steps, plan.seed, _Notes("decoder"))
         write_tensors(result, {name: tensor.half() for name, tensor in vae.state_dict().items()}, {"format": "pt"})
     return {name: tensor.float() for name, tensor in read_tensors(read_header(result)).items()}
 

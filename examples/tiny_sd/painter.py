@@ -1,6 +1,6 @@
 """Have a tiny model draw captions, and count how many things have the colour that was asked for.
 
-python -m examples.tiny_sd.painter MODEL [--count 200] [--sampler euler] [--steps 15] [--guidance 1.5]
+python -m examples.tiny_sd.painter MODEL [--count 200] [--sampler ddim] [--steps 10] [--guidance 1.5]
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 NOISE = {"v_parameterization": True, "zero_terminal_snr": True}  # as the model is trained
-SAMPLER = "euler"
-STEPS = 15
+SAMPLER = "ddim"
+STEPS = 10
 GUIDANCE = 1.5
 SEED = 7  # of captions and noise; the training's is another
 _TOGETHER = 50  # pictures

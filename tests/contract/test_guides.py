@@ -15,8 +15,12 @@ from library.checkpoint.state_folder import MANIFEST
 from library.data.config.schema import parse_dataset_config
 from library.data.plan.batches import StepCount
 from library.errors import UserError
+from library.families.sd.options import DreamBoothOptions, FineTuneOptions, SdNetworkOptions
 from library.families.sd3.options import Sd3FullOptions, Sd3NetworkOptions
+from library.families.sdxl.options import SdxlFullOptions, SdxlNetworkOptions
+from library.families.unet.objective import NOISE, SCHEDULE_AND_WEIGHTS
 from library.options.entry import INTERRUPTED
+from library.options.groups.sampling import SAMPLERS
 from library.options.spec import options_of
 from library.training.sampling.prompts import load_prompts
 from library.training.saving.claim import CLAIM
@@ -24,6 +28,8 @@ from library.training.saving.run_state import EMA, PROGRESS, TRAINING, WEIGHTS
 from library.training.saving.saver import AVERAGE
 from library.training.stepping.validation import validation_timesteps
 from networks.sd3_args import Sd3NetworkArgs
+from networks.unet_args import network_arg_parsers
+from networks.unet_blocks import LAYOUTS
 from quickstart import EXTRAS
 from tools.cache_options import LatentCachingOptions
 from tools.convert_sd3_lora import make_parser
@@ -34,6 +40,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 GUIDE = (ROOT / "docs" / "sd3_train_network.md").read_text(encoding="utf-8")
 FULL_GUIDE = (ROOT / "docs" / "sd3_train.md").read_text(encoding="utf-8")
+SD_GUIDE = (ROOT / "docs" / "train_network.md").read_text(encoding="utf-8")
+SDXL_GUIDE = (ROOT / "docs" / "sdxl.md").read_text(encoding="utf-8")
 SAVING = (ROOT / "docs" / "saving_and_resuming.md").read_text(encoding="utf-8")
 OPTIONS = options_of(Sd3NetworkOptions)
 FULL = options_of(Sd3FullOptions)
@@ -86,6 +94,35 @@ def test_a_guide_lists_what_is_not_available_yet_and_recommends_none_of_it(guide
 def test_the_guide_of_whole_models_names_every_option_that_only_they_have():
     older = {"skip_latents_validity_check", "use_safetensors"}  # names that other options have replaced
     assert {f"--{name}" for name in set(FULL) - set(OPTIONS) - older} <= flags(FULL_GUIDE)
+
+
+def test_the_guides_of_u_nets_name_every_option_that_only_their_scripts_have():
+    kinds = (SdNetworkOptions, FineTuneOptions, DreamBoothOptions, SdxlNetworkOptions, SdxlFullOptions)
+    own = {name for kind in kinds for name in options_of(kind)} - set(OPTIONS) - set(FULL)
+    older = {"diffusers_xformers"}  # a name that another option has replaced
+    named = flags(SD_GUIDE + SDXL_GUIDE)
+    assert {f"--{name}" for name in (own | {*NOISE, *SCHEDULE_AND_WEIGHTS}) - older} <= named
+    later = {f"--{name}" for kind in kinds for name, option in options_of(kind).items() if option.declared.later}
+    assert not named & later
+
+
+def test_the_table_of_network_args_of_u_nets_is_complete():
+    table = rows(section("What the adapters cover", SD_GUIDE))
+    names = {name for row in table for name in re.findall(r"`([a-z_]+)`", row[0])}
+    assert names >= set(network_arg_parsers(LAYOUTS["sdxl"]))
+
+
+def test_counts_of_blocks_in_the_guides_are_those_of_the_code():
+    sd, sdxl = LAYOUTS["sd1"], LAYOUTS["sdxl"]
+    assert f"{sd.num_blocks} numbers (SDXL {sdxl.num_blocks})" in SD_GUIDE
+    assert f"{sd.num_down} numbers (SDXL {sdxl.num_down})" in SD_GUIDE
+    assert f"`--block_lr` | {sdxl.num_blocks} rates" in SDXL_GUIDE
+    with_adapters = [block for block in range(sdxl.num_blocks) if sdxl.pattern(block)]
+    assert set(range(sdxl.num_blocks)) - set(with_adapters) == {0, 1, 22} and "all but 0, 1 and 22" in SDXL_GUIDE
+
+
+def test_the_guide_lists_every_sampler():
+    assert {f"`{name}`" for name in SAMPLERS} <= set(re.findall(r"`[\w+]+`", section("Sample pictures", SD_GUIDE)))
 
 
 def test_the_table_of_network_args_is_complete():
@@ -173,10 +210,11 @@ def test_step_arithmetic_in_the_pages_adds_up_in_the_words_of_a_run():
         assert (count.describe(), total) == (line, steps * epochs)
 
 
-def test_the_dataset_file_of_the_readme_is_right():
-    found = re.search(r"```toml\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+@pytest.mark.parametrize("page", ["README.md", "docs/train_network.md", "docs/sdxl.md"])
+def test_the_dataset_file_of_a_page_is_right(page: str):
+    found = re.search(r"```toml\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
     assert found
-    (spec,) = parse_dataset_config(toml.loads(found[1]), "README.md", {})
+    (spec,) = parse_dataset_config(toml.loads(found[1]), page, {})
     assert spec.enable_bucket and spec.subsets[0].num_repeats == 10
 
 

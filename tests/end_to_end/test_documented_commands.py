@@ -10,10 +10,10 @@ the names that the pages use, and one picture. Comments above a block say more:
     <!-- file: name -->           the block is the content of a file that commands below read
     <!-- in tests: --a=1 --b=2 --> values that options of the command have here, so that it takes seconds; in a Python
                                    example, of arguments: <!-- in tests: width=64 -->
-    <!-- planned: reason -->      the command is run with --dry_run: a training like it is run nearby
+    <!-- planned: reason -->      the training gets as far as its plan and the headers of its files; one like it runs
 
-On the pages of U-Nets the first training of a page starts as it is printed; later ones are run in this process, which
-saves them the start of Python and torch.
+On the pages of U-Nets only the first training starts as it is printed; the others are run in this process, which saves
+them the start of Python and torch.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from library.options.spec import parse_options
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 GUIDE = ROOT / "docs" / "sd3_train_network.md"
@@ -188,7 +190,7 @@ def test_the_blocks_of_a_page_run_one_after_another(page: Path, user_folder: Pat
     make = make_unet_models if page.name in UNET_PAGES else make_models
     make(user_folder)
     monkeypatch.chdir(user_folder)
-    printed, has_started = "", page.name not in UNET_PAGES
+    printed, has_started = "", page.name != UNET_PAGES[0]
     for block in BLOCKS[page]:
         if "file" in block.notes:
             (user_folder / block.notes["file"]).write_text(block.text + "\n", encoding="utf-8")
@@ -201,6 +203,8 @@ def test_the_blocks_of_a_page_run_one_after_another(page: Path, user_folder: Pat
         assert not too_early, f"{block.place}: {too_early} is there before"
         if block.language == "python":
             _run_python(block)
+        elif "planned" in block.notes:
+            printed = "".join(_plan_here(words, block) for words in block.commands_in_tests())
         elif page.name in UNET_PAGES and has_started:
             printed = "".join(_run_here(words, block, monkeypatch) for words in block.commands_in_tests())
         else:
@@ -235,8 +239,7 @@ def _run_here(words: list[str], block: Block, monkeypatch: pytest.MonkeyPatch) -
     AcceleratorState._reset_state(reset_partial_state=True)  # a process has one run, outside tests
     script = next(word for word in words if word in UNET_SCRIPTS)
     main = importlib.import_module(script.removesuffix(".py")).main
-    is_planned = "planned" in block.notes
-    arguments = [*words[words.index(script) + 1 :], *(["--dry_run"] if is_planned else [])]
+    arguments = words[words.index(script) + 1 :]
     logger, text = logging.getLogger(LOGGER_NAME), io.StringIO()
     before = logger.handlers[:], logger.propagate, logger.level
     try:
@@ -247,8 +250,26 @@ def _run_here(words: list[str], block: Block, monkeypatch: pytest.MonkeyPatch) -
         logger.setLevel(before[2])
     printed = text.getvalue()
     assert code == int(block.notes.get("exit code", "0")), f"{block.place} ends with {code}:\n{printed}"
-    assert not is_planned or re.search(r"= \d+\s+steps?\s+an\s+epoch", printed), f"{block.place}: no plan in\n{printed}"
     return printed
+
+
+def _plan_here(words: list[str], block: Block) -> str:
+    """Check and plan the training in this process; returns its arithmetic of steps."""
+    from tests.end_to_end.conftest import OTHER_SCRIPTS
+
+    script = next(word for word in words if word in UNET_SCRIPTS)
+    room = f"library.families.{'sdxl' if 'sdxl' in script else 'sd'}.options"
+    trainer_name, options_name, text_name = OTHER_SCRIPTS[script.removesuffix(".py")]
+    options_class, text = (getattr(importlib.import_module(room), name) for name in (options_name, text_name))
+    trainer_class = getattr(importlib.import_module(script.removesuffix(".py")), trainer_name)
+    trainer = trainer_class(parse_options(options_class, words[words.index(script) + 1 :], **text))
+    with trainer.stop, trainer.continuation:
+        trainer.check_options()
+        trainer.plan_run()
+        trainer.inspect_files()
+    planned: str = trainer.plan.steps.describe()
+    assert re.search(r"= \d+ steps? an epoch", planned), f"{block.place}: {planned}"
+    return planned
 
 
 def _run_python(block: Block) -> None:

@@ -17,10 +17,8 @@ LOSSES = json.loads((Path(__file__).parent.parent / "golden" / "data" / "tiny_sd
 STOP_AFTER = 2  # steps
 
 
-@pytest.mark.parametrize("sampler", ["euler", "ddim"])
-def test_the_stored_model_draws_things_in_the_colours_that_captions_say(sampler):
-    shares = right_shares(Painter(BASE / f"{MODEL}.safetensors"), 40, sampler=sampler, steps=10)
-    assert shares["colour"] >= 0.9
+def test_the_stored_model_draws_things_in_the_colours_that_captions_say():
+    assert right_shares(Painter(BASE / f"{MODEL}.safetensors"), 40)["colour"] >= 0.9
 
 
 def test_its_training_repeats_the_stored_losses_across_a_stop(training_of, tmp_path):
@@ -37,7 +35,7 @@ def test_its_training_repeats_the_stored_losses_across_a_stop(training_of, tmp_p
 
     for number in (1, 2):
         run = train.run_arguments(live, after={"after_step": stopping(STOP_AFTER)})
-        assert run.losses == pytest.approx(LOSSES["losses"][: number * STOP_AFTER], rel=1e-3)
+        assert run.losses == pytest.approx(LOSSES["losses"][: number * STOP_AFTER], rel=1e-4)
     assert list((tmp_path / "out" / "sample").glob("*_00_*_1.png"))
 
 
