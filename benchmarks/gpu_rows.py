@@ -190,7 +190,7 @@ def _unets_in_order() -> Iterator[Row]:
     important = (*_BOTH, "fp8-checkpointing", "compiled", *_OTHERS, "swap-all-checkpointing")
     yield from _rows(xl, 1024, 1, lora, important)
     yield from _rows(xl, 1024, 1, fused, (_CHECKPOINTING, "swap-half-checkpointing"))
-    yield from _rows(xl, 1024, 1, after, (_CHECKPOINTING,))
+    yield from _rows(xl, 1024, 1, after, _BOTH)
     yield from _rows(first, 512, 4, lora, important)
     for model in (xl, first):
         yield from _rows(model, 1024 if model == xl else 512, 1, lora, VARIANTS)

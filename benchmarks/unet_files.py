@@ -9,9 +9,11 @@ tensor at a time is in memory. The numbers of a large tensor repeat themselves: 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterable, Mapping
 from functools import lru_cache, partial
 from math import prod
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +28,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 _UNET, _VAE = "model.diffusion_model.", "first_stage_model."
 _FIRST, _SECOND = "conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."
+_NUM_TOKENS = 49408
 _NUM_DRAWN = 2**20 + 7  # no multiple of a row's length
 _UNUSED_PROJECTION = "text_projection.weight"
 
@@ -87,6 +90,8 @@ def write_unet_file(folder: Path, name: str, *, has_numbers: bool = False) -> li
     write_tokenizers(folder)
     shapes, path = published_shapes(UNETS[name]), folder / f"{name}.safetensors"
     if has_numbers:
+        for tokenizer in ("tokenizer", "tokenizer_2"):
+            _widen(folder / tokenizer / "vocab.json")
         planned = {
             key: PlannedTensor(shape, torch.float16, partial(_drawn, key, shape)) for key, shape in shapes.items()
         }
@@ -94,6 +99,15 @@ def write_unet_file(folder: Path, name: str, *, has_numbers: bool = False) -> li
     else:
         write_header(path, shapes)
     return [f"--pretrained_model_name_or_path={path}"]
+
+
+def _widen(vocabulary: Path) -> None:
+    """As many tokens as the published encoders have rows; what begins and what ends a text stay the last two."""
+    tokens = sorted(json.loads(vocabulary.read_text(encoding="utf-8")).items(), key=itemgetter(1))
+    names = [name for name, _ in tokens]
+    unused = [f"unused{number}" for number in range(_NUM_TOKENS - len(names))]
+    wide = {name: number for number, name in enumerate([*names[:-2], *unused, *names[-2:]])}
+    vocabulary.write_text(json.dumps(wide), encoding="utf-8")
 
 
 def _drawn(name: str, shape: tuple[int, ...]) -> Tensor:

@@ -28,7 +28,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +43,11 @@ GUIDE = ROOT / "docs" / "sd3_train_network.md"
 UNET_PAGES = ("train_network.md", "sdxl.md")
 UNET_SCRIPTS = ("train_network.py", "fine_tune.py", "train_db.py", "sdxl_train_network.py", "sdxl_train.py")
 PAGES = (GUIDE, ROOT / "README.md", *sorted(set((ROOT / "docs").glob("*.md")) - {GUIDE}))
+UNET_FILES = {
+    "sd1": "v1-5-pruned-emaonly.safetensors",
+    "sd2": "v2-1_768-ema-pruned.safetensors",
+    "sdxl": "sd_xl_base_1.0.safetensors",
+}
 SCRIPTS = ("sd3_train_network.py", "sd3_train.py", *UNET_SCRIPTS, "library", "networks", "tools")
 PROGRAMS = {  # run by this interpreter, whatever is on the PATH
     "accelerate": ("-m", "accelerate.commands.accelerate_cli"),
@@ -186,9 +191,13 @@ def test_the_readme_prints_commands_of_the_guides():
 
 
 @pytest.mark.parametrize("page", PAGES_THAT_RUN, ids=lambda page: page.name)
-def test_the_blocks_of_a_page_run_one_after_another(page: Path, user_folder: Path, monkeypatch: pytest.MonkeyPatch):
-    make = make_unet_models if page.name in UNET_PAGES else make_models
-    make(user_folder)
+def test_the_blocks_of_a_page_run_one_after_another(
+    page: Path, user_folder: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+):
+    if page.name in UNET_PAGES:
+        copy_unet_models(user_folder, request.getfixturevalue("tiny_unet_models"))
+    else:
+        make_models(user_folder)
     monkeypatch.chdir(user_folder)
     printed, has_started = "", page.name != UNET_PAGES[0]
     for block in BLOCKS[page]:
@@ -303,13 +312,12 @@ def user_folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def make_unet_models(folder: Path) -> None:
-    """Tiny models under the names of published files, and their tokenizers."""
-    from tests.tiny_unets import write_sd1, write_sd2, write_sdxl
-
-    write_sd1(folder).path.rename(folder / "v1-5-pruned-emaonly.safetensors")
-    write_sd2(folder).path.rename(folder / "v2-1_768-ema-pruned.safetensors")
-    write_sdxl(folder).path.rename(folder / "sd_xl_base_1.0.safetensors")
+def copy_unet_models(folder: Path, models: Mapping[str, Path]) -> None:
+    """The tiny models under the names of published files, and their tokenizers."""
+    for kind, name in UNET_FILES.items():
+        shutil.copy(models[kind], folder / name)
+    for tokenizer in models["sdxl"].parent.glob("tokenizer*"):
+        shutil.copytree(tokenizer, folder / tokenizer.name)
 
 
 def make_models(folder: Path) -> None:
