@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,9 +16,6 @@ from benchmarks.unet_sizes import TINY_UNETS, UNETS
 from benchmarks.unet_subject import UnetSubject
 from library.options.spec import ScriptText
 
-if TYPE_CHECKING:
-    from library.families.base import ModelFamily
-
 
 class Subject(Protocol):
     """A model without files.
@@ -29,7 +26,8 @@ class Subject(Protocol):
         depth: Number of blocks that can be swapped.
     """
 
-    network_module: str
+    @property
+    def network_module(self) -> str: ...
 
     @property
     def latent_channels(self) -> int: ...
@@ -40,7 +38,7 @@ class Subject(Protocol):
     def script(self, *, is_network: bool) -> tuple[type[Any], ScriptText]:
         """The options of the script that trains it, and how they are read."""
 
-    def family(self, options: Any) -> ModelFamily:
+    def family(self, options: Any) -> Any:
         """The family as the options ask for it."""
 
     def text_states(self, batch: int, dtype: torch.dtype) -> dict[str, Tensor]:

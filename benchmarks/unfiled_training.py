@@ -60,7 +60,8 @@ class Unfiled(Trainer):
 
     def make_family(self) -> ModelFamily:
         """That of the model, without files."""
-        return self.subject.family(self.options)
+        family: ModelFamily = self.subject.family(self.options)
+        return family
 
     def build(self) -> None:
         """The phases of a run up to its first step. The claim on the output folder ends with them."""

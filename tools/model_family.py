@@ -62,7 +62,8 @@ def _family_of_model(options: AnyFamilyOptions) -> str:
             "Say it with --sd or --sdxl, or check the path."
         )
     place = next((path / folder for folder in _FOLDERS if (path / folder).is_dir()), path)
-    kind = file_kind(open_weights(place, "--pretrained_model_name_or_path").shapes())
+    weights = open_weights(place, "--pretrained_model_name_or_path", allow_pickle=options.model.allow_pickle)
+    kind = file_kind(weights.shapes())
     for name, family in FAMILIES.items():
         if kind.name in family.kinds:
             return name

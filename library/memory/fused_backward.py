@@ -45,11 +45,12 @@ class BackwardParts:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """A context for one backward pass. At its end, parameters that got no gradient are stepped with zeros.
+        """A context for one backward pass. At its end, parameters that got no gradient are stepped with zeros, but for
+        those that train no more.
 
         Where the pass fails, no gradient is left behind, and nothing takes back the steps that were made.
         """
-        self._missing = [len(part) for part in self._parts]
+        self._missing = [sum(parameter.requires_grad for parameter in part) for part in self._parts]
         self._is_on, self.num_done = True, 0
         try:
             yield
@@ -75,7 +76,7 @@ class BackwardParts:
         for number, part in enumerate(self._parts):
             if self._missing[number] > 0:
                 for parameter in part:
-                    if parameter.grad is None:
+                    if parameter.grad is None and parameter.requires_grad:
                         parameter.grad = torch.zeros_like(parameter)
                 self._make_step(number)
 

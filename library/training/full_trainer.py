@@ -221,9 +221,7 @@ class FullTrainer(Trainer):
 
     def _freeze(self, name: str) -> None:
         trained = [p for part in self.parts if part.name == name for p in part.parameters.values() if p.requires_grad]
-        for parameter in trained:  # an optimizer passes over what has no gradient
-            parameter.requires_grad_(False)
-            parameter.grad = None
+        self.shards.freeze(trained)
         if trained:
             logger.info("%s trains no more after step %d.", name, self.step)
 

@@ -85,12 +85,12 @@ def shared_gradients(parameters: Sequence[Parameter]) -> list[Tensor]:
     """The gradients to average, the same list in every process.
 
     A missing one (module dropout) becomes zeros, with one process too: the optimizer passes over a parameter without
-    gradient, and would then do something else than with zeros.
+    gradient, and would then do something else than with zeros. That is wanted of a parameter that trains no more.
     """
     import torch
 
     for parameter in parameters:
-        if parameter.grad is None:
+        if parameter.grad is None and parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
 

@@ -63,7 +63,8 @@ class UnetFiles:
         vae: Likewise.
         encoders: "clip"; of SDXL "clip_l" and "clip_g". `is_diffusers` means names of Hugging Face, else of open_clip.
         config: Arguments of UNet2DConditionModel.
-        marks: What the file says of itself: "v_pred" (predicts velocity), "ztsnr" (no signal at the last timestep).
+        marks: What the file says of itself: "v_pred" (predicts velocity), "ztsnr" (no signal at the last timestep);
+            of a folder also "epsilon" (predicts noise).
         path: The file or folder; of a model that was named as the hub names it, its folder in the cache.
     """
 
@@ -212,11 +213,12 @@ def _folder_marks(folder: Path) -> frozenset[str]:
         return frozenset()
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
-        is_velocity = settings.get("prediction_type") == "v_prediction"
+        predicted = settings.get("prediction_type")
         is_zero_terminal = bool(settings.get("rescale_betas_zero_snr"))
     except (OSError, ValueError, AttributeError):
         raise CheckpointError(f"{_MODEL_OPTION}: {path} is damaged. Download or copy it again.") from None
-    return frozenset(mark for mark, is_there in zip(_MARKS, (is_velocity, is_zero_terminal), strict=True) if is_there)
+    said = {"v_pred": predicted == "v_prediction", "ztsnr": is_zero_terminal, "epsilon": predicted == "epsilon"}
+    return frozenset(mark for mark, is_said in said.items() if is_said)
 
 
 def network_layers(files: UnetFiles) -> dict[str, tuple[int, ...]]:

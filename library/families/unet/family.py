@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from library.errors import CheckpointError
+from library.log import get_logger
 from library.options.groups.sampling import SAMPLERS
 
 if TYPE_CHECKING:
@@ -30,6 +31,14 @@ if TYPE_CHECKING:
     from library.models.unet import UNet
     from library.records import Size, View
     from networks.targets import ModelOutline
+
+
+logger = get_logger(__name__)
+
+_MARKS = {  # what a model says of itself, and the options that train it so
+    "v_pred": ("predicts the velocity", "--v_parameterization"),
+    "ztsnr": ("knows noise without any signal", "--zero_terminal_snr"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,12 +148,14 @@ class UnetFamily:
         return files
 
     def check_marks(self, files: UnetFiles) -> None:
-        """Refuse to train a model that says of itself that it predicts the velocity as if it predicted noise."""
-        if "v_pred" in files.marks and not self.is_velocity:
-            raise CheckpointError(
-                f"{self.pretrained} says that it predicts the velocity. Add --v_parameterization"
-                + (" and --zero_terminal_snr." if "ztsnr" in files.marks and not self.is_zero_terminal else ".")
-            )
+        """Refuse to train a model as something else than what it says of itself."""
+        title = f"--pretrained_model_name_or_path: {self.pretrained} says that it"
+        asked = {"v_pred": self.is_velocity, "ztsnr": self.is_zero_terminal}
+        if missing := [mark for mark, is_given in asked.items() if mark in files.marks and not is_given]:
+            said = " and ".join(_MARKS[mark][0] for mark in _MARKS if mark in files.marks)
+            raise CheckpointError(f"{title} {said}. Add {' and '.join(_MARKS[mark][1] for mark in missing)}.")
+        if "epsilon" in files.marks and self.is_velocity:
+            logger.warning("%s predicts noise, and --v_parameterization trains it to predict the velocity.", title)
 
     def depth(self, files: UnetFiles) -> int:
         """Number of blocks that can wait in host memory."""

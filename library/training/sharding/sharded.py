@@ -158,9 +158,16 @@ class Sharded(Unsharded):
         """The backward pass has averaged the gradients, and each process has got those of its rows."""
         for own, parameter in self._trained:
             assert own.data_ptr() == _own(parameter).data_ptr(), "torch has moved a shard"
-            own.grad, parameter.grad = None if parameter.grad is None else _own(parameter.grad), None
+            has_gradient = parameter.grad is not None and own.requires_grad
+            own.grad, parameter.grad = _own(parameter.grad) if has_gradient else None, None
         shared_gradients(parameters)
         average_over_processes(accelerator, others)
+
+    def freeze(self, parameters: Sequence[Parameter]) -> None:
+        """Also the rows that the optimizer has."""
+        super().freeze(parameters)
+        frozen = {id(parameter) for parameter in parameters}
+        super().freeze([own for own, parameter in self._trained if id(parameter) in frozen])
 
     def total_norm(self, parameters: Sequence[Parameter]) -> Tensor:
         """Of the gradients of all rows."""

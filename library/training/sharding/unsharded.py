@@ -81,6 +81,12 @@ class Unsharded:
         """Let the gradients and other numbers be the mean over the processes. A missing gradient becomes zeros."""
         average_over_processes(accelerator, [*shared_gradients(parameters), *others])
 
+    def freeze(self, parameters: Sequence[Parameter]) -> None:
+        """Let parameters of the models train no more; an optimizer passes over what has no gradient."""
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+            parameter.grad = None
+
     def total_norm(self, parameters: Sequence[Parameter]) -> Tensor:
         """The norm of all gradients together."""
         from torch.nn.utils import get_total_norm
