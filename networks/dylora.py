@@ -66,8 +66,8 @@ def create_network(
     """
     refuse_arguments(kwargs, _NOT_HERE, _NAME, neuron_dropout)
     unit, others = _unit_and_others(kwargs)
-    if network_alpha and not {"conv_dim", "conv_block_dims"}.isdisjoint(others):
-        others = {"conv_alpha": str(network_alpha), **others}
+    if not {"conv_dim", "conv_block_dims"}.isdisjoint(others):
+        others = {"conv_alpha": str(network_alpha or 0), **others}
     return lora.create_network(
         multiplier, network_dim, network_alpha, vae, text_encoder, unet, adapter=_adapter(unit), **others
     )

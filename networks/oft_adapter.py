@@ -1,6 +1,6 @@
 """Orthogonal finetuning: the outputs of a layer are turned, in groups, by matrices that are trained.
 
-y' = R y, with the bias left out of it: each group of `out // number of groups` outputs has its rotation, and angles
+y' = Rᵀ y, with the bias left out of it: each group of `out // number of groups` outputs has its rotation, and angles
 between the rows of the weight stay as they are. It acts on what the layer gives, so it goes with weights in any form.
 
 Source: Qiu et al. 2023, arXiv:2306.07280, sections 3 and 4.3 (Cayley form, limited norm).

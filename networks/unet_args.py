@@ -19,7 +19,6 @@ from networks.arg_parsing import (
     LoraArgs,
     Parser,
     WrongValue,
-    above_zero,
     not_negative,
     number,
     parse_values,
@@ -45,7 +44,7 @@ class UnetNetworkArgs(LoraArgs):
 
     Attributes:
         conv_dim, conv_alpha: Rank and alpha (unset: 1) of convolutions that see more than one pixel. With them the
-            residual blocks and changes of size get adapters too.
+            residual blocks and changes of size get adapters too. An alpha of 0 is the rank, here and in the lists.
         block_dims, block_alphas: Rank and alpha of linear layers and 1x1 convolutions by block, in place of
             --network_dim and --network_alpha. Rank 0 makes no adapter.
         conv_block_dims, conv_block_alphas: The same for other convolutions, in place of conv_dim and conv_alpha.
@@ -118,11 +117,11 @@ def network_arg_parsers(layout: BlockLayout) -> dict[str, Parser]:
     """{name of an argument: how its value is read}"""
     ranks, alphas = (
         partial(_per_block, layout=layout, read=read, what=what)
-        for read, what in ((rank, "ranks"), (above_zero, "alphas"))
+        for read, what in ((rank, "ranks"), (not_negative, "alphas"))
     )
     return {
         "conv_dim": rank,
-        "conv_alpha": above_zero,
+        "conv_alpha": not_negative,
         "block_dims": ranks,
         "block_alphas": alphas,
         "conv_block_dims": ranks,

@@ -51,7 +51,7 @@ def _convolution(args: UnetNetworkArgs, block: int | None) -> tuple[int, float] 
     """Rank and alpha of convolutions of more than one pixel; None where residual blocks get no adapters at all."""
     if not args.has_convolutions:
         return None
-    rank, alpha = args.conv_dim or 0, args.conv_alpha or 1.0
+    rank, alpha = args.conv_dim or 0, 1.0 if args.conv_alpha is None else args.conv_alpha
     if block is None:
         return rank, alpha
     return _at(args.conv_block_dims, block, rank), _at(args.conv_block_alphas, block, alpha)

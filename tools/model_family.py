@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from library.errors import CheckpointError, OptionError
-from library.families.detect import file_kind
+from library.families.detect import denoiser_place, file_kind
+from library.families.hub_model import is_hub_name
 from library.log import get_logger
 from tools.family_options import FAMILIES, AnyFamilyOptions, AnyToolOptions, options_of_family
 
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
     from library.families.base import ModelFamily
 
 _DEFAULT = "sd3"  # where there is no model file, and nothing is said
-_FOLDERS = ("unet", "transformer")  # of a diffusers model, with what tells its family
-_SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
 logger = get_logger(__name__)
 
@@ -56,13 +55,13 @@ def _family_of_model(options: AnyFamilyOptions) -> str:
         logger.info("no --pretrained_model_name_or_path: captions are read as by %s.", FAMILIES[_DEFAULT].title)
         return _DEFAULT
     path = Path(given)
-    if not path.exists() and path.suffix not in _SINGLE_FILES and given.count("/") == 1:
+    if is_hub_name(path):
         raise OptionError(
             f"--pretrained_model_name_or_path: {given} is not on this machine, so its files do not tell its family. "
             "Say it with --sd or --sdxl, or check the path."
         )
-    place = next((path / folder for folder in _FOLDERS if (path / folder).is_dir()), path)
-    weights = open_weights(place, "--pretrained_model_name_or_path", allow_pickle=options.model.allow_pickle)
+    place, allow_pickle = denoiser_place(path), options.model.allow_pickle
+    weights = open_weights(place, "--pretrained_model_name_or_path", allow_pickle=allow_pickle)
     kind = file_kind(weights.shapes())
     for name, family in FAMILIES.items():
         if kind.name in family.kinds:

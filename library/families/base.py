@@ -52,21 +52,57 @@ class ModelFamily(Protocol):
     `encode_images` and `decode_latents`.
     """
 
-    name: str  # "sd3": also the suffix of cache files
-    denoiser_name: str  # "mmdit", for logs
-    latent_channels: int
-    pixels_per_latent: int
-    bucket_multiple: int  # bucket sides must be multiples of this many pixels
-    encoder_names: tuple[str, ...]
+    @property
+    def name(self) -> str:
+        """Also the suffix of cache files."""
 
-    sample_size: int  # side of a sample picture where its prompt says nothing, in pixels
-    sample_steps: int
-    sample_guidance: float
-    sample_multiple: int  # sides of a sample picture are multiples of this many pixels
-    samplers: tuple[str, ...]  # names of `--sample_sampler` that make a difference; empty where there is one sampler
-    prediction_type: str  # as metadata has it: "epsilon", "v", or "flow"
+    @property
+    def denoiser_name(self) -> str:
+        """For logs."""
 
-    dropout_rates: Mapping[str, float]  # chance of dropping what an encoder says, by its name
+    @property
+    def latent_channels(self) -> int:
+        """Of latents."""
+
+    @property
+    def pixels_per_latent(self) -> int:
+        """Side of what a latent stands for."""
+
+    @property
+    def bucket_multiple(self) -> int:
+        """Sides of buckets must be multiples of this many pixels."""
+
+    @property
+    def encoder_names(self) -> tuple[str, ...]:
+        """Text encoders, in their order."""
+
+    @property
+    def sample_size(self) -> int:
+        """Side of a sample picture where its prompt says nothing, in pixels."""
+
+    @property
+    def sample_steps(self) -> int:
+        """Sampling steps, likewise."""
+
+    @property
+    def sample_guidance(self) -> float:
+        """Guidance scale, likewise."""
+
+    @property
+    def sample_multiple(self) -> int:
+        """Sides of a sample picture are multiples of this many pixels."""
+
+    @property
+    def samplers(self) -> tuple[str, ...]:
+        """Names of `--sample_sampler` that make a difference; empty where there is one sampler."""
+
+    @property
+    def prediction_type(self) -> str:
+        """As metadata has it: "epsilon", "v", or "flow"."""
+
+    @property
+    def dropout_rates(self) -> Mapping[str, float]:
+        """Chance of dropping what an encoder says, by its name."""
 
     def for_buckets(self, resolutions: Sequence[Size], buckets: Sequence[Size]) -> ModelFamily:
         """The same family, told which resolutions and sizes the data has."""
@@ -157,6 +193,9 @@ class ModelFamily(Protocol):
 
     def has_encoder(self, files: Any, name: str) -> bool:
         """Whether a text encoder is in one of the files."""
+
+    def advice_for_missing(self, name: str) -> str:
+        """What to do where an encoder that shall train is not there; the rest of the sentence, or its end, follows."""
 
     def encoder_bytes(self, files: Any, name: str) -> int:
         """Bytes of a text encoder's weights as they are stored; 0 where there is none."""

@@ -31,8 +31,10 @@ SD3 = FileKind("sd3", "an SD3 / SD3.5 model", "Train it with sd3_train_network.p
 SD3_DIFFUSERS = FileKind("sd3_diffusers", "an SD3 / SD3.5 transformer in diffusers' layout", SD3.advice)
 SDXL = FileKind("sdxl", "an SDXL model", "Train it with sdxl_train_network.py or sdxl_train.py.")
 SDXL_REFINER = FileKind("sdxl_refiner", "an SDXL refiner", "It cannot be trained here.")
-SD1 = FileKind("sd1", "a Stable Diffusion 1.x model", "Train it with train_network.py or fine_tune.py.")
-SD2 = FileKind("sd2", "a Stable Diffusion 2.x model", "Train it with train_network.py or fine_tune.py, and --v2.")
+SD1 = FileKind("sd1", "a Stable Diffusion 1.x model", "Train it with train_network.py, fine_tune.py or train_db.py.")
+SD2 = FileKind(
+    "sd2", "a Stable Diffusion 2.x model", "Train it with train_network.py, fine_tune.py or train_db.py, and --v2."
+)
 FLUX = FileKind("flux", "a FLUX model", "It cannot be trained here.")
 CONTROLNET = FileKind("controlnet", "a ControlNet", "Give the base model.")
 LORA = FileKind("lora", "a LoRA or another adapter", "Give the base model here, and this file as --network_weights.")

@@ -13,9 +13,10 @@ from typing import Any
 
 from library.errors import CheckpointError
 from library.log import get_logger
+from library.options.groups.scripts import PICKLES
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_WEIGHTS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+_WEIGHTS = (".safetensors", *PICKLES)
 _PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 _MARK = "unet/config.json"
 _SMALL = (".json", ".txt")

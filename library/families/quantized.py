@@ -1,7 +1,7 @@
-"""A denoiser with the linear layers of its blocks in 8 or 4 bits.
+"""A denoiser with the linear layers of its blocks in 8 or 4 bits, and their convolutions in 8.
 
-All linear layers of the blocks are rounded: projections, feed-forward layers and modulations. Their biases, the norms
-and what lies around the blocks stay wide: that is small, and everything passes through it.
+All of them are rounded: projections, feed-forward layers, modulations and the convolutions of a U-Net. Their biases,
+the norms and what lies around the blocks stay wide: that is small, and everything passes through it.
 """
 
 from __future__ import annotations
@@ -72,18 +72,17 @@ def fill_quantized(
     Raises:
         CheckpointError: See `read_weights`.
     """
-    from library.memory.quantized_linear import QuantizedLinear
+    from library.memory.narrow_layer import NarrowLayer
 
     layers = _replaced(model, form, dtype)
     tensors: dict[str, Tensor] = {}
     for weight in weights:
         if weight.name in layers:
             name = weight.name.removesuffix(".weight")
-            bits, scale, own_form = _narrow(weight, form, rounds_on or device)
-            tensors |= {f"{name}.weight": bits.to(device), f"{name}.scale": scale.to(device)}
             layer = model.get_submodule(name)
-            assert isinstance(layer, QuantizedLinear)
-            layer.form = own_form
+            assert isinstance(layer, NarrowLayer)
+            bits, scale, layer.form = _narrow(weight, layer.form, rounds_on or device)
+            tensors |= {f"{name}.weight": bits.to(device), f"{name}.scale": scale.to(device)}
         else:
             is_kept = weight.name in as_stored
             tensors[weight.name] = weight.wide(None, "cpu") if is_kept else weight.wide(dtype, device)
@@ -93,11 +92,11 @@ def fill_quantized(
 def _replaced(model: nn.Module, form: str, dtype: torch.dtype) -> set[str]:
     """Put empty layers in the place of those that are rounded; the names of their weights in the model."""
     from library.memory.blocks import blocks
-    from library.memory.quantized_linear import replace_linears
+    from library.memory.quantized_layers import replace_layers
 
     names = {module: name for name, module in model.named_modules()}
     return {
-        f"{names[block]}.{layer}" for block in blocks(model) for layer in replace_linears(block, form, lambda _: dtype)
+        f"{names[block]}.{layer}" for block in blocks(model) for layer in replace_layers(block, form, lambda _: dtype)
     }
 
 
@@ -119,23 +118,23 @@ def quantize_denoiser(
         rounds_on: None is `device`.
     """
     from library.memory.blocks import blocks
-    from library.memory.quantized_linear import quantize_linears
+    from library.memory.quantized_layers import quantize_layers
 
     for block in blocks(model):
-        quantize_linears(block, form, dtype, device, rounds_on=rounds_on)
+        quantize_layers(block, form, dtype, device, rounds_on=rounds_on)
     model.to(device, dtype)
     model.requires_grad_(False).eval()
 
 
 def _narrow(weight: FileWeight, form: str, device: torch.device | str) -> tuple[Tensor, Tensor, str]:
-    """Bits, scale and form of a linear layer's weight."""
+    """Bits, scale and form of a weight, as a matrix with a row for each output."""
     from library.memory.quantize import FP8, keep_fp8, quantize
 
     types = {piece.dtype for piece in weight.pieces}
     wide = weight.wide(None, device)  # also where it is not needed: it refuses numbers that are not finite
     if form != FP8 or len(types) > 1 or not weight.pieces[0].is_fp8:
-        return *quantize(wide, form), form
+        return *quantize(wide.flatten(1), form), form
     del wide
-    kept = [keep_fp8(piece.stored.to(device), piece.scale) for piece in weight.pieces]
+    kept = [keep_fp8(piece.stored.to(device).flatten(1), piece.scale) for piece in weight.pieces]
     bits, scales, forms = zip(*kept, strict=True)
     return weight.join(bits), weight.join(scales), forms[0]

@@ -109,11 +109,15 @@ def write_whole_model(
         check_places(sources, beside, layout=layout)
         for place, plan in beside.items():
             write_planned(place, plan, FOR_SIDE_FILES)
-        if layout == "ckpt":
-            pickle_planned(path, single_file())
-        else:
-            write_planned(path, single_file(), metadata)
+        _write_file(path, single_file(), metadata, is_pickle=layout == "ckpt")
     return [path, *beside]
+
+
+def _write_file(path: Path, plan: Plan, metadata: Mapping[str, str] | None, *, is_pickle: bool) -> None:
+    if is_pickle:
+        pickle_planned(path, plan)
+    else:
+        write_planned(path, plan, metadata)
 
 
 def check_places(parts: Iterable[Part], paths: Iterable[Path], *, layout: str) -> None:

@@ -68,6 +68,11 @@ def takes_bias(attend: Attention) -> bool:
     return inspect.unwrap(attend) is not flash_attention
 
 
+def head_widths(model: nn.Module) -> list[int]:
+    """How wide the heads of a model are, the narrowest first: each layer that attends has an `attend` and says it."""
+    return sorted({int(module.head_width) for module in model.modules() if hasattr(module, "attend")})  # type: ignore[arg-type]
+
+
 def use_attention(model: nn.Module, attend: Attention) -> None:
     """Let every layer of a model that attends do so by this function."""
     for module in model.modules():

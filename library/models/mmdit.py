@@ -220,6 +220,7 @@ class SingleDiTBlock(nn.Module):
             self.mlp = Mlp(config.hidden, config.mlp_ratio)
         self.has_second_attention = has_second_attention
         self.attend: Attention = torch_attention
+        self.head_width = config.head_dim
         num_vectors = (9 if has_second_attention else 6) if has_output else 2
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(config.hidden, num_vectors * config.hidden))
         self.num_vectors = num_vectors

@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Shapes = Mapping[str, tuple[int, ...]]
 
+CLIP_LAYERS = "text_model.encoder.layers."
 CLIP_TOKENS = "text_model.embeddings.token_embedding.weight"
 T5_TOKENS = "shared.weight"
 T5_TOKENS_TWIN = "encoder.embed_tokens.weight"
 _PROJECTION = "text_projection.weight"
 _ACTIVATIONS = {"clip_l": "quick_gelu", "clip_g": "gelu", "clip_h": "gelu"}
 _PROJECTED = ("clip_g",)  # of whose pooled vector models make use; that of the others is taken as it is
-_LAYERS = "text_model.encoder.layers."
 _NOT_TEXT = ("vision_model.", "visual_projection.", "logit_scale", "text_model.embeddings.position_ids")
 _NOT_ENCODER = ("decoder.", "lm_head.", "spiece_model")
 
@@ -65,7 +65,7 @@ def clip_config(shapes: Shapes, *, kind: str, num_heads: int | None = None) -> C
         hidden_size=width,
         intermediate_size=shape_of(shapes, "text_model.encoder.layers.0.mlp.fc1.weight", kind)[0],
         projection_dim=projected,
-        num_hidden_layers=count_levels(shapes.keys(), _LAYERS),
+        num_hidden_layers=count_levels(shapes.keys(), CLIP_LAYERS),
         num_attention_heads=num_heads or clip_heads(width),
         max_position_embeddings=shape_of(shapes, "text_model.embeddings.position_embedding.weight", kind)[0],
         hidden_act=_ACTIVATIONS[kind],
@@ -98,7 +98,7 @@ def load_clip(
 
     weights = {name: tensor for name, tensor in with_text_model(tensors).items() if not name.startswith(_NOT_TEXT)}
     if num_layers is not None:
-        weights = {name: tensor for name, tensor in weights.items() if _layer_of(name) < num_layers}
+        weights = {name: tensor for name, tensor in weights.items() if layer_of(name) < num_layers}
     config = clip_config(
         {name: tuple(tensor.shape) for name, tensor in weights.items()}, kind=kind, num_heads=num_heads
     )
@@ -117,9 +117,9 @@ def load_clip(
     return model.eval()
 
 
-def _layer_of(name: str) -> int:
-    """Number of the layer that a tensor belongs to; -1 outside of layers."""
-    return int(name.removeprefix(_LAYERS).partition(".")[0]) if name.startswith(_LAYERS) else -1
+def layer_of(name: str) -> int:
+    """Number of the layer of a CLIP that a tensor belongs to; -1 outside of layers."""
+    return int(name.removeprefix(CLIP_LAYERS).partition(".")[0]) if name.startswith(CLIP_LAYERS) else -1
 
 
 def t5_config(shapes: Shapes) -> T5Config:

@@ -58,6 +58,7 @@ class UNet(UNet2DConditionModel):  # type: ignore[misc]
         for module in list(self.modules()):
             if isinstance(module, Attention):
                 module.attend = torch_attention
+                module.head_width = module.inner_dim // module.heads
                 module.set_processor(attending)
             for name, child in module.named_children():
                 if isinstance(child, nn.GroupNorm):

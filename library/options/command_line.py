@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from library.options.option import Option, nearest_hint
+from library.options.option import NOWHERE, Option, nearest_hint
 
 _DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212"
 _OTHER_FLAG = re.compile(rf"(?P<dash>--|[{_DASHES}]{{1,2}}|(?<!\S)-)(?P<name>[A-Za-z]\w*)(?P<end>[=\s]|$)")
@@ -34,13 +34,16 @@ class CommandLine:
     repeated: list[str] = field(default_factory=list)
 
 
-def read_command_line(argv: Sequence[str], options: Mapping[str, Option], prog: str) -> CommandLine:
+def read_command_line(
+    argv: Sequence[str], options: Mapping[str, Option], prog: str, elsewhere: Mapping[str, str] = NOWHERE
+) -> CommandLine:
     """Read all arguments.
 
     Args:
         argv: The arguments after the script's name.
         options: The script's options by name.
         prog: Name of the script, for messages.
+        elsewhere: {option of neighbouring scripts: what to do here instead}.
     """
     flags = {flag: option for option in options.values() for flag in option.flags}
     result = CommandLine()
@@ -53,7 +56,7 @@ def read_command_line(argv: Sequence[str], options: Mapping[str, Option], prog: 
         name, equals, attached = token.partition("=")
         option = flags.get(name)
         if option is None:
-            result.problems.append(_explain_stray(token, flags, previous, prog))
+            result.problems.append(_explain_stray(token, flags, previous, prog, elsewhere))
             if _is_flag(token) and not equals:
                 position += len(following)
             continue
@@ -142,7 +145,9 @@ def _find_other_flag(option: Option, text: str, flags: Mapping[str, Option]) -> 
     return None
 
 
-def _explain_stray(token: str, flags: Mapping[str, Option], previous: Option | None, prog: str) -> str:
+def _explain_stray(
+    token: str, flags: Mapping[str, Option], previous: Option | None, prog: str, elsewhere: Mapping[str, str]
+) -> str:
     if _is_line_end(token):
         return _explain_line_end(token)
     name = token.partition("=")[0]
@@ -150,7 +155,7 @@ def _explain_stray(token: str, flags: Mapping[str, Option], previous: Option | N
     if dashed and f"--{dashed.group(1)}" in flags:
         return f"{name} does not begin with two plain hyphens{_odd_characters(name)}: write --{dashed.group(1)}."
     if _is_flag(token):
-        return _explain_unknown(name, flags, prog)
+        return _explain_unknown(name, flags, prog, elsewhere)
     if previous is None:
         return f"'{token}' belongs to no option: every option of {prog} begins with two hyphens."
     if token in previous.declared.words:
@@ -162,7 +167,7 @@ def _explain_stray(token: str, flags: Mapping[str, Option], previous: Option | N
     return f"'{token}' belongs to no option. If it is part of the value of {previous.flag}, put the value in quotes."
 
 
-def _explain_unknown(name: str, flags: Mapping[str, Option], prog: str) -> str:
+def _explain_unknown(name: str, flags: Mapping[str, Option], prog: str, elsewhere: Mapping[str, str]) -> str:
     first = re.split(r"\s", name, maxsplit=1)[0]
     if first != name and first in flags:
         return (
@@ -172,6 +177,8 @@ def _explain_unknown(name: str, flags: Mapping[str, Option], prog: str) -> str:
     before, glue, after = name[2:].partition("--")
     if glue and f"--{before}" in flags:
         return f"'{name}' is two options without a space between them: --{before} and --{after}."
+    if name[2:] in elsewhere:
+        return f"{name} is not an option of {prog}: {elsewhere[name[2:]]}"
     near = nearest_hint(name[2:], [flag[2:] for flag in flags], "--")
     return f"{name} is not an option of {prog}.{near or ' See --help.'}"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from library.errors import OptionError, OutputError
-from library.options.option import Option, nearest_hint
+from library.options.option import NOWHERE, Option, nearest_hint
 from library.options.toml_file import line_of, read_toml
 
 ABOUT_FILES = ("config_file", "output_config")  # these two stay on the command line
@@ -19,8 +19,15 @@ def config_path(given: Path) -> Path:
     return given if given.suffix.lower() == ".toml" else Path(f"{given}.toml")
 
 
-def read_config_file(path: Path, options: Mapping[str, Option]) -> tuple[dict[str, object], list[str]]:
+def read_config_file(
+    path: Path, options: Mapping[str, Option], elsewhere: Mapping[str, str] = NOWHERE
+) -> tuple[dict[str, object], list[str]]:
     """Read options from TOML. One level of tables is flattened; the names of tables mean nothing.
+
+    Args:
+        path: The file.
+        options: The script's options by name.
+        elsewhere: {option of neighbouring scripts: what to do here instead}.
 
     Returns:
         Typed values by option name (None where an empty text means "not given"), and problems, one sentence each.
@@ -42,6 +49,8 @@ def read_config_file(path: Path, options: Mapping[str, Option]) -> tuple[dict[st
             problems.append(f"{place}{key} stands both in {seen[key]} and in {_name(where)}. Keep one of them.")
         elif key in ABOUT_FILES:
             problems.append(f"{place}{key} belongs on the command line, not in the file.")
+        elif option is None and key in elsewhere:
+            problems.append(f"{place}{key} is not an option here: {elsewhere[key]}")
         elif option is None:
             problems.append(f"{place}unknown key {key}.{nearest_hint(key, list(options)) or ' See --help.'}")
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Literal
 Kind = Literal["flag", "int", "float", "str", "path", "int_or_float", "int_or_auto"]
 
 AUTO = "auto"
+NOWHERE: Mapping[str, str] = {}  # no option that only other scripts have
 
 WANTED = {
     "flag": "true or false",

@@ -144,6 +144,7 @@ class ScriptOptions:
         unused: {option: reason} of options that are known, so that commands can be shared between scripts, and
             dropped before anything is checked; those given are named in a warning.
         preset: Values that the script itself sets, whatever is given.
+        elsewhere: {option that only neighbouring scripts have: what to do here instead}, for the error about it.
         leading: Fields of the groups that come first in help and documentation.
     """
 
@@ -154,6 +155,7 @@ class ScriptOptions:
     required: ClassVar[tuple[str | tuple[str, ...], ...]] = ()  # of several in one place any one will do
     unused: ClassVar[Mapping[str, str]] = {}
     preset: ClassVar[Mapping[str, object]] = {}
+    elsewhere: ClassVar[Mapping[str, str]] = {}
     leading: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
@@ -227,8 +229,8 @@ def parse_options(
         from library.options.document import help_text
 
         raise Finished(help_text(options_class, prog=prog, description=description, example=example, ignored=ignored))
-    line = read_command_line(argv, options, prog)
-    values, problems = _with_config_file(line.values, options)
+    line = read_command_line(argv, options, prog, options_class.elsewhere)
+    values, problems = _with_config_file(line.values, options, options_class.elsewhere)
     if line.problems or problems:
         raise OptionError(" ".join([*line.problems, *problems]))
     if values.get("output_config"):
@@ -335,13 +337,13 @@ def _kind_of(hint: Any) -> tuple[Kind, bool]:
 
 
 def _with_config_file(
-    line_values: Mapping[str, object], options: Mapping[str, Option]
+    line_values: Mapping[str, object], options: Mapping[str, Option], elsewhere: Mapping[str, str]
 ) -> tuple[dict[str, object], list[str]]:
     given = line_values.get("config_file")
     if not isinstance(given, Path) or line_values.get("output_config"):
         return dict(line_values), []
     try:
-        file_values, problems = read_config_file(config_path(given), options)
+        file_values, problems = read_config_file(config_path(given), options, elsewhere)
     except OptionError as fault:
         return dict(line_values), [str(fault)]
     return {**file_values, **line_values}, problems

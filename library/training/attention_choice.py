@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -41,13 +42,16 @@ def check_attention_device(package: str | None, device: torch.device) -> None:
         raise OptionError(f"--{package} needs an NVIDIA or AMD GPU, and here is none that torch can use. Use --sdpa.")
 
 
-def chosen_attention(compute: ComputeOptions, device: torch.device, dtype: torch.dtype) -> Attention | None:
-    """The attention of the package that is asked for, tried once; None for torch's.
+def chosen_attention(
+    compute: ComputeOptions, device: torch.device, dtype: torch.dtype, widths: Callable[[], Iterable[int]]
+) -> Attention | None:
+    """The attention of the package that is asked for, tried for each width of heads; None for torch's.
 
     Args:
         compute: Says the package.
         device: Where it computes.
         dtype: That queries, keys and values will have.
+        widths: Gives those of the model's heads.
 
     Raises:
         OptionError: It does not work.
@@ -58,7 +62,8 @@ def chosen_attention(compute: ComputeOptions, device: torch.device, dtype: torch
     from library.models.attention import PACKAGES
 
     attend = PACKAGES[package]
-    try_attention(attend, package, device, dtype)
+    for width in widths():
+        try_attention(attend, package, device, dtype, width)
     if not compute.torch_compile:
         return attend
     import torch
@@ -66,20 +71,21 @@ def chosen_attention(compute: ComputeOptions, device: torch.device, dtype: torch
     return torch.compiler.disable(attend)  # its kernels run between compiled parts, whatever the package knows of those
 
 
-def try_attention(attend: Attention, name: str, device: torch.device, dtype: torch.dtype) -> None:
-    """Compute one small attention and its gradients: a package may be built for another torch or another GPU.
+def try_attention(attend: Attention, name: str, device: torch.device, dtype: torch.dtype, width: int) -> None:
+    """Compute one small attention and its gradients: a package may be built for another torch or another GPU, and some
+    have kernels for some widths of heads only.
 
     Raises:
         OptionError: It does not work.
     """
     import torch
 
-    query, key, value = (torch.ones(1, 2, 16, 64, device=device, dtype=dtype, requires_grad=True) for _ in range(3))
+    query, key, value = (torch.ones(1, 2, 16, width, device=device, dtype=dtype, requires_grad=True) for _ in range(3))
     try:
         attend(query, key, value, None).sum().backward()
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         raise OptionError(
-            f"--{name}: the package does not work with this torch and GPU ({type(error).__name__}: {reason}). Install "
-            "the version that is made for them, or use --sdpa."
+            f"--{name}: the package does not work with this torch and GPU for heads of {width} numbers, as the model "
+            f"has ({type(error).__name__}: {reason}). Install the version that is made for them, or use --sdpa."
         ) from error

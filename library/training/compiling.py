@@ -30,7 +30,7 @@ logger = get_logger(__name__)
 
 Kind = tuple[Size, int]  # of batches
 
-MOST_VARIANTS = 128  # kinds of blocks x with and without gradients x sizes; of a U-Net two dozen are usual
+MOST_VARIANTS = 128  # kinds of blocks x with and without gradients x sizes; two dozen are usual
 _FIRST_WITH_FP8 = (8, 9)  # compute capability of Ada
 _NEEDS = ", or install what it needs: a C++ compiler, and on a GPU Triton"
 _INNER_LOGS = ("torch._dynamo", "torch._inductor", "torch._functorch", "torch.fx.experimental.symbolic_shapes")

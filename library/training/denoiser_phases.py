@@ -35,6 +35,12 @@ class DenoiserPhases(BuiltTraining):
     attend: Attention | None
     compiled: Sequence[CompiledBlock] = ()
 
+    def head_widths(self) -> list[int]:
+        """Of the denoiser's attention, before it is read."""
+        from library.models.attention import head_widths
+
+        return head_widths(self.family.denoiser_outline(self.files))
+
     def load(self) -> None:
         """Fill the caches, load the encoders that run in every step, then the denoiser."""
         import torch

@@ -140,9 +140,8 @@ class FullTrainer(Trainer):
             is_there = self.family.has_encoder(self.files, encoder.name)
             for is_asked, flag in zip((encoder.is_asked, encoder.is_saved), encoder.flags, strict=True):
                 if is_asked and flag and not is_there:
-                    raise OptionError(
-                        f"{flag}: there is no {encoder.name}. Give one with --{encoder.name}, or leave it out."
-                    )
+                    advice = self.family.advice_for_missing(encoder.name)
+                    raise OptionError(f"{flag}: there is no {encoder.name}. {advice}, or leave it out.")
         specs = self.plan.specs
         if any(subset.preserves_output for spec in specs for subset in spec.subsets):
             raise DatasetError(

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
+# What users name here, a module that fits one family among them.
 KNOWN = ("networks.lora", "networks.lora_sd3", "networks.lora_fa", "networks.dylora", "networks.oft", "lycoris.kohya")
 
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
-
 STRENGTH = 1.0  # of the network while it trains
+_FEW = 6  # groups of the optimizer that the log names
 
 
 class NetworkTrainer(Trainer):
@@ -73,7 +73,8 @@ class NetworkTrainer(Trainer):
             )
         for name in self.trained_encoders():
             if not self.family.has_encoder(self.files, name):
-                raise OptionError(f"--network_args: there is no {name} to train. Give one with --{name}.")
+                advice = self.family.advice_for_missing(name)
+                raise OptionError(f"--network_args: there is no {name} to train. {advice}.")
 
     def trained_encoders(self) -> tuple[str, ...]:
         """Those that the network is for, unless --network_train_unet_only."""
@@ -171,13 +172,13 @@ class NetworkTrainer(Trainer):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Groups of the network with their learning rates."""
         options = self.options.network
-        default, unet = self.options.optimizer.learning_rate, options.unet_lr
+        default, denoiser = self.options.optimizer.learning_rate, options.unet_lr
         rates = list(options.text_encoder_lr or [])
         prepare = getattr(self.network, "prepare_optimizer_params_with_multiple_te_lrs", None)
         if prepare is not None:
-            result = prepare(rates, unet, default)
+            result = prepare(rates, denoiser, default)
         else:
-            result = self.network.prepare_optimizer_params(rates[0] if rates else None, unet, default)
+            result = self.network.prepare_optimizer_params(rates[0] if rates else None, denoiser, default)
         groups, self.group_names = result if isinstance(result, tuple) else (result, [])
         groups = [{**group, "params": list(group["params"])} for group in groups]
         if not any(group["params"] for group in groups):
@@ -187,7 +188,9 @@ class NetworkTrainer(Trainer):
     def describe_trainables(self) -> list[str]:
         """How many modules and numbers train."""
         count = sum(p.numel() for group in self.optimizer.param_groups for p in group["params"])
-        return [f"{self.options.network.network_module}: {count:,} numbers train ({', '.join(self.group_names)})"]
+        names, more = self.group_names[:_FEW], len(self.group_names) - _FEW
+        groups = ", ".join(names) + (f" and {more} more groups" if more > 0 else "")
+        return [f"{self.options.network.network_module}: {count:,} numbers train ({groups})"]
 
     # Training
 

@@ -196,7 +196,7 @@ class Trainer(DenoiserPhases):
 
             self.shards = Sharded(self.sharding, self.accelerator, self.options.distributed.timeout)
         self.family.check_devices(self.device)
-        self.attend = chosen_attention(self.options.compute, self.device, self.weight_dtype)
+        self.attend = chosen_attention(self.options.compute, self.device, self.weight_dtype, self.head_widths)
         if precision.full_fp16 and self.accelerator.scaler is not None:
             scale_fp16_gradients(self.accelerator.scaler)
         uploader = make_uploader(self.options.hub)

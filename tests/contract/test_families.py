@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ import pytest
 import torch
 
 from library.families.base import ModelFamily
-from library.options.spec import parse_options
+from library.options.spec import options_of, parse_options
 from library.records import Size, View
 
+COMPLETE = "Use a complete model file, or a diffusers folder"
 CPU = torch.device("cpu")
 KINDS = ("sd3", "sdxl", "sd1", "sd2")
+CONSTANTS = [name for name, member in vars(ModelFamily).items() if isinstance(member, property)]
 MEMBERS = [name for name, member in vars(ModelFamily).items() if inspect.isfunction(member) and name[0] != "_"]
 
 
@@ -68,7 +71,8 @@ def test_it_has_every_function_with_the_same_arguments(kind: str):
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_has_every_constant(kind: str, family_of: Callable[[str], Any]):
     family = family_of(kind)
-    for name in ModelFamily.__annotations__:
+    assert len(CONSTANTS) > 10
+    for name in CONSTANTS:
         assert getattr(family, name) is not None, name
     assert family.bucket_multiple % family.pixels_per_latent == 0
 
@@ -125,3 +129,11 @@ def test_sizes_are_told_before_anything_is_read(kind: str, family_of: Callable[[
         }
         own = dict(encoder.named_parameters())
         assert all(own[key] is weight for key, weight in family.encoder_parameters(name, encoder).items())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_for_a_missing_encoder_only_options_that_there_are_are_advised(kind: str, family_of: Callable[[str], Any]):
+    known = {f"--{name}" for name in options_of(scripts(kind)[0])}
+    advice = {name: family_of(kind).advice_for_missing(name) for name in family_of(kind).encoder_names}
+    assert all(set(re.findall(r"--\w+", text)) <= known and text[-1] != "." for text in advice.values())
+    assert not known.isdisjoint(advice["t5xxl"].split()) if kind == "sd3" else set(advice.values()) == {COMPLETE}

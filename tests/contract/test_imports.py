@@ -305,10 +305,17 @@ def test_modules_say_what_they_are():
     report(problems)
 
 
-@pytest.mark.parametrize("folder", ["data", "training"])
-def test_the_map_names_every_file(folder: str):
+def rooms() -> list[str]:
+    """Folders of the library, and the one of networks."""
+    paths = [*(ROOT / "library").iterdir(), ROOT / "networks"]
+    return sorted(path.relative_to(ROOT).as_posix() for path in paths if (path / "__init__.py").exists())
+
+
+@pytest.mark.parametrize("room", rooms())
+def test_the_map_names_every_file(room: str):
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    listed = re.search(rf"^  {folder}/ (.*?)^(?=\S|  \S)", page, re.MULTILINE | re.DOTALL)
+    start = "  " * room.count("/") + room.rpartition("/")[2]
+    listed = re.search(rf"^{start}/ (.*?)^(?=\S|  \S)", page, re.MULTILINE | re.DOTALL)
     assert listed
-    files = {path.stem for path in (ROOT / "library" / folder).rglob("*.py")} - {"__init__"}
+    files = {path.stem for path in (ROOT / room).rglob("*.py")} - {"__init__"}
     assert files - set(re.findall(r"\w+", listed[1])) == set()

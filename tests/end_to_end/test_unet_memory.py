@@ -3,22 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from library.memory.activation_checkpoint import HostCheckpoint
 from library.memory.quantized_conv import QuantizedConv2d
 from library.memory.quantized_linear import QuantizedLinear
+from library.models.unet import UNet
+from library.models.unet_key_map import unet_from_diffusers
 from library.training.denoiser_phases import DenoiserPhases
 from library.training.trainer import Trainer
 from tests.end_to_end.test_block_swap import assert_same_run, pixels_of
 from tests.late_device import LateDevice
+from tests.tiny_unets import CLIP_G_WIDTH, CLIP_L_WIDTH, write_sdxl
 
 CACHED = ("--cache_latents", "--cache_text_encoder_outputs")
 LORA = ("--network_train_unet_only", *CACHED, "--max_train_steps=2")
 SWAPPED = ("--blocks_to_swap=99", "--swap_prefetch=1")  # all of them
+SMALL: dict[str, Any] = {  # a U-Net of SDXL with 14 blocks
+    "block_out_channels": [32, 32],
+    "layers_per_block": 1,
+    "norm_num_groups": 32,
+    "cross_attention_dim": CLIP_L_WIDTH + CLIP_G_WIDTH,
+    "transformer_layers_per_block": [1, 1],
+    "attention_head_dim": [2, 2],
+    "use_linear_projection": True,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 32,
+    "projection_class_embeddings_input_dim": CLIP_G_WIDTH + 6 * 32,
+}
+UNET = "model.diffusion_model."
 NEAR = {"int8": 0.005, "fp8": 0.01, "nf4": 0.03}  # losses to those of the wide model, relative
 
 Make = Callable[..., Any]
@@ -30,9 +50,21 @@ def swapping(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("library.memory.block_swap.copy_lane", lambda device: LateDevice())
 
 
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = write_sdxl(tmp_path_factory.mktemp("small")).path
+    tensors = {name: tensor for name, tensor in load_file(path).items() if not name.startswith(UNET)}
+    torch.manual_seed(0)
+    unet = unet_from_diffusers(UNet(**SMALL).state_dict())
+    save_file({**tensors, **{UNET + name: tensor for name, tensor in unet.items()}}, path)
+    return path
+
+
 @pytest.fixture
-def sdxl(training_of: Make) -> Any:
-    return training_of("sdxl_train_network", "sdxl")
+def sdxl(training_of: Make, small: Path) -> Any:
+    train = training_of("sdxl_train_network", "sdxl")
+    train.model = small
+    return train
 
 
 def test_a_swapped_lora_of_sdxl_that_draws_in_between_is_the_lora(sdxl: Any):
@@ -75,29 +107,25 @@ def test_what_waits_on_the_host_until_blocks_are_computed_again_changes_no_bit(
     assert moved.file.read_bytes() == plain.file.read_bytes()
 
 
-@pytest.mark.parametrize(("script", "kind"), [("sdxl_train_network", "sdxl"), ("train_network", "sd1")])
-def test_compiled_blocks_train_the_lora(training_of: Make, script: str, kind: str):
-    train = training_of(script, kind)
-    dataset = train.dataset(train.pictures())
+def test_compiled_blocks_train_the_lora(sdxl: Any):
+    dataset = sdxl.dataset(sdxl.pictures())
     flags = (*LORA, "--optimizer_args", "eps=1e-4")
-    plain = train.run(dataset, *flags)
+    plain = sdxl.run(dataset, *flags)
     torch._dynamo.reset()
-    compiled = train.run(dataset, *flags, "--torch_compile", "--dynamo_backend=aot_eager")
+    compiled = sdxl.run(dataset, *flags, "--torch_compile", "--dynamo_backend=aot_eager")
     assert compiled.losses == pytest.approx(plain.losses, rel=1e-6)
     torch.testing.assert_close(compiled.weights, plain.weights, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("script", "kind"), [("sdxl_train_network", "sdxl"), ("train_network", "sd1")])
-def test_beside_fewer_bits_it_learns_what_it_learns_beside_the_wide_model(training_of: Make, script: str, kind: str):
+def test_beside_fewer_bits_it_learns_what_it_learns_beside_the_wide_model(sdxl: Any):
     pytest.importorskip("bitsandbytes")
-    train = training_of(script, kind)
-    dataset = train.dataset(train.pictures())
+    dataset = sdxl.dataset(sdxl.pictures())
     flags = (*LORA, "--network_args", "conv_dim=2")
-    wide = train.run(dataset, *flags)
+    wide = sdxl.run(dataset, *flags)
     for form, bound in NEAR.items():
-        narrow = train.run(dataset, *flags, "--fp8_base" if form == "fp8" else f"--base_weights_dtype={form}")
-        layers = {type(layer) for layer in narrow.trainer.denoiser.modules() if getattr(layer, "form", None) == form}
-        assert layers == {QuantizedLinear, QuantizedConv2d}
+        narrow = sdxl.run(dataset, *flags, "--fp8_base" if form == "fp8" else f"--base_weights_dtype={form}")
+        forms = {(type(layer), layer.form) for layer in narrow.trainer.denoiser.modules() if hasattr(layer, "form")}
+        assert forms == {(QuantizedLinear, form), (QuantizedConv2d, "int8" if form == "nf4" else form)}
         assert narrow.losses != wide.losses and narrow.losses == pytest.approx(wide.losses, rel=bound)
         if form == "fp8":
-            assert_same_run(train.run(dataset, *flags, "--fp8_base", *SWAPPED), narrow)
+            assert_same_run(sdxl.run(dataset, *flags, "--fp8_base", *SWAPPED), narrow)

@@ -87,6 +87,16 @@ def test_a_single_file_has_the_names_shapes_and_types_of_the_published_one(kind,
     assert model_bytes(model, layout="safetensors") == total_bytes(plan)
 
 
+@pytest.mark.parametrize(("kind", "name"), [("sd1", "v1"), ("sd2", "v2"), ("sdxl", "xl_base")])
+def test_diffusers_tells_from_the_tensors_of_a_single_file_what_it_is(kind, name):
+    from diffusers.loaders.single_file_utils import infer_diffusers_model_type
+
+    marks = frozenset(("v_pred", "ztsnr") if kind == "sdxl" else ())
+    plan = UnetModel(single_file(kind), {}, {}, TYPES[kind], marks=marks).single_file()
+    assert marks <= plan.keys()
+    assert infer_diffusers_model_type(dict(plan)) == name
+
+
 @pytest.mark.parametrize("kind", FILES)
 def test_a_folder_has_the_names_shapes_and_types_of_the_published_one(kind):
     model = UnetModel(single_file(kind), *trained(single_file(kind)), torch.float32)

@@ -148,7 +148,7 @@ def test_layers_of_a_network_have_the_names_of_lora_files(kind):
         (
             "sd_xl_base_1.0",
             ("sd1", "sd2"),
-            r"an SDXL model, not a Stable Diffusion 1\.x model or.*sdxl_train_network",
+            r"an SDXL model, not a Stable Diffusion 1\.x or 2\.x model\. .*sdxl_train_network",
         ),
         ("v1-5-pruned-emaonly", ("sdxl",), r"a Stable Diffusion 1\.x model, not an SDXL model\. .* train_network\.py"),
         ("v2-1_768-ema-pruned", ("sdxl",), r"a Stable Diffusion 2\.x model, not an SDXL model\. .* train_network\.py"),

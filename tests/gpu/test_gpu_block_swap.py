@@ -8,7 +8,7 @@ import torch
 from library.memory.block_swap import BlockSwapper
 from library.memory.blocks import around_blocks
 from library.memory.fused_backward import BackwardParts, by_block
-from library.memory.quantized_linear import quantize_linears
+from library.memory.quantized_layers import quantize_layers
 from library.memory.swap_plan import swap_plan
 from library.models.mmdit import MMDiT, MMDiTConfig
 from tests.unit.memory.test_block_swap import assert_same_bits, make_adapters
@@ -71,7 +71,7 @@ def test_adapters_get_the_same_gradients(recomputes, number, prefetch, form):
         model.gradient_checkpointing = recomputes
         if form is not None:
             for block in model.joint_blocks:
-                quantize_linears(block, form, torch.bfloat16, CUDA)
+                quantize_layers(block, form, torch.bfloat16, CUDA)
         network = make_adapters(model)
         swap(model, number, prefetch) if is_swapped else model.to(CUDA)
         seen.append(adapters_course(model, network))

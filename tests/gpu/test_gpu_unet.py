@@ -6,7 +6,7 @@ import torch
 from benchmarks.unet_sizes import MID_UNET, TINY_UNETS
 from library.memory.block_swap import BlockSwapper
 from library.memory.blocks import around_blocks, num_streams
-from library.memory.quantized_linear import quantize_linears
+from library.memory.quantized_layers import quantize_layers
 from library.memory.swap_plan import swap_plan
 from library.models.unet import UNet
 from networks.lora import create_network
@@ -85,7 +85,7 @@ def test_a_lora_gets_the_same_gradients_beside_swapped_and_recomputed_blocks(nam
         model = make_model(size)
         if form is not None:
             for block in model.block_row():
-                quantize_linears(block, form, torch.bfloat16, CUDA)
+                quantize_layers(block, form, torch.bfloat16, CUDA)
         model.gradient_checkpointing = recomputes and is_changed
         network = make_network(model)
         swap(model, ALL) if is_changed else model.to(CUDA)

@@ -100,6 +100,9 @@ class DreamBoothOptions(SdScriptOptions, UnetFullOptions):
     full: DreamBoothPartOptions = field(default_factory=DreamBoothPartOptions)
 
     project: ClassVar[str] = "dreambooth"
+    elsewhere: ClassVar[Mapping[str, str]] = {
+        "train_text_encoder": "the text encoder trains unless --stop_text_encoder_training -1 is given. Leave it out."
+    }
 
     @property
     def encoders(self) -> tuple[EncoderChoice, ...]:

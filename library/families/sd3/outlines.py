@@ -36,13 +36,13 @@ def clip_outline(part: Part, kind: str, dtype: torch.dtype) -> nn.Module:
 
 def t5_outline(part: Part, form: T5Format) -> nn.Module:
     """T5 in a format, on the meta device."""
-    from library.memory.quantized_linear import replace_linears
+    from library.memory.quantized_layers import replace_layers
     from library.models.text_encoders import empty_t5, load_t5, t5_weight_dtype
 
     if form.bits is None:
         return load_t5(_empty(part, form.dtype)).requires_grad_(False)
     model = empty_t5(part.shapes())
-    replace_linears(model, form.bits, lambda name: t5_weight_dtype(name, form.dtype))
+    replace_layers(model, form.bits, lambda name: t5_weight_dtype(name, form.dtype))
     for parameter in model.parameters():
         parameter.data = parameter.data.to(form.dtype)
     return model.requires_grad_(False).eval()

@@ -120,11 +120,11 @@ def load_t5(part: Part, form: T5Format, device: torch.device, *, mmap: bool) -> 
 def _load_in_8_bits(part: Part, bits: str, dtype: torch.dtype, device: torch.device, *, mmap: bool) -> nn.Module:
     from library.checkpoint.weights import stored_weights
     from library.memory.quantize import quantize
-    from library.memory.quantized_linear import replace_linears
+    from library.memory.quantized_layers import replace_layers
     from library.models import text_encoders
 
     model = text_encoders.empty_t5(part.shapes())
-    layers = replace_linears(model, bits, lambda name: text_encoders.t5_weight_dtype(name, dtype))
+    layers = replace_layers(model, bits, lambda name: text_encoders.t5_weight_dtype(name, dtype))
     tensors: dict[str, Tensor] = {}
     for weight in stored_weights(part, mmap=mmap):
         if weight.name in layers:

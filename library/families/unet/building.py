@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from library.checkpoint.weights import Part
+from library.families.unet.kinds import KINDS, LATENT_CHANNELS
 from library.families.unet.parts import DENOISER
 from library.models.clip_key_map import PROJECTION, SCALE, clip_from_open_clip
 from library.models.unet_key_map import unet_to_diffusers
@@ -17,9 +18,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import CLIPTextModelWithProjection
 
-LATENT_CHANNELS = 4
-
-_CLIP_KINDS = {("sd1", "clip"): "clip_l", ("sd2", "clip"): "clip_h"}
 _OPEN_CLIP_H_LAYERS = 24
 
 
@@ -44,24 +42,17 @@ def build_vae(kind: str, tensors: Mapping[str, Tensor]) -> AutoencoderKL:
     """The autoencoder of a model of this kind around its tensors."""
     from library.models.vae import load_vae
 
-    return load_vae(tensors, latent_channels=LATENT_CHANNELS, scale=vae_scale(kind), shift=0.0)
-
-
-def vae_scale(kind: str) -> float:
-    """By which latents are scaled, which are not shifted."""
-    from library.models.vae import SD_SCALE, SDXL_SCALE
-
-    return SDXL_SCALE if kind == "sdxl" else SD_SCALE
+    return load_vae(tensors, latent_channels=LATENT_CHANNELS, scale=KINDS[kind].vae_scale, shift=0.0)
 
 
 def build_encoder(kind: str, part: Part, tensors: Mapping[str, Tensor]) -> CLIPTextModelWithProjection:
     """A text encoder of a model of this kind around its tensors."""
     from library.models.text_encoders import load_clip
 
-    clip_kind = _CLIP_KINDS.get((kind, part.kind), part.kind)
-    unused = (SCALE,) if clip_kind == "clip_g" else (SCALE, f"{PROJECTION}.weight")
+    facts = KINDS[kind].encoders[part.kind]
+    unused = (SCALE,) if facts.is_projected else (SCALE, f"{PROJECTION}.weight")
     used = {name: tensor for name, tensor in tensors.items() if name not in unused}
-    return load_clip(used, kind=clip_kind, num_layers=_num_layers(part) if clip_kind == "clip_h" else None)
+    return load_clip(used, kind=facts.clip, num_layers=_num_layers(part) if facts.has_unused_layer else None)
 
 
 def _num_layers(part: Part) -> int | None:

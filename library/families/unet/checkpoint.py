@@ -17,20 +17,14 @@ from library.checkpoint.weights import Part, WeightFiles, open_weights, part_ide
 from library.errors import CheckpointError
 from library.families.detect import denoiser_place, file_kind
 from library.families.hub_model import hub_folder, is_hub_name
-from library.families.unet.building import (
-    LATENT_CHANNELS,
-    build_encoder,
-    build_vae,
-    in_library_names,
-    outlined,
-    vae_scale,
-)
+from library.families.unet.building import build_encoder, build_vae, in_library_names
+from library.families.unet.kinds import KINDS, LATENT_CHANNELS, KindFacts
+from library.families.unet.part_checks import check_owner, check_widths, fault_of
 from library.families.unet.parts import (
     DENOISER,
-    ENCODERS,
+    MODEL_OPTION,
     TITLES,
     diffusers_shapes,
-    encoder_width,
     find_denoiser,
     find_encoder,
     report_ignored,
@@ -48,8 +42,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Part", "UnetFiles", "inspect_files", "inspect_weights", "load_unet", "part_identity", "read_part"]
 
-_FOLDERS = {"vae": "vae", "clip": "text_encoder", "clip_l": "text_encoder", "clip_g": "text_encoder_2"}
-_MODEL_OPTION = "--pretrained_model_name_or_path"
 _MARKS = ("v_pred", "ztsnr")
 
 
@@ -76,6 +68,11 @@ class UnetFiles:
     marks: frozenset[str]
     path: Path = Path()
 
+    @property
+    def facts(self) -> KindFacts:
+        """What is special about the kind."""
+        return KINDS[self.kind]
+
 
 def inspect_files(
     pretrained: Path, *, kinds: Collection[str], vae: Path | None = None, allow_pickle: bool = False
@@ -93,11 +90,12 @@ def inspect_files(
     """
     pretrained = Path(pretrained)
     if is_hub_name(pretrained):
-        pretrained = hub_folder(pretrained, _MODEL_OPTION)
+        pretrained = hub_folder(pretrained, MODEL_OPTION)
     wanted = {DENOISER: denoiser_place(pretrained)}
     is_folder = wanted[DENOISER] != pretrained
     if is_folder:
-        names = dict.fromkeys(_FOLDERS.values())
+        folders = (facts.folder for kind in KINDS.values() for facts in kind.encoders.values())
+        names = dict.fromkeys(("vae", *folders))
         wanted |= {name: pretrained / name for name in names if (pretrained / name).is_dir()}
     if vae is not None:
         wanted["vae"] = Path(vae) / "vae" if (Path(vae) / "vae").is_dir() else Path(vae)
@@ -105,7 +103,7 @@ def inspect_files(
     opened: dict[str, WeightFiles] = {}
     for name, path in wanted.items():
         try:
-            option = "--vae" if name == "vae" and vae is not None else _MODEL_OPTION
+            option = "--vae" if name == "vae" and vae is not None else MODEL_OPTION
             opened[name] = open_weights(path, option, allow_pickle=allow_pickle)
         except CheckpointError as error:
             problems.append(str(error))
@@ -137,22 +135,34 @@ def inspect_weights(
         CheckpointError: See `inspect_files`.
     """
     kind, unet, config = find_denoiser(model, kinds)
-    problems: list[str] = []
+    problems: dict[str, CheckpointError] = {}
     parts: dict[str, Part] = {}
-    for name in ("vae", *ENCODERS[kind]):
-        own = separate.get(_FOLDERS[name])
-        option = "--vae" if name == "vae" and is_own_vae else _MODEL_OPTION
+    known = KINDS[kind].encoders
+    for name in ("vae", *known):
+        own = separate.get(known[name].folder if name in known else name)
+        option = "--vae" if name == "vae" and is_own_vae else MODEL_OPTION
         try:
             parts[name] = _find(name, own or model, kind, is_alone=own is not None)
         except CheckpointError as error:
-            problems.append(f"{option}: {(own or model).path} {error}")
+            problems[name] = type(error)(f"{option}: {(own or model).path} {error}")
     if problems:
-        raise CheckpointError("\n".join(problems))
-    encoders = {name: parts[name] for name in ENCODERS[kind]}
-    _check_widths(encoders, config)
-    report_ignored(model, [unet, *(part for part in parts.values() if part.source is model)])
+        raise CheckpointError("\n".join(_told(problems)))
+    encoders = {name: parts[name] for name in known}
+    check_widths(encoders, config)
+    report_ignored(model, [unet, *(part for part in parts.values() if part.source is model)], _MARKS)
     found = frozenset(mark for mark in _MARKS if mark in model.tensors) if marks is None else marks
     return UnetFiles(kind, unet, parts["vae"], encoders, config, found)
+
+
+class _Absent(CheckpointError):
+    """A file that has to hold the whole model has no such part."""
+
+
+def _told(problems: Mapping[str, CheckpointError]) -> list[str]:
+    """One for each part. The complete model that is asked for where an encoder is not there has a VAE too."""
+    absent = {name for name, error in problems.items() if isinstance(error, _Absent)}
+    implied = {"vae"} & absent if len(absent) > 1 else set()
+    return [str(error) for name, error in problems.items() if name not in implied]
 
 
 def _find(name: str, source: WeightFiles, kind: str, *, is_alone: bool) -> Part:
@@ -161,45 +171,14 @@ def _find(name: str, source: WeightFiles, kind: str, *, is_alone: bool) -> Part:
     if part is None:
         advice = "Give one with --vae." if name == "vae" else "Use a complete model file, or a diffusers folder."
         other = f": it is {file_kind(source.shapes()).title}" if is_alone else " inside"
-        raise CheckpointError(f"has no {TITLES[name]}{other}. {advice}")
+        raise (CheckpointError if is_alone else _Absent)(f"has no {TITLES[name]}{other}. {advice}")
     if name == "vae":
         check_vae(part, LATENT_CHANNELS, "the VAE of this model")
-        _check_owner(part, kind)
-        check_scale(source, vae_scale(kind))
-    if fault := _fault(part, kind):
+        check_owner(part, kind)
+        check_scale(source, KINDS[kind].vae_scale)
+    if fault := fault_of(part, kind):
         raise CheckpointError(f"cannot be used: {fault}")
     return part
-
-
-def _check_owner(vae: Part, kind: str) -> None:
-    """The VAEs of SDXL and of SD 1.x / 2.x have the same shapes; a whole model tells which it is."""
-    owner = file_kind(vae.source.shapes())
-    if owner.name in ENCODERS and "sdxl" in (owner.name, kind) and owner.name != kind:
-        raise CheckpointError(f"is {owner.title}, whose VAE is of another kind. Give a VAE that fits the model.")
-
-
-def _fault(part: Part, kind: str) -> str | None:
-    """What is wrong with the names and shapes of a VAE or text encoder; None where they are right."""
-    import torch
-
-    try:
-        if part.kind == "vae":
-            build_vae(kind, outlined(part, torch.float32))
-        else:
-            build_encoder(kind, part, outlined(part, torch.float32))
-    except CheckpointError as error:
-        return str(error)
-    return None
-
-
-def _check_widths(encoders: Mapping[str, Part], config: Mapping[str, Any]) -> None:
-    """What the text encoders give has to be as wide as what the U-Net takes."""
-    widths = {name: encoder_width(part) for name, part in encoders.items()}
-    if sum(widths.values()) != config["cross_attention_dim"]:
-        found = " and ".join(f"{encoders[name].path} has a {TITLES[name]} of width {widths[name]}" for name in widths)
-        raise CheckpointError(
-            f"{_MODEL_OPTION}: {found}, but the U-Net takes {config['cross_attention_dim']}. Use a complete model."
-        )
 
 
 def _folder_marks(folder: Path) -> frozenset[str]:
@@ -216,7 +195,7 @@ def _folder_marks(folder: Path) -> frozenset[str]:
         predicted = settings.get("prediction_type")
         is_zero_terminal = bool(settings.get("rescale_betas_zero_snr"))
     except (OSError, ValueError, AttributeError):
-        raise CheckpointError(f"{_MODEL_OPTION}: {path} is damaged. Download or copy it again.") from None
+        raise CheckpointError(f"{MODEL_OPTION}: {path} is damaged. Download or copy it again.") from None
     said = {"v_pred": predicted == "v_prediction", "ztsnr": is_zero_terminal, "epsilon": predicted == "epsilon"}
     return frozenset(mark for mark, is_said in said.items() if is_said)
 
@@ -227,7 +206,7 @@ def network_layers(files: UnetFiles) -> dict[str, tuple[int, ...]]:
     The names are the published ones for SDXL, those of diffusers for SD 1.x and 2.x.
     """
     shapes = diffusers_shapes(files.unet)
-    if files.kind == "sdxl":
+    if files.facts.has_published_layers:
         shapes = unet_from_diffusers(shapes)
     return {name.removesuffix(".weight"): shape for name, shape in shapes.items() if len(shape) > 1}
 

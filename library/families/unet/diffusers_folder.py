@@ -17,16 +17,14 @@ from library.families.model_folder import (
 )
 from library.families.unet.encoder_plans import folder_encoder
 from library.families.unet.export import UnetModel
-from library.models.vae import SD_SCALE, SDXL_SCALE
+from library.families.unet.kinds import KINDS
 
 if TYPE_CHECKING:
+    from library.families.unet.kinds import EncoderFacts
     from library.models.tokenizers import TokenizerSet
 
 UNET, VAE = "unet", "vae"
-ENCODERS = {"clip": "text_encoder", "clip_l": "text_encoder", "clip_g": "text_encoder_2"}
-TOKENIZERS = {"clip": "tokenizer", "clip_l": "tokenizer", "clip_g": "tokenizer_2"}
 
-_PROJECTED = "clip_g"
 _PLAIN, _WITH_PROJECTION = "CLIPTextModel", "CLIPTextModelWithProjection"
 _BETAS: Config = {
     **{"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"},
@@ -57,45 +55,42 @@ def write_diffusers(path: Path, model: UnetModel, tokenizers: Callable[[], Token
 def model_folder(model: UnetModel) -> ModelFolder:
     """What is in the folder."""
     kind, names = model.files.kind, tuple(model.files.encoders)
-    side = _picture_side(kind, model.marks)
-    vae = vae_component(model.vae(), scale=SDXL_SCALE if kind == "sdxl" else SD_SCALE, shift=None, sample_size=side)
-    components = {UNET: Component(model.unet(), unet_settings(model, side // 8)), VAE: vae}
-    components |= {ENCODERS[name]: _encoder(model, name) for name in names}
+    facts = model.files.facts
+    side = facts.velocity_side if "v_pred" in model.marks else facts.picture_side
+    vae = vae_component(model.vae(), scale=facts.vae_scale, shift=None, sample_size=side)
+    components = {UNET: Component(model.unet(), unet_config_file(model, side // 8)), VAE: vae}
+    components |= {facts.encoders[name].folder: _encoder(model, name) for name in names}
     scheduler = scheduler_config(kind, model.marks)
     return ModelFolder(
         components=components,
         scheduler=scheduler,
-        tokenizers={TOKENIZERS[name]: name for name in names},
+        tokenizers={facts.encoders[name].tokenizer: name for name in names},
         index=model_index(kind, names, str(scheduler["_class_name"])),
     )
 
 
 def _encoder(model: UnetModel, name: str) -> Component:
-    config = model.encoder_config(name)
+    config, facts = model.encoder_config(name), model.files.facts.encoders[name]
     plan = folder_encoder(
         model.encoder(name),
         int(config.num_hidden_layers),
-        has_projection=name == _PROJECTED,
-        has_position_ids=name == "clip",  # the published folders of SDXL leave them out
+        has_projection=facts.is_projected,
+        has_position_ids=facts.has_position_ids,
     )
-    return clip_component(plan, config, _class_of(name))
+    return clip_component(plan, config, _class_of(facts))
 
 
-def _class_of(name: str) -> str:
-    return _WITH_PROJECTION if name == _PROJECTED else _PLAIN
-
-
-def _picture_side(kind: str, marks: Collection[str]) -> int:
-    """Of the pictures that the published models were trained with, in pixels; those of SD 2.x with v have 768."""
-    return {"sd1": 512, "sd2": 768 if "v_pred" in marks else 512, "sdxl": 1024}[kind]
+def _class_of(facts: EncoderFacts) -> str:
+    return _WITH_PROJECTION if facts.is_projected else _PLAIN
 
 
 # What the files of configuration say
 
 
-def unet_settings(model: UnetModel, latent_side: int) -> Config:
+def unet_config_file(model: UnetModel, latent_side: int) -> Config:
     """config.json of the U-Net."""
-    upcast = {"upcast_attention": True} if model.files.kind == "sd2" and "v_pred" in model.marks else {}  # as published
+    is_upcast = model.files.facts.upcasts_velocity and "v_pred" in model.marks  # as published
+    upcast = {"upcast_attention": True} if is_upcast else {}
     named = {"_class_name": "UNet2DConditionModel", **DIFFUSERS_VERSION, "sample_size": latent_side}
     return {**named, "act_fn": "silu", **upcast, **model.files.config}
 
@@ -103,10 +98,8 @@ def unet_settings(model: UnetModel, latent_side: int) -> Config:
 def scheduler_config(kind: str, marks: Collection[str]) -> Config:
     """The sampler of the published folder of such a model, told what the model predicts."""
     is_velocity, is_zero_terminal = "v_pred" in marks, "ztsnr" in marks
-    if kind == "sdxl":
-        name = "EulerDiscreteScheduler"
-    else:
-        name = "DDIMScheduler" if is_velocity or is_zero_terminal else "PNDMScheduler"
+    facts = KINDS[kind]
+    name = facts.scheduler_of_marked if is_velocity or is_zero_terminal else facts.scheduler
     described = {"prediction_type": "v_prediction" if is_velocity else "epsilon"}
     spacing = "trailing" if is_zero_terminal else "leading"  # which begins at the last timestep, that of pure noise
     zero: Config = {"rescale_betas_zero_snr": True} if is_zero_terminal else {}
@@ -116,19 +109,15 @@ def scheduler_config(kind: str, marks: Collection[str]) -> Config:
 
 def model_index(kind: str, encoders: Iterable[str], scheduler: str) -> Config:
     """Which class opens which folder."""
+    facts = KINDS[kind]
     classes = {
         "scheduler": ["diffusers", scheduler],
         UNET: ["diffusers", "UNet2DConditionModel"],
         VAE: ["diffusers", "AutoencoderKL"],
     }
     for name in encoders:
-        classes[ENCODERS[name]] = ["transformers", _class_of(name)]
-        classes[TOKENIZERS[name]] = ["transformers", "CLIPTokenizer"]
+        classes[facts.encoders[name].folder] = ["transformers", _class_of(facts.encoders[name])]
+        classes[facts.encoders[name].tokenizer] = ["transformers", "CLIPTokenizer"]
     absent: Config = {"feature_extractor": [None, None], "image_encoder": [None, None]}
-    if kind == "sdxl":
-        more = {**absent, "force_zeros_for_empty_prompt": True}
-        pipeline = "StableDiffusionXLPipeline"
-    else:
-        more = {**absent, "safety_checker": [None, None], "requires_safety_checker": False}
-        pipeline = "StableDiffusionPipeline"
-    return {"_class_name": pipeline, **DIFFUSERS_VERSION, **dict(sorted({**classes, **more}.items()))}
+    entries = {**classes, **absent, **facts.pipeline_settings}
+    return {"_class_name": facts.pipeline, **DIFFUSERS_VERSION, **dict(sorted(entries.items()))}

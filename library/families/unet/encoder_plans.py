@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from library.checkpoint.tensor_stream import PlannedTensor, plan_tensor
 from library.families.whole_model import Plan, plan_part
 from library.models.clip_key_map import PROJECTION, SCALE, clip_from_open_clip, clip_to_open_clip, open_clip_names
-from library.models.text_encoders import CLIP_TOKENS, with_text_model
+from library.models.text_encoders import CLIP_LAYERS, CLIP_TOKENS, layer_of, with_text_model
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +27,6 @@ HF_PROJECTION = f"{PROJECTION}.weight"
 PUBLISHED_SCALE = 4.6052  # ln 100, where a source has none
 
 _PROJECTED = "clip_g"  # the encoder whose projection is read, and trains
-_LAYERS = "text_model.encoder.layers."
 _POSITIONS = "text_model.embeddings.position_embedding.weight"
 _POSITION_IDS = "text_model.embeddings.position_ids"
 
@@ -51,7 +50,7 @@ def plan_encoder(part: Part, trained: Mapping[str, Tensor], dtype: torch.dtype |
 def folder_encoder(plan: Plan, num_layers: int, *, has_projection: bool, has_position_ids: bool) -> Plan:
     """What a diffusers folder has of an encoder: the layers that are used."""
     used = {name: tensor for name, tensor in plan.items() if name.startswith("text_model.")}
-    used = {name: tensor for name, tensor in used.items() if _layer_of(name) < num_layers}
+    used = {name: tensor for name, tensor in used.items() if layer_of(name) < num_layers}
     if has_projection:
         used[HF_PROJECTION] = plan[HF_PROJECTION]
     return {**used, **(_position_ids(plan) if has_position_ids else {})}
@@ -73,15 +72,10 @@ def published_open_clip(plan: Plan, num_layers: int | None = None) -> Plan:
     more: Plan = {SCALE: PlannedTensor((), tokens.dtype, _scale)}
     if num_layers is not None:
         width = tokens.shape[1]
-        last, unused = f"{_LAYERS}{num_layers - 1}.", f"{_LAYERS}{num_layers}."
+        last, unused = f"{CLIP_LAYERS}{num_layers - 1}.", f"{CLIP_LAYERS}{num_layers}."
         copies = {name.replace(last, unused): tensor for name, tensor in plan.items() if name.startswith(last)}
         more |= {**copies, HF_PROJECTION: PlannedTensor((width, width), tokens.dtype, partial(_identity, width))}
     return to_open_clip({**more, **plan})
-
-
-def _layer_of(name: str) -> int:
-    """Number of the layer that a tensor belongs to; -1 outside of layers."""
-    return int(name.removeprefix(_LAYERS).partition(".")[0]) if name.startswith(_LAYERS) else -1
 
 
 def _position_ids(plan: Plan) -> Plan:

@@ -8,7 +8,7 @@ not written. Parts that were not trained are read from the model's files while t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,14 +29,6 @@ if TYPE_CHECKING:
     from library.checkpoint.weights import Part
     from library.families.unet.checkpoint import UnetFiles
     from library.models.tokenizers import TokenizerSet
-
-ENCODER_PREFIXES = {
-    ("sd1", "clip"): "cond_stage_model.transformer.",
-    ("sd2", "clip"): "cond_stage_model.model.",
-    ("sdxl", "clip_l"): "conditioner.embedders.0.transformer.",
-    ("sdxl", "clip_g"): "conditioner.embedders.1.model.",
-}
-_OPEN_CLIP = (("sd2", "clip"), ("sdxl", "clip_g"))
 
 
 @dataclass(frozen=True)
@@ -88,10 +80,10 @@ class UnetModel:
 
     def published_encoder(self, name: str) -> Plan:
         """A text encoder as single files have it, without prefix."""
-        kind = (self.files.kind, name)
-        if kind not in _OPEN_CLIP:
+        facts = self.files.facts.encoders[name]
+        if not facts.is_open_clip:
             return published_hugging_face(self.encoder(name))
-        num_layers = int(self.encoder_config(name).num_hidden_layers) if kind[0] == "sd2" else None
+        num_layers = int(self.encoder_config(name).num_hidden_layers) if facts.has_unused_layer else None
         return published_open_clip(self.encoder(name), num_layers)
 
     def single_file(self) -> Plan:
@@ -100,9 +92,10 @@ class UnetModel:
             "model.diffusion_model.": unet_from_diffusers(self.unet()),
             "first_stage_model.": converted(self.vae(), vae_from_diffusers),
         }
-        parts |= {ENCODER_PREFIXES[self.files.kind, name]: self.published_encoder(name) for name in self.files.encoders}
+        facts = self.files.facts
+        parts |= {facts.encoders[name].prefix: self.published_encoder(name) for name in self.files.encoders}
         plan = {prefix + name: tensor for prefix, part in parts.items() for name, tensor in part.items()}
-        return {**plan, **(self._marks() if self.files.kind == "sdxl" else {})}
+        return {**plan, **(self._marks() if facts.writes_marks else {})}
 
     def _marks(self) -> Plan:
         """Empty tensors, whose names say what the model predicts. Files of SD 1.x and 2.x have none."""
@@ -116,6 +109,7 @@ def write_model(
     model: UnetModel,
     *,
     layout: str,
+    bundled: Sequence[str] = (),
     metadata: Mapping[str, str] | None,
     tokenizers: Callable[[], TokenizerSet],
 ) -> list[Path]:
@@ -124,6 +118,7 @@ def write_model(
     Args:
         path: A file; a folder for the layout "diffusers".
         layout: "safetensors", "ckpt" or "diffusers".
+        bundled: Of no use: all encoders are inside.
         metadata: For the header of the file; a pickle has none.
         tokenizers: Finds those that a folder gets.
 
@@ -143,7 +138,7 @@ def write_model(
     )
 
 
-def model_bytes(model: UnetModel, *, layout: str) -> int:
+def model_bytes(model: UnetModel, *, layout: str, bundled: Sequence[str] = ()) -> int:
     """Bytes that `write_model` takes on the disk, but for headers and small files."""
     if layout == "diffusers":
         from library.families.unet.diffusers_folder import model_folder

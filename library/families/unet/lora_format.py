@@ -13,16 +13,13 @@ from typing import TYPE_CHECKING
 
 from library.errors import CheckpointError
 from library.families.lora_layout import clip_name, clip_path, diffusers_modules, kohya_modules
+from library.families.unet.kinds import facts_of
 from library.unet_names import to_diffusers, to_published
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _UNET, _COMPONENT = "lora_unet_", "unet."
-_ENCODERS = {
-    "sdxl": {"lora_te1_": "text_encoder.", "lora_te2_": "text_encoder_2."},
-    "sd": {"lora_te_": "text_encoder."},
-}
 # words of names that have an underscore themselves
 _WORDS = (
     *("time_embedding", "add_embedding", "linear_1", "linear_2", "conv_in", "conv_out"),
@@ -47,7 +44,7 @@ def kohya_to_diffusers(tensors: Mapping[str, Tensor], kind: str) -> dict[str, Te
 
     Args:
         tensors: Content of the file.
-        kind: "sdxl", else "sd", "sd1" or "sd2".
+        kind: "sd1", "sd2" or "sdxl"; or the family "sd".
 
     Raises:
         CheckpointError: Something else than LoRA, a module that such models do not have, or one without a factor.
@@ -101,9 +98,9 @@ def dotted(name: str) -> str:
 
 def _diffusers_names(names: Iterable[str], kind: str) -> dict[str, str]:
     """{name of a layer in files of this kind, with dots: in diffusers}, for those that are layers of a U-Net."""
-    found = {}
+    found, is_published = {}, facts_of(kind).has_published_layers
     for name in names:
-        other = _or_none(name) if kind == "sdxl" and not _LAYER.fullmatch(name) else name
+        other = _or_none(name) if is_published and not _LAYER.fullmatch(name) else name
         if other is not None and _LAYER.fullmatch(other):
             found[name] = other
     return found
@@ -120,7 +117,7 @@ def _kohya_names(names: Iterable[str], kind: str) -> dict[str, str]:
     """{name of a layer in diffusers: name of its module in files of this kind}"""
     known = list(names)
     own = {name: name for name in known}
-    if kind == "sdxl":
+    if facts_of(kind).has_published_layers:
         # every level of SDXL that is made larger has attention, whether or not the file has adapters there
         levels = [f"{match[1]}.attentions.0.proj_in" for match in map(_UPSAMPLER.match, known) if match]
         own = to_published([*known, *levels])
@@ -128,9 +125,10 @@ def _kohya_names(names: Iterable[str], kind: str) -> dict[str, str]:
 
 
 def _encoders(kind: str) -> Mapping[str, str]:
-    return _ENCODERS["sdxl" if kind == "sdxl" else "sd"]
+    """{prefix of a text encoder's modules in the kohya layout: in that of diffusers}"""
+    return {facts.lora_prefix: f"{facts.folder}." for facts in facts_of(kind).encoders.values()}
 
 
 def _foreign(name: str, kind: str) -> CheckpointError:
-    models = "SDXL" if kind == "sdxl" else "SD1 or SD2"
+    models = facts_of(kind).lora_title
     return CheckpointError(f"{name} is no module of {models}. Convert LoRA files of the same family only.")

@@ -16,6 +16,7 @@ from library.data.cache.entry_file import DamagedFile
 from library.data.cache.npz import read_arrays
 from library.families.npz_latents import latent_ending, read_picture
 from library.families.unet.fitted_box import fitted_box
+from library.families.unet.kinds import LATENT_CHANNELS, facts_of
 from library.models.token_chunks import INNER
 from library.records import Size
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-CHANNELS = 4
 _ARRAYS = {"clip_l": {"clip_l": "hidden_state1"}, "clip_g": {"clip_g": "hidden_state2", "clip_g_pooled": "pool2"}}
 
 
@@ -51,7 +51,7 @@ class UnetNpzReader:
     @property
     def text_ending(self) -> str | None:
         """There are none of SD 1.x and 2.x."""
-        return "_te_outputs.npz" if self.family == "sdxl" else None
+        return facts_of(self.family).text_archive
 
     def latent_endings(self, image: Size) -> tuple[str, ...]:
         """Of file names."""
@@ -63,11 +63,11 @@ class UnetNpzReader:
         Raises:
             DamagedFile: Something is missing or does not fit.
         """
-        from library.models.vae import SD_SCALE, SDXL_SCALE
-
-        picture = read_picture(path, names, bucket=bucket, image=image, channels=CHANNELS, others={"crop_ltrb": (4,)})
+        picture = read_picture(
+            path, names, bucket=bucket, image=image, channels=LATENT_CHANNELS, others={"crop_ltrb": (4,)}
+        )
         _check_crop(picture.others["crop_ltrb"], image, bucket)
-        return picture.scaled(SDXL_SCALE if self.family == "sdxl" else SD_SCALE, 0.0, self.dtype)
+        return picture.scaled(facts_of(self.family).vae_scale, 0.0, self.dtype)
 
     def texts(self, path: Path) -> dict[str, Tensor]:
         """States of the cached encoders in `dtype`: "clip_l" and "clip_g" [75 num_chunks + 2, width], "clip_g_pooled".

@@ -45,7 +45,12 @@ class UnetNetworkOptions(UnetScriptOptions, NetworkScriptOptions):
 
     def check(self) -> Iterator[str]:
         yield from super().check()
-        if self.cache.caches_text and not self.network.network_train_unet_only:
+        if self.cache.caches_text and self.network.network_train_text_encoder_only:
+            yield (
+                f"--cache_text_encoder_outputs does not go with --network_train_text_encoder_only: {_OUTPUTS}. Leave "
+                "out the cache."
+            )
+        elif self.cache.caches_text and not self.network.network_train_unet_only:
             yield (
                 f"--cache_text_encoder_outputs needs --network_train_unet_only: {_OUTPUTS}. Add it, or leave out the "
                 "cache."

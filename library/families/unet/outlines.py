@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from library.families.unet.building import LATENT_CHANNELS, build_encoder, build_vae, outlined
+from library.families.unet.building import build_encoder, build_vae, outlined
+from library.families.unet.kinds import LATENT_CHANNELS
 from library.families.unet.parts import encoder_width
 from library.models.tokenizers import CLIP_LENGTH
 
@@ -48,7 +49,7 @@ def denoiser_inputs(
         "timestep": torch.zeros(number),
         "encoder_hidden_states": torch.zeros(number, num_tokens, files.config["cross_attention_dim"], dtype=text_dtype),
     }
-    if files.kind == "sdxl":
+    if files.facts.takes_sizes:
         pooled = torch.zeros(number, encoder_width(files.encoders["clip_g"]), dtype=text_dtype)
         inputs["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": torch.zeros(number, 6)}
     return inputs

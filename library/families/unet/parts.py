@@ -13,16 +13,17 @@ from typing import Any
 
 from library.checkpoint.weights import Part, WeightFiles, select_part
 from library.errors import CheckpointError
-from library.families.detect import CLIP, OPEN_CLIP, SD1, SD2, SDXL, T5, FileKind, file_kind
+from library.families.detect import CLIP, OPEN_CLIP, SD1, SD2, T5, FileKind, file_kind
 from library.families.prefixes import first_of, names_under, prefix_of
 from library.families.tensor_faults import check_tensors
+from library.families.unet.kinds import KINDS
 from library.log import get_logger
 from library.models.unet_key_map import unet_from_diffusers, unet_to_diffusers
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 DENOISER = "denoiser"
-ENCODERS = {"sd1": ("clip",), "sd2": ("clip",), "sdxl": ("clip_l", "clip_g")}
+MODEL_OPTION = "--pretrained_model_name_or_path"
 TITLES = {
     "vae": "VAE",
     "clip": "CLIP text encoder",
@@ -30,8 +31,7 @@ TITLES = {
     "clip_g": "CLIP-G text encoder",
 }
 
-_MODEL_OPTION = "--pretrained_model_name_or_path"
-_KINDS = {"sd1": SD1, "sd2": SD2, "sdxl": SDXL}
+_ANY_SD = "a Stable Diffusion 1.x or 2.x model"
 _ENCODER_FILES = (CLIP, OPEN_CLIP, T5)
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.", "unet.", "")
 _MARK = "input_blocks.0.0.weight"
@@ -83,7 +83,7 @@ def find_denoiser(source: WeightFiles, kinds: Collection[str]) -> tuple[str, Par
     if kind.name not in kinds:
         title = f"{source.path} is {kind.title}, not {_wanted(kinds)}"
         advice = "Give the whole model." if kind in _ENCODER_FILES else kind.advice
-        raise CheckpointError(f"{_MODEL_OPTION}: {title}. {advice}")
+        raise CheckpointError(f"{MODEL_OPTION}: {title}. {advice}")
     _refuse_other_schedule(source, kind)
     try:
         part = _select_denoiser(source)
@@ -91,24 +91,25 @@ def find_denoiser(source: WeightFiles, kinds: Collection[str]) -> tuple[str, Par
         _refuse_other_inputs(kind.name, shapes)
         return kind.name, part, _checked_config(kind.name, part, shapes)
     except CheckpointError as error:
-        raise CheckpointError(f"{_MODEL_OPTION}: {source.path}: {error}") from None
+        raise CheckpointError(f"{MODEL_OPTION}: {source.path}: {error}") from None
 
 
 def _wanted(kinds: Collection[str]) -> str:
-    return " or ".join(known.title for name, known in _KINDS.items() if name in kinds)
+    titles = [facts.file.title for name, facts in KINDS.items() if name in kinds]
+    return _ANY_SD if titles == [SD1.title, SD2.title] else " or ".join(titles)
 
 
 def _refuse_other_schedule(source: WeightFiles, kind: FileKind) -> None:
     for mark, title in _OTHER_SCHEDULES.items():
         if mark in source.tensors:
             raise CheckpointError(
-                f"{_MODEL_OPTION}: {source.path} is {title} (it has a tensor {mark}), whose noise is not that of "
+                f"{MODEL_OPTION}: {source.path} is {title} (it has a tensor {mark}), whose noise is not that of "
                 f"{kind.title}. It cannot be trained here."
             )
 
 
 def _refuse_other_inputs(kind: str, shapes: Shapes) -> None:
-    if kind != "sdxl" and "add_embedding.linear_1.weight" in shapes:
+    if not KINDS[kind].takes_sizes and "add_embedding.linear_1.weight" in shapes:
         raise CheckpointError(
             "the U-Net is that of an unCLIP model, which cannot be trained here. Give the base model."
         )
@@ -135,11 +136,11 @@ def diffusers_shapes(part: Part) -> dict[str, tuple[int, ...]]:
 
 
 def _checked_config(kind: str, part: Part, shapes: Shapes) -> dict[str, Any]:
-    from library.models.unet_config import SD1_HEADS, unet_config, wide_heads
+    from library.models.unet_config import unet_config, wide_heads
 
     config = unet_config(shapes)
     # The kind knows better than the form of the projections, which other tools have written in both.
-    config["attention_head_dim"] = SD1_HEADS if kind == "sd1" else wide_heads(config["block_out_channels"])
+    config["attention_head_dim"] = KINDS[kind].num_heads or wide_heads(config["block_out_channels"])
     expected = _expected_shapes(json.dumps(config))
     if part.is_diffusers:
         check_tensors(shapes, expected, "the U-Net")
@@ -193,9 +194,15 @@ def _token_table(part: Part) -> tuple[int, ...]:
     return part.shapes()[f"text_model.{_HF_TOKENS}" if part.is_diffusers else "token_embedding.weight"]
 
 
-def report_ignored(model: WeightFiles, parts: Iterable[Part]) -> None:
-    """Log how many tensors of the model's file are of no use: averages of weights, schedules, and what is unknown."""
-    known = {name for part in parts for name in (*part.names, *part.scales.values())}
+def report_ignored(model: WeightFiles, parts: Iterable[Part], marks: Iterable[str] = ()) -> None:
+    """Log how many tensors of the model's file are of no use: averages of weights, schedules, and what is unknown.
+
+    Args:
+        model: The file.
+        parts: What is read of it.
+        marks: Names of tensors that say something by being there.
+    """
+    known = {*marks, *(name for part in parts for name in (*part.names, *part.scales.values()))}
     ignored = sorted(name for name in model.tensors if name not in known and not name.endswith("position_ids"))
     averages = [name for name in ignored if name.startswith(_EMA)]
     others = [name for name in ignored if not name.startswith(_EMA)]

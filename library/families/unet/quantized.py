@@ -1,6 +1,6 @@
-"""The U-Net with the linear layers of its blocks in 8 or 4 bits, see `library/families/quantized.py`.
+"""The U-Net with the linear layers and convolutions of its blocks in fewer bits, see `library/families/quantized.py`.
 
-Convolutions stay wide, as do the projections around the transformer blocks.
+First and last convolution, embedders and the projections around the transformer blocks stay wide.
 """
 
 from __future__ import annotations

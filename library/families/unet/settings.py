@@ -1,31 +1,75 @@
-"""The settings of a family around a U-Net, from the options that all its scripts have."""
+"""The settings of a run that families around a U-Net have, and how the options of all their scripts give them."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
+from library.families.latent_family import LatentFamily, model_settings
 from library.families.unet.objective import noise_settings
+from library.options.groups.sampling import SAMPLERS
+
+if TYPE_CHECKING:
+    from library.families.unet.text import LayerChoice
 
 _CHUNK = 75  # tokens of a caption that go into one row of 77
 
 
+@dataclass(frozen=True, kw_only=True)
+class UnetSettings(LatentFamily):
+    """What the parts of `UnetFamily` have in common.
+
+    Attributes:
+        kinds: Of models that the family takes: "sd1", "sd2", "sdxl".
+        num_chunks: Rows of 77 tokens that a caption may fill.
+        is_weighted: Captions may weigh their words.
+        noise: Settings of the objective, which needs torch; see `library/families/unet/objective.py`.
+    """
+
+    name: str
+    denoiser_name: str = "unet"
+    latent_channels: int = 4
+    pixels_per_latent: int = 8
+    bucket_multiple: int
+    sample_size: int
+    sample_steps: int = 30
+    sample_guidance: float = 7.5
+    sample_multiple: int = 8
+    samplers: tuple[str, ...] = SAMPLERS
+    dropout_rates: Mapping[str, float] = field(default_factory=dict)
+
+    kinds: tuple[str, ...]
+    num_chunks: int = 1
+    is_weighted: bool = False
+    noise: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_velocity(self) -> bool:
+        """Whether the model predicts the velocity."""
+        return bool(self.noise.get("v_parameterization"))
+
+    @property
+    def is_zero_terminal(self) -> bool:
+        """Whether the schedule ends in pure noise."""
+        return bool(self.noise.get("zero_terminal_snr"))
+
+    @property
+    def prediction_type(self) -> str:
+        """As metadata has it."""
+        return "v" if self.is_velocity else "epsilon"
+
+    @abstractmethod
+    def text_layers(self) -> Mapping[str, LayerChoice]:
+        """Which states of each encoder are read."""
+
+
 def unet_settings(options: Any) -> dict[str, Any]:
     """Arguments of `UnetFamily`, from the options of a script."""
-    model = options.model
     return {
-        "pretrained": Path(model.pretrained_model_name_or_path or ""),
-        "vae": _path(model.vae),
-        "tokenizer_dir": _path(model.tokenizer_dir),
-        "tokenizer_cache_dir": _path(model.tokenizer_cache_dir),
-        "mmap": not model.disable_mmap_load_safetensors,
-        "allow_pickle": model.allow_pickle,
-        "weights_format": options.memory.weights_format,
-        "num_chunks": (model.max_token_length or _CHUNK) // _CHUNK,
+        **model_settings(options),
+        "num_chunks": (options.model.max_token_length or _CHUNK) // _CHUNK,
         "is_weighted": options.data.weighted_captions,
         "noise": noise_settings(options),
     }
-
-
-def _path(value: str | Path | None) -> Path | None:
-    return Path(value) if value else None

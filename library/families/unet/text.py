@@ -16,6 +16,7 @@ import torch
 from library.device import send
 from library.errors import OptionError
 from library.families.base import Conditioning
+from library.models.text_encoders import layer_of
 from library.models.token_chunks import INNER, RowTokenizer
 from library.models.tokenizers import CLIP_LENGTH
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
     from library.models.tokenizers import TextTokenizer
 
-_LAYERS = "text_model.encoder.layers."
 _NORM = "text_model.final_layer_norm."
 _PROJECTION = "text_projection."
 
@@ -172,15 +172,10 @@ def reached_parameters(encoder: nn.Module, layer: LayerChoice) -> dict[str, nn.P
     parameters = dict(encoder.named_parameters())
     if layer.is_pooled:
         return parameters
-    num_layers = 1 + max(_layer_of(name) for name in parameters)
+    num_layers = 1 + max(layer_of(name) for name in parameters)
     unread = (_PROJECTION,) if layer.is_normed else (_PROJECTION, _NORM)
     return {
         name: parameter
         for name, parameter in parameters.items()
-        if not name.startswith(unread) and _layer_of(name) <= num_layers - layer.from_end
+        if not name.startswith(unread) and layer_of(name) <= num_layers - layer.from_end
     }
-
-
-def _layer_of(name: str) -> int:
-    """Number of the layer that a parameter belongs to; -1 outside of layers."""
-    return int(name.removeprefix(_LAYERS).partition(".")[0]) if name.startswith(_LAYERS) else -1

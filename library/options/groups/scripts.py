@@ -36,6 +36,7 @@ from library.options.groups import (
 )
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+"""Endings of weights files that are pickles."""
 
 
 @dataclass(frozen=True, kw_only=True)

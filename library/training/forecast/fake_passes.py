@@ -283,7 +283,8 @@ def _shortened(model: nn.Module, row: Sequence[nn.Module], kinds: Sequence[tuple
 def _signature(block: nn.Module) -> Iterator[tuple[Any, ...]]:
     for name, module in block.named_modules():
         for own in (module, *attached(module)):
-            for key, weight in own.named_parameters(recurse=own is not module):
+            recurse = own is not module
+            for key, weight in (*own.named_parameters(recurse=recurse), *own.named_buffers(recurse=recurse)):
                 yield name, key, tuple(weight.shape), weight.requires_grad
 
 

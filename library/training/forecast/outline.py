@@ -85,10 +85,10 @@ def outline_of(trainer: Trainer, formats: Formats) -> Outline:
     family, files = trainer.family, trainer.files
     denoiser = family.denoiser_outline(files).to(formats.denoiser).requires_grad_(False)
     if form := trainer.options.memory.weights_format:
-        from library.memory.quantized_linear import replace_linears
+        from library.memory.quantized_layers import replace_layers
 
         for block in blocks(denoiser):
-            replace_linears(block, form, lambda _: formats.denoiser)
+            replace_layers(block, form, lambda _: formats.denoiser)
     names = [name for name in trainer.trained_encoders() if family.has_encoder(files, name)]
     encoders = {name: family.encoder_outline(files, name, formats.trained).requires_grad_(False) for name in names}
     if hasattr(trainer.options, "network"):

@@ -4,8 +4,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from library.families.base import Conditioning
 from library.families.sdxl.conditioning import compat_sizes, size_embedding, true_sizes
-from library.records import CropPlan, Size, View
+from library.records import Batch, BatchPlan, CropPlan, PlannedItem, Size, View
 
 
 @st.composite
@@ -37,6 +38,20 @@ def test_a_whole_picture_has_no_crop():
     for sizes in (true_sizes([view]), compat_sizes([view])):
         assert sizes.tolist() == [[768, 1024, 0, 0, 768, 1024]]
         assert sizes.dtype == torch.float32
+
+
+def test_parts_of_a_batch_and_of_what_the_u_net_is_told_keep_their_sizes():
+    views = tuple(View(Size(64 + n, 80), CropPlan(Size(64, 64), n, 2 * n, Size(32, 32)), n == 1) for n in range(3))
+    items = tuple(PlannedItem(n, 0) for n in range(3))
+    names = ("a", "b", "c")
+    batch = Batch(BatchPlan(1, 0, 0, Size(32, 32), items), names, names, torch.ones(3), views=views)
+    whole = Conditioning(torch.zeros(3, 2, 4), torch.zeros(3, 5), sizes=true_sizes(views))
+    assert len({tuple(row) for row in whole.sizes.tolist()}) == 3
+    for part in (range(0, 1), range(1, 3)):
+        rows = torch.tensor(list(part))
+        assert batch.take(part).views == views[part.start : part.stop]
+        assert torch.equal(true_sizes(batch.take(part).views), whole.sizes[rows])
+        assert torch.equal(whole.take(rows, rows).sizes, whole.sizes[rows])
 
 
 def test_the_embedding_is_the_one_that_diffusers_computes():

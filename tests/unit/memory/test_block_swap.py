@@ -7,7 +7,7 @@ import torch
 
 from library.memory.block_swap import BlockSwapper
 from library.memory.fused_backward import BackwardParts, by_block, each_alone
-from library.memory.quantized_linear import quantize_linears
+from library.memory.quantized_layers import quantize_layers
 from library.memory.swap_plan import swap_plan
 from library.models.mmdit import MMDiT, MMDiTConfig
 from networks.adapters import Dropouts
@@ -111,7 +111,7 @@ def test_a_swapped_model_trains_and_infers_the_same_bits(endings, recomputes, pr
 def test_blocks_in_fewer_bits_swap_too(form):
     model = make_model()
     for block in model.joint_blocks:
-        quantize_linears(block, form, torch.float32, CPU)
+        quantize_layers(block, form, torch.float32, CPU)
     trained = list(make_adapters(model, ("attn.qkv", "mlp.fc1")).parameters())
     expected = course(model, trained)
     device, swapper = swapped(model, DEPTH)

@@ -6,6 +6,7 @@ from torch import nn
 
 from library.memory.fused_backward import BackwardParts, by_block, each_alone
 from library.models.mmdit import MMDiT, MMDiTConfig
+from library.training.optimization.part_steps import PartSteps
 
 CONFIG = MMDiTConfig(depth=2, num_heads=2, head_dim=8, context_dim=16, pooled_dim=8, frequencies=8, position_side=8)
 
@@ -74,6 +75,53 @@ def test_what_got_no_gradient_is_stepped_with_zeros(model):
         model.last(torch.ones(2, 4)).sum().backward()
     assert len(norms) == len(parts)
     assert [bool(norm) for norm in norms.values()].count(True) == 2
+
+
+def test_what_trains_no_more_makes_no_step_and_gets_no_zeros(model):
+    """A part of which nothing trains, and one of which half does, as where a text encoder has had its steps."""
+    parts = [list(model.first.parameters()), list(model.blocks.parameters()), list(model.last.parameters())]
+    gradients = {}
+
+    def step(number):
+        gradients[number] = [parameter.grad is not None for parameter in parts[number]]
+
+    in_backward = BackwardParts(parts, step)
+    with in_backward.listening():
+        model(torch.ones(2, 4)).sum().backward()
+    assert sorted(gradients) == [0, 1, 2] and all(map(all, gradients.values()))
+
+    gradients.clear()
+    for parameter in [*parts[0], *parts[1][:4]]:
+        parameter.requires_grad_(False)
+    with in_backward.listening():
+        model(torch.ones(2, 4)).sum().backward()
+    assert gradients == {1: [False] * 4 + [True] * 4, 2: [True, True]}
+    assert in_backward.num_done == 2
+
+    gradients.clear()
+    with in_backward.listening():  # the part of which half trains is not reached
+        model.last(torch.ones(2, 4)).sum().backward()
+    assert gradients == {1: [False] * 4 + [True] * 4, 2: [True, True]}
+
+
+def test_a_fused_step_leaves_what_trains_no_more_as_it_is(model):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5)
+    parts = by_block([model], model.parameters())
+    steps = PartSteps(optimizer, parts)
+    in_backward = BackwardParts(parts, steps.step)
+
+    def train():
+        before = [parameter.detach().clone() for parameter in model.parameters()]
+        with in_backward.listening():
+            model(torch.ones(2, 4)).sum().backward()
+        return [not torch.equal(now, old) for now, old in zip(model.parameters(), before, strict=True)]
+
+    assert all(train())
+    frozen = [*model.first.parameters(), model.blocks[0][0].weight]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    ids = {id(parameter) for parameter in frozen}
+    assert train() == [id(parameter) not in ids for parameter in model.parameters()]
 
 
 def test_a_failing_pass_leaves_no_gradients(model):

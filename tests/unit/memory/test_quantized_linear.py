@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from library.memory.quantize import E4M3, E5M2, FP8, INT8, NF4, keep_fp8, quantize, widen
-from library.memory.quantized_linear import QuantizedLinear, quantize_linears, replace_linears
+from library.memory.quantized_layers import quantize_layers, replace_layers
+from library.memory.quantized_linear import QuantizedLinear
 from library.models.mmdit import MMDiT, MMDiTConfig
 
 OUT, IN = 48, 64
@@ -123,7 +124,7 @@ def test_replaced_layers_ask_for_their_bits_and_scales_and_nothing_else_changes(
         first, second = nn.Linear(4, 3), nn.Linear(3, 2, bias=False)
         model = nn.Sequential(first, nn.LayerNorm(3), nn.ModuleList([second]))
     before = set(model.state_dict())
-    names = replace_linears(model, INT8, lambda name: torch.float16 if name == "0.weight" else torch.float32)
+    names = replace_layers(model, INT8, lambda name: torch.float16 if name == "0.weight" else torch.float32)
     assert names == {"0.weight", "2.0.weight"}
     assert set(model.state_dict()) == before | {"0.scale", "2.0.scale"}
     assert (model[0].dtype, model[2][0].dtype) == (torch.float16, torch.float32)
@@ -153,6 +154,6 @@ def test_what_the_denoiser_says_is_near_what_it_says_in_float32(form):
     model = mmdit()
     expected = model(*inputs)
     narrow = copy.deepcopy(model)
-    quantize_linears(narrow.joint_blocks, form, torch.float32, "cpu")
+    quantize_layers(narrow.joint_blocks, form, torch.float32, "cpu")
     error = ((narrow(*inputs) - expected).norm() / expected.norm()).item()
     assert 0.001 < error < FORWARD_ERROR[form]

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from library.memory.quantize import widen
-from library.memory.quantized_linear import quantize_linears
+from library.memory.quantized_layers import quantize_layers
 from networks.adapters import Dropouts, LoraAdapter
 from networks.lora_linear import frozen_weight
 
@@ -23,7 +23,7 @@ def pair(form, dtype):
     """A layer in fewer bits and a plain one with the same numbers, each with the same adapter."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(IN, OUT))
-    quantize_linears(model, form, dtype, "cpu")
+    quantize_layers(model, form, dtype, "cpu")
     plain = nn.Linear(IN, OUT, dtype=dtype).requires_grad_(False)
     plain.weight.copy_(widen(model[0].weight, model[0].scale, form, dtype))
     plain.bias.copy_(model[0].bias)

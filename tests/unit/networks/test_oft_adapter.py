@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from library.memory.quantize import widen
-from library.memory.quantized_linear import quantize_linears
+from library.memory.quantized_layers import quantize_layers
 from networks.oft_adapter import OftAdapter, Rotation
 
 LAYERS = {
@@ -109,7 +109,7 @@ def test_switch_and_multiplier_zero_leave_the_layer_alone(kind):
 def test_over_weights_in_fewer_bits_it_is_that_over_the_widened_weights(form):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 12))
-    quantize_linears(model, form, torch.float64, "cpu")
+    quantize_layers(model, form, torch.float64, "cpu")
     adapter = OftAdapter("oft", model[0], GROUPS, 0.5).double()
     nn.init.normal_(adapter.oft_blocks, std=0.3)
     adapter.attach()

@@ -76,7 +76,7 @@ def test_factors_up_to_the_threshold_are_0():
     ("name", "value", "message"),
     [
         ("conv_dim", "-1", "a rank, 0 or more"),
-        ("conv_alpha", "0", "above 0"),
+        ("conv_alpha", "-1", "0 or more"),
         ("block_dims", ",".join(["4"] * 24) + ",x", "a rank, 0 or more"),
         ("down_lr_weight", "1,1,1", "must be 12 numbers, one for each block, or one for all, not 3"),
         ("down_lr_weight", "cosin+.2", "did you mean cosine"),
@@ -132,6 +132,13 @@ def test_convolutions_come_by_conv_dim():
     assert ranks(LAYERS) == {LAYERS[0]: (8, 2.0)}
     assert ranks(LAYERS, conv_dim="3") == {LAYERS[0]: (8, 2.0), LAYERS[1]: (8, 2.0), LAYERS[2]: (3, 1.0)}
     assert LAYERS[2] not in ranks(LAYERS, conv_dim="0")
+
+
+def test_an_alpha_of_0_is_the_rank():
+    assert ranks(LAYERS, conv_dim="3", conv_alpha="0")[LAYERS[2]] == (3, 3.0)
+    zeros = ",".join(["0"] * 23)
+    found = ranks(LAYERS, conv_dim="3", block_alphas=zeros, conv_block_alphas=zeros)
+    assert (found[LAYERS[0]], found[LAYERS[2]]) == ((8, 8.0), (3, 3.0))
 
 
 def test_lists_set_rank_and_alpha_of_a_block_and_fall_back_to_the_general_ones():

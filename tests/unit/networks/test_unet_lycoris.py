@@ -32,15 +32,31 @@ def predict(unet):
     return unet(latents, torch.tensor([500.0]), context, added_cond_kwargs=added, return_dict=False)[0]
 
 
-def test_names_and_training_of_a_locon(unet):
+def test_a_locon_trains_writes_diffusers_names_and_goes_on_from_its_file(unet, tmp_path):
     module = importlib.import_module("lycoris.kohya")
     encoders, base = [make_clip(), make_clip()], predict(unet)
     args = {"algo": "locon", "conv_dim": "2", "conv_alpha": "1"}
-    network = module.create_network(1.0, 2, 1.0, None, encoders, unet, neuron_dropout=None, **args)
-    network.apply_to(encoders, unet, True, True)
+    path = tmp_path / "locon.safetensors"
+
+    def attached():
+        network = module.create_network(1.0, 2, 1.0, None, encoders, unet, neuron_dropout=None, **args)
+        network.apply_to(encoders, unet, True, True)
+        return network
+
+    network = attached()
     predict(unet).square().mean().backward()
     grads = {name.split(".")[0] for name, p in network.named_parameters() if p.grad is not None and p.grad.any()}
+    torch.optim.SGD(network.parameters(), lr=1.0).step()
+    trained = predict(unet)
+    network.save_weights(str(path), None, {})
     network.restore()
+    assert (trained - base).abs().max() > 1e-3
+
+    again = attached()
+    assert torch.equal(predict(unet), base)
+    assert not again.load_weights(str(path))  # nothing is missing or left over
+    assert torch.equal(predict(unet), trained)
+    again.restore()
 
     names = {key.partition(".")[0] for key in network.state_dict()}
     layers = {name for name, m in unet.named_modules() if isinstance(m, (torch.nn.Linear, torch.nn.Conv2d))}

@@ -119,6 +119,26 @@ def test_cached_texts_need_text_encoders_that_do_not_train(name, flag):
     assert parse(name, f"{flag} --network_train_unet_only").warnings == ()
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_cached_texts_beside_text_encoders_alone_are_not_mended_by_training_none(name):
+    with pytest.raises(OptionError) as caught:
+        parse(name, "--cache_text_encoder_outputs --network_train_text_encoder_only")
+    assert str(caught.value).endswith("a text encoder that trains has no fixed output. Leave out the cache.")
+    assert "--network_train_unet_only" not in str(caught.value)
+
+
+def test_train_db_says_how_its_text_encoder_is_chosen(tmp_path):
+    said = "the text encoder trains unless --stop_text_encoder_training -1 is given. Leave it out."
+    with pytest.raises(OptionError) as caught:
+        parse("train_db", "--train_text_encoder")
+    assert str(caught.value) == f"--train_text_encoder is not an option of train_db.py: {said}"
+    path = tmp_path / "own.toml"
+    path.write_text("train_text_encoder = true\n", encoding="utf-8")
+    with pytest.raises(OptionError) as caught:
+        parse("train_db", f"--config_file={path}")
+    assert str(caught.value) == f"{path}, line 1: train_text_encoder is not an option here: {said}"
+
+
 @pytest.mark.parametrize(
     ("name", "trains", "frozen"),
     [

@@ -46,6 +46,17 @@ def test_models_with_a_unet_are_recognised(tmp_path, width, name, place):
     assert own.warnings == ()
 
 
+def test_a_pickle_with_more_than_tensors_is_recognised_where_it_is_allowed(tmp_path):
+    path = tmp_path / "model.ckpt"
+    first = "model.diffusion_model.input_blocks.0.0"
+    state = {f"{first}.weight": torch.zeros(4, 4)}
+    state[f"{first}.transformer_blocks.0.attn2.to_k.weight"] = torch.zeros(4, 768)
+    torch.save({"state_dict": state, "callback": Path}, path)
+    with pytest.raises(CheckpointError, match="--allow_pickle"):
+        choose_family(options(path))
+    assert choose_family(options(path, "--allow_pickle"))[0].name == "sd"
+
+
 def test_a_flag_is_enough_for_a_model_that_is_not_here_yet():
     assert choose_family(options("owner/model", "--sdxl"))[0].name == "sdxl"
     assert choose_family(options("owner/model-v1.5", "--sd", "--clip_skip=2"))[0].name == "sd"

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from library.errors import OptionError
-from library.models.attention import torch_attention
+from library.models.attention import PACKAGES, head_widths, torch_attention
+from library.models.mmdit import MMDiT, MMDiTConfig
+from library.models.unet import UNet
 from library.options.groups import ComputeOptions, PrecisionOptions
 from library.training.attention_choice import check_attention, check_attention_device, chosen_attention, try_attention
 
@@ -35,7 +37,7 @@ def test_packages_need_a_gpu():
 def test_torch_is_not_tried():
     options = ComputeOptions(sdpa=True)
     check_attention(options, PrecisionOptions())
-    assert chosen_attention(options, CPU, torch.float32) is None
+    assert chosen_attention(options, CPU, torch.float32, list) is None
 
 
 def test_a_package_for_another_gpu_is_told_in_one_line():
@@ -43,6 +45,32 @@ def test_a_package_for_another_gpu_is_told_in_one_line():
         raise NotImplementedError("no kernel for this card\nquery: shape (1, 16, 2, 64)")
 
     with pytest.raises(OptionError) as caught:
-        try_attention(attend, "xformers", CPU, torch.float32)
-    assert "(NotImplementedError: no kernel for this card)" in str(caught.value) and "\n" not in str(caught.value)
-    try_attention(torch_attention, "xformers", CPU, torch.bfloat16)
+        try_attention(attend, "xformers", CPU, torch.float32, 40)
+    message = str(caught.value)
+    assert "heads of 40 numbers, as the model has (NotImplementedError: no kernel for this card)" in message
+    assert "\n" not in message
+    try_attention(torch_attention, "xformers", CPU, torch.bfloat16, 64)
+
+
+def test_each_width_of_heads_that_the_model_has_is_tried(monkeypatch):
+    tried = []
+
+    def attend(query, key, value, bias):
+        tried.append(query.shape[-1])
+        if tried[-1] > 128:
+            raise ValueError("heads are too wide")
+        return torch_attention(query, key, value, bias)
+
+    monkeypatch.setitem(PACKAGES, "xformers", attend)
+    with pytest.raises(OptionError, match="for heads of 160 numbers, as the model has"):
+        chosen_attention(ComputeOptions(xformers=True), CPU, torch.float32, lambda: (40, 80, 160))
+    assert tried == [40, 80, 160]
+
+
+def test_models_say_how_wide_their_heads_are():
+    levels = {"block_out_channels": [320, 640], "layers_per_block": 1, "cross_attention_dim": 8}
+    types = {"down_block_types": ["CrossAttnDownBlock2D"] * 2, "up_block_types": ["CrossAttnUpBlock2D"] * 2}
+    with torch.device("meta"):
+        assert head_widths(UNet(attention_head_dim=8, **levels, **types)) == [40, 80]
+        assert head_widths(UNet(attention_head_dim=[5, 10], **levels, **types)) == [64]
+        assert head_widths(MMDiT(MMDiTConfig(depth=1, num_heads=2))) == [64]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from library.errors import EnvironmentFault
-from library.training.processes import check_launch, exchanges, num_processes
+from library.training.processes import check_launch, exchanges, num_processes, shared_gradients
 
 LAUNCHER = {"MASTER_ADDR", "WORLD_SIZE", "RANK", "ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_FSDP"}
 LAUNCHER |= {"ACCELERATE_USE_DEEPSPEED", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"}
@@ -69,6 +69,15 @@ def test_a_script_that_shards_takes_a_launch_with_fsdp_or_deepspeed(launched_wit
     for name in ("FSDP", "DEEPSPEED"):
         launched_with({**ONE, **RANKS, f"ACCELERATE_USE_{name}": "true"})
         check_launch(can_shard=True)
+
+
+def test_gradients_that_are_missing_are_shared_as_zeros_but_for_what_trains_no_more():
+    known, missing, frozen = (torch.nn.Parameter(torch.ones(3)) for _ in range(3))
+    known.grad = torch.full((3,), 2.0)
+    frozen.requires_grad_(False)
+    shared = shared_gradients([known, frozen, missing])
+    assert [gradient.tolist() for gradient in shared] == [[2.0] * 3, [0.0] * 3]
+    assert shared[1] is missing.grad and frozen.grad is None
 
 
 def test_what_is_averaged_at_once_is_not_larger_than_asked_unless_it_is_one_tensor():

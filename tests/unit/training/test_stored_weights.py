@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from library.errors import EnvironmentFault
-from library.memory.quantized_linear import quantize_linears
+from library.memory.quantized_layers import quantize_layers
 from library.training import stored_weights
 from library.training.compiling import compile_blocks
 from networks.lora_linear import frozen_weight, lora_linear
@@ -51,7 +51,7 @@ class Row(nn.Module):
             block.frozen.requires_grad_(False)
             if form is not None:
                 narrow = nn.ModuleDict({"adapted": block.adapted, "frozen": block.frozen})
-                quantize_linears(narrow, form, torch.bfloat16, "cpu")
+                quantize_layers(narrow, form, torch.bfloat16, "cpu")
                 block.adapted, block.frozen = narrow["adapted"], narrow["frozen"]
 
     def forward(self, x):

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from library.checkpoint.weights import WeightFiles, open_weights
 from library.errors import CheckpointError
 from library.families.sd3.checkpoint import inspect_files as inspect_sd3_files
+from library.families.sdxl.family import SdxlFamily
 from library.families.unet.checkpoint import (
     inspect_files,
     inspect_weights,
@@ -243,7 +244,7 @@ def test_a_model_on_the_hub_is_its_folder(tiny, as_written, monkeypatch, tmp_pat
 @pytest.mark.parametrize(
     ("scheduler", "marks"),
     [
-        ({"prediction_type": "epsilon"}, set()),
+        ({"prediction_type": "epsilon"}, {"epsilon"}),
         ({"prediction_type": "v_prediction"}, {"v_pred"}),
         ({"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}, {"v_pred", "ztsnr"}),
         (None, set()),
@@ -271,6 +272,57 @@ def test_marker_tensors_of_a_file_say_what_the_model_predicts(tiny):
     marked = header(tiny("sdxl"), lambda shapes: {**shapes, "v_pred": (0,), "ztsnr": ()})
     assert inspect_weights(marked, {}, kinds=KINDS).marks == {"v_pred", "ztsnr"}
     assert inspect_weights(header(tiny("sdxl")), {}, kinds=KINDS).marks == set()
+
+
+def test_what_a_file_says_of_itself_is_no_tensor_of_no_use(tiny, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("easel"), "propagate", True)
+    marked = header(tiny("sdxl"), lambda shapes: {**shapes, "v_pred": (0,), "ztsnr": (0,)})
+    with caplog.at_level(logging.INFO):
+        inspect_weights(marked, {}, kinds=KINDS)
+        assert "not used" not in caplog.text
+        inspect_weights(header(tiny("sdxl"), lambda shapes: {**shapes, "other": (0,)}), {}, kinds=KINDS)
+    assert "tensors that are not used: 1 others (other)" in caplog.text
+
+
+BOTH = "predicts the velocity and knows noise without any signal."
+
+
+@pytest.mark.parametrize(
+    ("marks", "noise", "said"),
+    [
+        (("v_pred",), {}, "predicts the velocity. Add --v_parameterization."),
+        (
+            ("v_pred", "ztsnr"),
+            {},
+            f"{BOTH} Add --v_parameterization and --zero_terminal_snr.",
+        ),
+        (
+            ("v_pred", "ztsnr"),
+            {"v_parameterization": True},
+            f"{BOTH} Add --zero_terminal_snr.",
+        ),
+    ],
+)
+def test_a_model_is_trained_as_what_it_says_of_itself(tmp_path, marks, noise, said):
+    path = tiny_unets.write_sdxl(tmp_path, marks=marks).path
+    family = SdxlFamily(pretrained=path, noise=noise)
+    with pytest.raises(CheckpointError) as caught:
+        family.inspect()
+    assert str(caught.value) == f"--pretrained_model_name_or_path: {path} says that it {said}"
+    whole = {"v_parameterization": True, "zero_terminal_snr": "ztsnr" in marks}
+    assert SdxlFamily(pretrained=path, noise=whole).inspect().marks == set(marks)
+
+
+def test_a_folder_that_says_noise_is_trained_as_velocity_with_a_warning(tiny, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("easel"), "propagate", True)
+    folder = tiny("sdxl", True)
+    SdxlFamily(pretrained=folder).inspect()
+    assert not caplog.messages
+    SdxlFamily(pretrained=folder, noise={"v_parameterization": True}).inspect()
+    (line,) = caplog.messages
+    assert line.endswith(
+        f"{folder} says that it predicts noise, and --v_parameterization trains it to predict the velocity."
+    )
 
 
 @pytest.mark.parametrize(
@@ -311,6 +363,13 @@ def test_what_is_missing_or_wrong_is_named(tiny, kind, change, expected):
     assert text.startswith("--pretrained_model_name_or_path: ")
 
 
+def test_a_u_net_alone_asks_for_the_complete_model_and_for_no_vae_beside_it(tiny):
+    text = refusal(tiny("sdxl"), lambda shapes: {name: shape for name, shape in shapes.items() if UNET in name})
+    encoders = [f"has no {name} text encoder inside. Use a complete model file" for name in ("CLIP-L", "CLIP-G")]
+    assert [part in line for part, line in zip(encoders, text.splitlines(), strict=True)] == [True, True]
+    assert "--vae" not in text
+
+
 def of_wide_texts(shapes):
     """The width of its texts alone tells that it is an SD2."""
     names = [name for name in shapes if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))]
@@ -333,12 +392,9 @@ def test_a_model_that_starts_from_pictures_instead_of_text_is_refused(tiny):
 
 
 def test_all_faults_of_parts_are_told_at_once(tiny):
-    text = refusal(tiny("sdxl"), lambda shapes: without("conditioner.")(without(VAE)(shapes)))
-    assert [line.split(" has no ")[1].split(" inside")[0] for line in text.splitlines()] == [
-        "VAE",
-        "CLIP-L text encoder",
-        "CLIP-G text encoder",
-    ]
+    text = refusal(tiny("sdxl"), lambda shapes: without("conditioner.")(without("mid.attn_1.k.bias")(shapes)))
+    wanted = ("to_k.bias", "has no CLIP-L text encoder inside", "has no CLIP-G text encoder inside")
+    assert [part in line for part, line in zip(wanted, text.splitlines(), strict=True)] == [True] * 3
 
 
 def test_a_text_encoder_of_another_width_is_refused(tiny):

@@ -6,7 +6,7 @@ import torch
 from benchmarks.memory_table import GIB, MODELS
 from benchmarks.step_memory import Work, count_passes
 from library.memory.live_memory import LiveMemory
-from library.memory.quantized_linear import replace_linears
+from library.memory.quantized_layers import replace_layers
 from library.models.mmdit import MMDiT, MMDiTConfig
 from library.models.unet import UNet
 from library.training.forecast.fake_passes import BLOCK, EACH, FakeDenoiser, Passes
@@ -35,7 +35,7 @@ def outline(dtype=torch.float32, form=None, *, has_network=True, device="meta"):
     with torch.device(device):
         model = MMDiT(CONFIG).to(dtype).requires_grad_(not has_network)
         if form:
-            replace_linears(model.joint_blocks, form, lambda _: dtype)
+            replace_layers(model.joint_blocks, form, lambda _: dtype)
         if has_network:
             network = create_network(1.0, 4, 4.0, None, None, model, train_block_indices="0-1,3-4")
             network.apply_to(None, model)
