@@ -131,18 +131,19 @@ def _tensor_info(entry: Mapping[str, Any], data_start: int) -> TensorInfo:
 
 
 def _nearest_parent(path: Path) -> str:
+    if _is_hub_like(path):
+        return "Models are not downloaded from a hub here: give a file or a folder."
     for parent in path.absolute().parents:
         if parent.is_dir():
             near = "Check the path" if parent == path.absolute().parent else "The nearest folder that exists"
-            return f"{near}: {parent} has {_listing(parent)}.{_hub_hint(path)}"
+            return f"{near}: {parent} has {_listing(parent)}."
     return "Check the path."
 
 
-def _hub_hint(path: Path) -> str:
-    """For what looks like the name of a model on a hub, which is not downloaded."""
+def _is_hub_like(path: Path) -> bool:
+    """Whether it looks like the name of a model on a hub."""
     is_name = len(path.parts) == 2 and not path.is_absolute() and path.suffix not in (".safetensors", ".ckpt", ".pt")
-    is_name = is_name and not path.parent.is_dir()
-    return " Models are not downloaded from a hub: give a file." if is_name else ""
+    return is_name and not path.parent.is_dir()
 
 
 def _listing(folder: Path) -> str:

@@ -79,7 +79,7 @@ def check_file_of_network(
     refuse_other_modules(found, what, family, missing=planned.keys() - found.keys(), unknown=unknown)
     prefixes = (*_CLIPS, _T5) if args.train_t5xxl else _CLIPS
     refuse_other_encoders(encoders, what, prefixes, is_trained=trains_text_encoders, advice=_ADVICE)
-    refuse_differences(list(_other_ranks(found, known, rank)), what)
+    refuse_differences(list(_other_ranks(found, known, rank)), what, len(found))
 
 
 def _second_attention(depth: int) -> list[str]:

@@ -92,7 +92,7 @@ def check_file_of_network(
     refuse_other_modules(found, what, names.title, missing=planned.keys() - found.keys(), unknown=unknown)
     refuse_other_encoders(encoders, what, _prefixes(names), is_trained=trains_text_encoders)
     ranks = planned | {name: _encoder_rank(name, names, args, rank) for name in encoders}
-    refuse_differences(list(_other_ranks(found, ranks)), what)
+    refuse_differences(list(_other_ranks(found, ranks)), what, len(found))
 
 
 def _prefixes(names: UnetNames) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from library.errors import CheckpointError
@@ -22,6 +23,7 @@ logger = get_logger(__name__)
 T = TypeVar("T")
 
 _SUFFIXES = (".lora_down.weight", ".lora_up.weight", ".alpha")
+_MAX_KINDS = 3  # of differences that are told
 
 # first hit wins: part of a key, and what such a file is
 _KINDS = (
@@ -36,6 +38,8 @@ _KINDS = (
     ("transformer.single_transformer_blocks.", "a LoRA for FLUX in the layout of diffusers"),
     ("transformer.transformer_blocks.", "a LoRA for SD3 in the layout of diffusers"),
     ("unet.", "a LoRA in the layout of diffusers for SD1, SD2 or SDXL"),
+    ("text_encoder.", "a LoRA in the layout of diffusers"),
+    ("text_encoder_2.", "a LoRA in the layout of diffusers"),
     ("joint_blocks", "a LoRA for SD3"),
     ("double_blocks", "a LoRA for FLUX"),
     ("input_blocks", "a LoRA for SDXL"),
@@ -60,7 +64,15 @@ def how_to_use(keys: Iterable[str]) -> str:
     if "OFT" in kind and any(key.startswith("oft_unet_") for key in keys):
         return "Use --network_module=networks.oft for it."
     if "SD3 in the layout of diffusers" in kind:
-        return "Convert it with `python tools/convert_sd3_lora.py --to kohya`."
+        return (
+            "Convert it with `python tools/convert_sd3_lora.py --to kohya`; a LoRA that is to be continued is best "
+            "saved with --save_model_as=safetensors."
+        )
+    if "the layout of diffusers" in kind and "FLUX" not in kind:
+        return (
+            "Files in this layout are not read here. Save a LoRA that is to be continued with "
+            "--save_model_as=safetensors."
+        )
     if "LyCORIS" in kind or "OFT" in kind:
         return "Use --network_module=lycoris.kohya for it."
     if "SD3" in kind:
@@ -69,14 +81,14 @@ def how_to_use(keys: Iterable[str]) -> str:
 
 
 def read_network(path: str | os.PathLike[str], what: str = "--network_weights") -> dict[str, Tensor]:
-    """The tensors of a network file.
+    """The tensors of a network file: safetensors, or a file of torch.save with nothing in it but tensors.
 
     Raises:
-        CheckpointError: Missing, damaged, or not a safetensors file.
+        CheckpointError: Missing, damaged, or another kind of file.
     """
-    from library.tensorfile import read_header, read_tensors
+    from library.pickled import read_any_header, read_any_tensors
 
-    return read_tensors(read_header(path, what))
+    return read_any_tensors(read_any_header(Path(path), what))
 
 
 def with_own_names(entries: Mapping[str, T], aliases: Mapping[str, str], what: str | None = None) -> dict[str, T]:
@@ -153,7 +165,8 @@ def check_fit(adapters: Sequence[LoraAdapter], found: Mapping[str, Factors], wha
     """
     expected = {adapter.name: adapter for adapter in adapters}
     refuse_other_modules(found, what, family, missing=expected.keys() - found.keys(), unknown=found.keys() - expected)
-    refuse_differences([line for name, own in expected.items() if (line := _difference(own, found[name]))], what)
+    lines = [line for name, own in expected.items() if (line := _difference(own, found[name]))]
+    refuse_differences(lines, what, len(expected))
 
 
 def refuse_other_modules(
@@ -170,13 +183,29 @@ def refuse_other_modules(
     )
 
 
-def refuse_differences(problems: Sequence[str], what: str) -> None:
-    """Raise CheckpointError if there is any problem; each begins with the name of a module."""
-    if problems:
-        raise CheckpointError(
-            f"{what} does not fit in {len(problems)} modules: {_first(problems)}. "
-            "Set --network_dim, --network_alpha and --network_args as they were for it, or use --dim_from_weights."
-        )
+def refuse_differences(problems: Sequence[str], what: str, num_modules: int) -> None:
+    """Raise CheckpointError if there is any problem; each begins with the name of a module. `num_modules` is how many
+    there are in all."""
+    if not problems:
+        return
+    alike: dict[str, list[str]] = {}
+    for name, _, difference in (problem.partition(" ") for problem in problems):
+        alike.setdefault(difference, []).append(name)
+    if len(problems) == num_modules > 1 and len(alike) == 1:
+        told = f"does not fit: each of the {num_modules} modules {problems[0].partition(' ')[2]}"
+    else:
+        kinds = [_with_others(names, difference) for difference, names in list(alike.items())[:_MAX_KINDS]]
+        more = f"; there are {len(alike) - _MAX_KINDS} more differences" if len(alike) > _MAX_KINDS else ""
+        told = f"does not fit in {len(problems)} of {num_modules} modules: {'; '.join(kinds)}{more}"
+    raise CheckpointError(
+        f"{what} {told}. Set --network_dim, --network_alpha and --network_args as they were for it, or use "
+        "--dim_from_weights."
+    )
+
+
+def _with_others(names: Sequence[str], difference: str) -> str:
+    others = len(names) - 1
+    return f"{names[0]} {difference}" + (f", and so {'does' if others == 1 else 'do'} {others} more" if others else "")
 
 
 def _difference(adapter: LoraAdapter, found: Factors) -> str | None:

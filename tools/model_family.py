@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from library.errors import CheckpointError, OptionError
-from library.families.detect import denoiser_place, file_kind
+from library.families.detect import FileKind, denoiser_place, file_kind
 from library.families.hub_model import is_hub_name
 from library.log import get_logger
 from tools.family_options import FAMILIES, AnyFamilyOptions, AnyToolOptions, options_of_family
@@ -27,6 +28,8 @@ def choose_family(options: AnyToolOptions) -> tuple[ModelFamily, AnyToolOptions]
         OptionError: It has to be downloaded first; or an option does not go with the family.
     """
     name = options.family.chosen or _family_of_model(options)
+    if options.family.chosen:
+        _check_choice(options, name)
     own = options_of_family(options, name)
     for line in own.warnings:
         logger.warning("%s", line)
@@ -47,9 +50,22 @@ def _family_class(name: str) -> Any:
     return SdFamily
 
 
-def _family_of_model(options: AnyFamilyOptions) -> str:
-    from library.checkpoint.weights import open_weights
+def _check_choice(options: AnyFamilyOptions, name: str) -> None:
+    """Refuse a flag that says another family than the file. What is wrong with the file itself is told by the family.
 
+    Raises:
+        OptionError: It is of another family that a tool works for.
+    """
+    given = options.model.pretrained_model_name_or_path
+    if not given or not Path(given).exists():
+        return
+    with suppress(CheckpointError):
+        kind = _kind_of_file(Path(given), options)
+        if any(kind.name in family.kinds for key, family in FAMILIES.items() if key != name):
+            raise OptionError(f"--{name}: {given} is {kind.title}. Leave out --{name}: the file says what it is.")
+
+
+def _family_of_model(options: AnyFamilyOptions) -> str:
     given = options.model.pretrained_model_name_or_path
     if not given:
         logger.info("no --pretrained_model_name_or_path: captions are read as by %s.", FAMILIES[_DEFAULT].title)
@@ -60,11 +76,16 @@ def _family_of_model(options: AnyFamilyOptions) -> str:
             f"--pretrained_model_name_or_path: {given} is not on this machine, so its files do not tell its family. "
             "Say it with --sd or --sdxl, or check the path."
         )
-    place, allow_pickle = denoiser_place(path), options.model.allow_pickle
-    weights = open_weights(place, "--pretrained_model_name_or_path", allow_pickle=allow_pickle)
-    kind = file_kind(weights.shapes())
+    kind = _kind_of_file(path, options)
     for name, family in FAMILIES.items():
         if kind.name in family.kinds:
             return name
     known = ", ".join(family.title for family in FAMILIES.values())
     raise CheckpointError(f"--pretrained_model_name_or_path: {path} is {kind.title}. This works for {known}.")
+
+
+def _kind_of_file(path: Path, options: AnyFamilyOptions) -> FileKind:
+    from library.checkpoint.weights import open_weights
+
+    option, allow_pickle = "--pretrained_model_name_or_path", options.model.allow_pickle
+    return file_kind(open_weights(denoiser_place(path), option, allow_pickle=allow_pickle).shapes())

@@ -3,7 +3,7 @@
 A part is a selection of tensors under their published names, wherever they lie: in a single file under a prefix, in
 a file of their own, or in the shards of a diffusers folder. Files in fp8 are read whether they hold plain numbers or
 numbers with scales, in both layouts in use (`scale_weight` beside `scaled_fp8`; `weight_scale` beside `comfy_quant`).
-Files of torch.save are read as safetensors files are, see pickled.py.
+Files of torch.save are read as safetensors files are, see library/pickled.py.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from library.checkpoint.pickled import ZIP_START, hash_any_tensors, read_pickled_header, tensor_reader
 from library.errors import CheckpointError
-from library.tensorfile import TensorHeader, TensorInfo, TensorReader, read_header, remembered_hash, torch_dtype
+from library.pickled import hash_any_tensors, read_any_header, tensor_reader
+from library.tensorfile import TensorHeader, TensorInfo, TensorReader, remembered_hash, torch_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -55,30 +55,24 @@ class WeightFiles:
         return {name: info.shape for name, info in self.tensors.items()}
 
 
-def open_weights(path: Path, what: str = "weights file", *, allow_pickle: bool = False) -> WeightFiles:
+def open_weights(
+    path: Path, what: str = "weights file", *, allow_pickle: bool = False, is_told: bool = False
+) -> WeightFiles:
     """Read the header of a file, or of all shards in a folder as diffusers and transformers write it.
 
     Args:
         path: A .safetensors file, a file of torch.save (.ckpt, .pt), or such a folder.
         what: How it is called in an error, for instance "--vae".
         allow_pickle: See `read_pickled_header`.
+        is_told: See `read_pickled_header`.
 
     Raises:
         CheckpointError: The file cannot be used (see `read_header` and `read_pickled_header`), or the folder has no
             weights.
     """
     files = _files_in(path, what) if path.is_dir() else [path]
-    return WeightFiles(path, tuple(_read_any_header(file, what, allow_pickle) for file in files))
-
-
-def _read_any_header(file: Path, what: str, allow_pickle: bool) -> TensorHeader:
-    """The first bytes tell what a file is, not its name."""
-    try:
-        with open(file, "rb") as opened:
-            is_zip = opened.read(len(ZIP_START)) == ZIP_START
-    except OSError:  # told by `read_header`
-        is_zip = False
-    return read_pickled_header(file, what, allow_pickle=allow_pickle) if is_zip else read_header(file, what)
+    headers = (read_any_header(file, what, allow_pickle=allow_pickle, is_told=is_told) for file in files)
+    return WeightFiles(path, tuple(headers))
 
 
 def _files_in(folder: Path, what: str) -> list[Path]:

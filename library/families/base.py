@@ -97,6 +97,10 @@ class ModelFamily(Protocol):
         """Names of `--sample_sampler` that make a difference; empty where there is one sampler."""
 
     @property
+    def is_weighted(self) -> bool:
+        """Whether brackets in captions and prompts weigh words."""
+
+    @property
     def prediction_type(self) -> str:
         """As metadata has it: "epsilon", "v", or "flow"."""
 
@@ -106,6 +110,13 @@ class ModelFamily(Protocol):
 
     def for_buckets(self, resolutions: Sequence[Size], buckets: Sequence[Size]) -> ModelFamily:
         """The same family, told which resolutions and sizes the data has."""
+
+    def refuse_other_models(self) -> None:
+        """Look at the header of the model's file, where it can be read, without torch; `inspect` does the rest.
+
+        Raises:
+            CheckpointError: It is known to be something else than a model of this family.
+        """
 
     def inspect(self) -> Any:
         """Look at headers only: find every part, detect the variant, refuse what does not fit. Fast, no weights."""

@@ -5,9 +5,11 @@ Used to say of a file that does not fit which model it is and which script takes
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from library.errors import CheckpointError
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -43,6 +45,9 @@ CLIP = FileKind("clip", "a CLIP text encoder alone", "Give it as --clip_l or --c
 OPEN_CLIP = FileKind("open_clip", "a text encoder in open_clip's layout", "Use a file with Hugging Face names.")
 T5 = FileKind("t5", "a T5 text encoder alone", "Give it as --t5xxl.")
 UNKNOWN = FileKind("unknown", "no model that is known here", "Check the path.")
+
+_ANY_SD = "a Stable Diffusion 1.x or 2.x model"
+_ENCODERS = (CLIP, OPEN_CLIP, T5)
 
 _ADAPTER_MARKS = (".lora_down.", ".lora_up.", ".lora_A.", ".lora_B.", ".lora.down.", ".hada_w1", ".lokr_w")
 _CONTROL_MARKS = ("controlnet_blocks.", "control_model.", "controlnet_cond_embedding.", "controlnet_down_blocks.")
@@ -86,6 +91,25 @@ def file_kind(shapes: Shapes) -> FileKind:
     if kind == SD3_DIFFUSERS and not any(name.endswith("pos_embed.proj.weight") for name in shapes):
         return UNKNOWN  # other models of diffusers have such blocks too
     return kind
+
+
+def refuse_other_kind(path: Path, kind: FileKind, wanted: Sequence[FileKind]) -> None:
+    """Refuse a model's file that is none of the kinds that are wanted.
+
+    Args:
+        path: The file, or what holds its denoiser.
+        kind: What it holds.
+        wanted: What it may hold.
+
+    Raises:
+        CheckpointError: It is another one.
+    """
+    if kind in wanted:
+        return
+    titles = [each.title for each in wanted if each != SD3_DIFFUSERS]
+    title = _ANY_SD if titles == [SD1.title, SD2.title] else " or ".join(titles)
+    advice = "Give the whole model." if kind in _ENCODERS and SD3 not in wanted else kind.advice
+    raise CheckpointError(f"--pretrained_model_name_or_path: {path} is {kind.title}, not {title}. {advice}")
 
 
 def _unet_kind(shapes: Shapes) -> FileKind:

@@ -1,4 +1,5 @@
-"""A model that is named as the hub names it ("owner/name"): its folder, downloaded into the cache of the hub's client.
+"""A model, or a VAE, that is named as the hub names it ("owner/name"): its folder, downloaded into the cache of the
+hub's client.
 
 Only what a training reads is downloaded: of each part one form of its weights, and small files.
 """
@@ -6,7 +7,7 @@ Only what a training reads is downloaded: of each part one form of its weights, 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _WEIGHTS = (".safetensors", *PICKLES)
 _PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 _MARK = "unet/config.json"
+_VAE_MARKS = ("vae/config.json", "config.json")  # of a whole model, or alone
 _SMALL = (".json", ".txt")
 _INDEX = ".safetensors.index.json"
 _SHARD = re.compile(r"-\d+-of-\d+")
@@ -43,45 +45,75 @@ def hub_folder(path: Path, what: str) -> Path:
     Raises:
         CheckpointError: It is not there, may not be read, has no diffusers folder, or the hub does not answer.
     """
+    return _marked_file(path, what, (_MARK,), needed_files).parent.parent
+
+
+def hub_vae(path: Path, what: str) -> Path:
+    """The folder of a VAE on the hub, which lies there alone or in the diffusers folder of a model.
+
+    Args:
+        path: "owner/name".
+        what: How it is called in an error, for instance "--vae".
+
+    Raises:
+        CheckpointError: See `hub_folder`.
+    """
+    return _marked_file(path, what, _VAE_MARKS, needed_vae_files).parent
+
+
+def _marked_file(path: Path, what: str, marks: Sequence[str], needed: Callable[[Iterable[str]], list[str]]) -> Path:
+    """One of the files that tell where a part lies, when all that is needed is in the cache."""
     from huggingface_hub.errors import HfHubHTTPError
 
     from library.models.tokenizer_hub import hub_answers
 
     name = path.as_posix()
     if not hub_answers():
-        return _cached_folder(name, what)
+        return _cached_file(name, what, marks)
     # The client lets some errors of its HTTP library through; their base is the "HTTPError" that its own extends.
     faults: list[Any] = [base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError"]
     try:
-        return _downloaded(name, what)
+        return _downloaded(name, what, marks, needed)
     except (OSError, *faults) as error:
         raise CheckpointError(f"{what}: {_advice(name, error)}") from None
 
 
-def _cached_folder(name: str, what: str) -> Path:
+def _cached_file(name: str, what: str, marks: Sequence[str]) -> Path:
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(name, _MARK)
-    if not isinstance(found, str):
-        raise CheckpointError(
-            f"{what}: {name} is no file or folder here, it was not downloaded before, and the hub cannot be reached. "
-            "Give a file or folder, or start once with a connection and without HF_HUB_OFFLINE."
-        )
-    return Path(found).parent.parent
+    for mark in marks:
+        found = try_to_load_from_cache(name, mark)
+        if isinstance(found, str):
+            return Path(found)
+    raise CheckpointError(
+        f"{what}: {name} is no file or folder here, it was not downloaded before, and the hub cannot be reached. "
+        "Give a file or folder, or start once with a connection and without HF_HUB_OFFLINE."
+    )
 
 
-def _downloaded(name: str, what: str) -> Path:
+def _downloaded(name: str, what: str, marks: Sequence[str], needed: Callable[[Iterable[str]], list[str]]) -> Path:
     from huggingface_hub import HfApi, hf_hub_download
 
     there = [entry.rfilename for entry in HfApi().model_info(name).siblings or ()]
-    needed = needed_files(there)
-    if not needed:
+    files = needed(there)
+    if not files:
         single = [file for file in there if file.endswith(".safetensors") and "/" not in file]
         advice = f"Download one of its files ({', '.join(single[:3])}) and give that." if single else "Give a file."
         raise CheckpointError(f"{what}: {name} on the hub is no diffusers folder with .safetensors. {advice}")
-    _logger.info("%s: %d files from the hub; what is not in its cache is downloaded", name, len(needed))
-    paths = {file: Path(hf_hub_download(name, file)) for file in needed}
-    return paths[_MARK].parent.parent
+    _logger.info("%s: %d files from the hub; what is not in its cache is downloaded", name, len(files))
+    paths = {file: Path(hf_hub_download(name, file)) for file in files}
+    return next(paths[mark] for mark in marks if mark in paths)
+
+
+def needed_vae_files(there: Iterable[str]) -> list[str]:
+    """Of the files of a repository those of its VAE; none where it has none as .safetensors with its settings."""
+    names = sorted(there)
+    for mark in _VAE_MARKS:
+        folder = mark.removesuffix("config.json")
+        weights = _one_form([name for name in names if name.rpartition("/")[0] == folder.rstrip("/")])
+        if weights and mark in names:
+            return [mark, *weights]
+    return []
 
 
 def needed_files(there: Iterable[str]) -> list[str]:
@@ -90,7 +122,7 @@ def needed_files(there: Iterable[str]) -> list[str]:
     Of each part weights without a variant (such as .fp16.) are taken, and one variant where there are no others.
     """
     names = sorted(there)
-    weights = {part: _one_form([name for name in names if name.startswith(f"{part}/")]) for part in _PARTS}
+    weights = {part: _one_form([name for name in names if name.rpartition("/")[0] == part]) for part in _PARTS}
     if not weights["unet"] or _MARK not in names:
         return []
     rooms = (*_PARTS, "scheduler", "tokenizer", "tokenizer_2")
@@ -100,11 +132,11 @@ def needed_files(there: Iterable[str]) -> list[str]:
 
 
 def _one_form(names: Sequence[str]) -> list[str]:
-    """Of the files of a part the weights in one form, with the index of shards."""
+    """Of the files in one folder the weights in one form, with the index of shards."""
     forms: dict[str, list[str]] = {}
     for name in names:
         file = name.split("/")[-1]
-        if file.endswith((".safetensors", _INDEX)) and name.count("/") == 1:
+        if file.endswith((".safetensors", _INDEX)):
             stem = _SHARD.sub("", file.removesuffix(_INDEX).removesuffix(".safetensors"))
             if stem.split(".")[0] in ("diffusion_pytorch_model", "model"):
                 forms.setdefault(stem, []).append(name)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from library.checkpoint.weights import Part
     from library.families.base import Conditioning
+    from library.families.detect import FileKind
     from library.models.tokenizers import TokenizerSet
     from library.records import View
 
@@ -37,7 +38,8 @@ class LatentFamily:
         tokenizer_cache_dir: Where they are kept.
         mmap: See `read_weights`.
         allow_pickle: Also read .ckpt files that hold more than tensors.
-        weights_format: Of the denoiser's linear layers, where it is frozen.
+        weights_format: Of the denoiser's layers, where it is frozen.
+        is_weighted: Brackets in captions and prompts weigh words.
     """
 
     encoder_names: tuple[str, ...]
@@ -48,8 +50,14 @@ class LatentFamily:
     mmap: bool = True
     allow_pickle: bool = False
     weights_format: str | None = None
+    is_weighted: bool = False
 
     # What a family says beside this. `files` is what its `inspect` returns.
+
+    @property
+    @abstractmethod
+    def file_kinds(self) -> tuple[FileKind, ...]:
+        """What the file of a model may be."""
 
     @abstractmethod
     def encoder_part(self, files: Any, name: str) -> Part | None:
@@ -79,7 +87,7 @@ class LatentFamily:
     def quantize_denoiser(
         self, model: Any, form: str, dtype: torch.dtype, device: torch.device, *, rounds_on: torch.device | None
     ) -> nn.Module:
-        """The same with its linear layers in fewer bits."""
+        """The same with the layers of its blocks in fewer bits."""
 
     @abstractmethod
     def read_vae(self, files: Any, dtype: torch.dtype, device: torch.device) -> nn.Module:
@@ -102,6 +110,21 @@ class LatentFamily:
         return self.pretrained
 
     # Files
+
+    def refuse_other_models(self) -> None:
+        """A file that cannot be read, or is unknown, is told by `inspect`."""
+        from library.checkpoint.weights import open_weights
+        from library.families.detect import UNKNOWN, denoiser_place, file_kind, refuse_other_kind
+
+        place = denoiser_place(self.pretrained)
+        if self.pretrained == Path() or not place.exists():
+            return
+        try:
+            kind = file_kind(open_weights(place, allow_pickle=True, is_told=True).shapes())
+        except CheckpointError:
+            return
+        if kind != UNKNOWN:
+            refuse_other_kind(place, kind, self.file_kinds)
 
     def has_encoder(self, files: Any, name: str) -> bool:
         """Whether the encoder is in one of the files."""
@@ -129,7 +152,7 @@ class LatentFamily:
 
     def part_files(self, files: Any) -> dict[str, Path]:
         """The files that metadata names."""
-        return {"model": self.model_place(files), **({"vae": self.vae} if self.vae else {})}
+        return {"model": self.model_place(files), **({"vae": files.vae.path} if self.vae else {})}
 
     def write_model(
         self,

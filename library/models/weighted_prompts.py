@@ -46,6 +46,14 @@ def phrases(caption: str) -> list[Phrase]:
     return reader.phrases()
 
 
+def has_open_bracket(caption: str) -> bool:
+    """Whether a bracket is never closed, and so counts to the end."""
+    reader = _Reader()
+    for match in _PIECES.finditer(caption):
+        reader.read(match)
+    return reader.is_open
+
+
 class _Reader:
     """What has been read: pieces of text, where they begin, what they weigh; and the brackets that are open."""
 
@@ -67,6 +75,11 @@ class _Reader:
             self._weigh(self._open[bracket].pop(), _FACTORS[bracket] if weight is None else float(weight))
         else:
             self._add(match.group(), match.start())
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a bracket waits to be closed."""
+        return any(self._open.values())
 
     def phrases(self) -> list[Phrase]:
         """All of it, with the brackets that are still open closed at the end."""

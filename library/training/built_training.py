@@ -183,6 +183,20 @@ class BuiltTraining(Run):
         """Lines of the start banner about what trains."""
         return []
 
+    def planned_trainables(self) -> list[str]:
+        """What of the model will train and at which rates, told before anything is built."""
+        return []
+
+    def rates_in_words(self, rates: Mapping[str, float | str]) -> list[str]:
+        """A line about parts and their rates; what has the rate 0 does not train."""
+        from library.training.optimization.optimizers import sets_its_own_rate
+
+        chosen = self.options.optimizer
+        is_own = sets_its_own_rate(chosen.optimizer_name, chosen.optimizer_args)
+        words = {name: f"{rate:g}" if isinstance(rate, float | int) else rate for name, rate in rates.items() if rate}
+        listed = ", ".join(name if is_own else f"{name} at {rate}" for name, rate in words.items())
+        return [f"trains: {listed}" + (" at a rate of the optimizer's own" if is_own else "")]
+
     def trained_parameters(self) -> list[Any]:
         """Everything that the optimizer changes."""
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]

@@ -13,7 +13,7 @@ from library.errors import CheckpointError, OptionError, OutputError, UserError
 from library.log import get_logger
 from library.records import Size
 from library.training.saving.claim import OutputClaim, files_of_another_run
-from library.training.saving.run_identity import differences, identity_mark, run_identity
+from library.training.saving.run_identity import LENGTH, differences, identity_mark, run_identity
 from library.training.saving.run_state import (
     AUTO,
     RunState,
@@ -178,7 +178,7 @@ class Continuation:
         if trainer.options.saving.resume != AUTO:
             raise OptionError(
                 f"--resume: {self.folder} has all {trainer.course.num_steps} steps already. Give more "
-                "--max_train_steps or --max_train_epochs, with --allow_changed."
+                "--max_train_steps or --max_train_epochs."
             )
         saving, state = trainer.options.saving, trainer.folder / trainer.saves.of_end().state
         wants_state = saving.save_state or saving.save_state_on_train_end
@@ -201,7 +201,16 @@ class Continuation:
         """
         if self.folder is None or self._identity is None:
             return
-        changes = differences(self._progress["identity"], self._identity.result())
+        before, now = self._progress["identity"], self._identity.result()
+        length, new_length = (int(identity["run"][LENGTH]) for identity in (before, now))
+        reason = self._why_length_matters(length, new_length)
+        if length != new_length and not reason:
+            logger.info("the run has %d steps now and had %d; what is done is the same for both.", new_length, length)
+            before = {**before, "run": {**before["run"], LENGTH: new_length}}
+        changes = [
+            f"{change} ({reason})" if change.startswith(f"{LENGTH}: ") else change
+            for change in differences(before, now)
+        ]
         if not changes:
             return
         listed = "".join(f"\n  {change}" for change in changes)
@@ -211,6 +220,21 @@ class Continuation:
                 f"with --allow_changed:{listed}"
             )
         logger.warning("--allow_changed: the run goes on with what has changed:%s", listed)
+
+    def _why_length_matters(self, before: int, now: int) -> str:
+        """Why the steps that are done would be others in a run of another length; empty where they would not."""
+        from library.training.optimization.schedules import has_same_start
+
+        trainer, done = self.trainer, int(self._progress["current_step"])
+        subsets = [subset for spec in trainer.plan.specs for subset in spec.subsets]
+        if any(0 < subset.captions.token_warmup_step < 1 for subset in subsets):
+            return "token_warmup_step is a share of them, so captions would have been others until here"
+        options = trainer.options.optimizer
+        if not has_same_start(options, done, before=before, now=now):
+            name = f"--lr_scheduler_type {options.lr_scheduler_type}"
+            name = name if options.lr_scheduler_type else f"--lr_scheduler {options.lr_scheduler}"
+            return f"{name} follows them, so learning rates may have been others until here"
+        return ""
 
     # While training
 

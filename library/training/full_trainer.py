@@ -198,6 +198,17 @@ class FullTrainer(Trainer):
         """Names of the parts."""
         return [part.name for part in self.parts]
 
+    def planned_trainables(self) -> list[str]:
+        """The parts of the model."""
+        rates = self._denoiser_rates()
+        own = sorted({rate for rate in rates if rate > 0})
+        name, frozen = self.family.denoiser_name, sum(rate == 0 for rate in rates)
+        note = f" ({frozen} of its {len(rates)} parts are frozen)" if own and frozen else ""
+        shown: dict[str, float | str] = {
+            name + note: f"{own[0]:g} to {own[-1]:g}" if len(own) > 1 else max(own, default=0.0)
+        }
+        return self.rates_in_words({**shown, **self._encoder_rates()})
+
     def describe_trainables(self) -> list[str]:
         """How many numbers train, and where."""
         from library.training.optimization.optimizers import sets_its_own_rate

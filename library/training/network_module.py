@@ -17,8 +17,11 @@ from typing import TYPE_CHECKING, Any
 from library.errors import CheckpointError, EnvironmentFault, OptionError
 from library.log import get_logger
 from library.options.groups import NetworkOptions
+from library.pickled import PickledHeader, read_any_header, read_any_tensors
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from library.tensorfile import TensorHeader
     from networks.targets import ModelOutline
 
@@ -52,7 +55,13 @@ def import_network_module(name: str) -> ModuleType:
 
 
 def check_network(
-    module: ModuleType, options: NetworkOptions, arguments: Mapping[str, str], *, model: ModelOutline, depth: int
+    module: ModuleType,
+    options: NetworkOptions,
+    arguments: Mapping[str, str],
+    *,
+    model: ModelOutline,
+    depth: int,
+    allow_pickle: bool = False,
 ) -> None:
     """Refuse arguments, and files of `--network_weights` and `--base_weights`, that do not fit the model.
 
@@ -62,6 +71,7 @@ def check_network(
         arguments: From --network_args.
         model: Which layers the denoiser has.
         depth: Number of its blocks.
+        allow_pickle: Also read .ckpt files that hold more than tensors.
 
     Raises:
         OptionError: A wrong argument, or nothing to train.
@@ -78,19 +88,36 @@ def check_network(
     args = check(arguments, **shared) if check is not None else None
     if check is None:
         _warn_of_unknown(module, arguments)
-    for path in options.base_weights or ():
-        _check_file(module, "--base_weights", path, shared, args=None)
+    files = [("--base_weights", path, None) for path in options.base_weights or ()]
     if options.network_weights:
-        fits = None if options.dim_from_weights else args
-        _check_file(module, "--network_weights", options.network_weights, shared, args=fits)
+        files.append(("--network_weights", options.network_weights, None if options.dim_from_weights else args))
+    for flag, path, fits in files:
+        header = read_any_header(path, flag, allow_pickle=allow_pickle)
+        _check_file(module, header, f"{flag} {path}", shared, args=fits)
+
+
+def as_modules_take(encoders: Sequence[nn.Module], encoder_names: Sequence[str]) -> nn.Module | list[nn.Module]:
+    """Text encoders as network modules want them: of a family that has one, the encoder itself, for modules number
+    those of a list in the names that they write.
+
+    Args:
+        encoders: That the network is for.
+        encoder_names: All that the family has.
+    """
+    return encoders[0] if encoders and len(encoder_names) == 1 else list(encoders)
+
+
+def pickled_network(path: Path) -> dict[str, Tensor] | None:
+    """The tensors of a network in a file of torch.save, which modules of other packages would unpickle; None of a
+    safetensors file. `check_network` has seen the file, and said what else it holds."""
+    header = read_any_header(path, "network file", allow_pickle=True, is_told=True)
+    return read_any_tensors(header) if isinstance(header, PickledHeader) else None
 
 
 def changed_encoders(path: Path, encoder_names: Sequence[str]) -> tuple[str, ...]:
     """The text encoders that a network file has modules for. Files number them: "lora_te2_" begins names of the second,
     "lora_te_" those of an only one."""
-    from library.tensorfile import read_header
-
-    names = read_header(path, "--base_weights").tensors
+    names = read_any_header(path, "--base_weights", allow_pickle=True, is_told=True).tensors
     starts = {name: (f"lora_te{number}_", "lora_te_") for number, name in enumerate(encoder_names, start=1)}
     return tuple(name for name, own in starts.items() if any(key.startswith(own) for key in names))
 
@@ -120,21 +147,18 @@ def _keys_read(function: Any) -> set[str]:
     return {*looked_up, *renamed, *parameters} - {"kwargs"}
 
 
-def _check_file(module: ModuleType, flag: str, path: Path, shared: Mapping[str, Any], *, args: object) -> None:
-    from library.tensorfile import read_header
-
-    header = read_header(path, flag)
+def _check_file(
+    module: ModuleType, header: TensorHeader, what: str, shared: Mapping[str, Any], *, args: object
+) -> None:
     check = getattr(module, "check_network_file", None)
     if check is not None:
-        check(header.shapes(), f"{flag} {path}", args=args, **shared)
-    _refuse_non_finite(header, f"{flag} {path}")
+        check(header.shapes(), what, args=args, **shared)
+    _refuse_non_finite(header, what)
 
 
 def _refuse_non_finite(header: TensorHeader, what: str) -> None:
     import torch
 
-    from library.tensorfile import read_tensors
-
-    for name, tensor in read_tensors(header).items():
+    for name, tensor in read_any_tensors(header).items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
             raise CheckpointError(f"{what} is damaged: {name} has numbers that are not finite. Give an earlier file.")

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 from library.errors import CheckpointError, OptionError
 from library.log import get_logger
 from library.training.base_format import check_base_format
-from library.training.network_module import changed_encoders, check_network, import_network_module
+from library.training.network_module import (
+    as_modules_take,
+    changed_encoders,
+    check_network,
+    import_network_module,
+    pickled_network,
+)
 from library.training.optimization.optimizers import split_key_values
 from library.training.saving.saver import is_average
 from library.training.trainer import Trainer
@@ -26,6 +32,7 @@ logger = get_logger(__name__)
 
 STRENGTH = 1.0  # of the network while it trains
 _FEW = 6  # groups of the optimizer that the log names
+_RANK = 4  # of --network_dim where it is not set
 
 
 class NetworkTrainer(Trainer):
@@ -47,7 +54,8 @@ class NetworkTrainer(Trainer):
         options = self.options.network
         self.module = import_network_module(options.network_module)
         model, depth = self.family.network_model(self.files), self.family.depth(self.files)
-        check_network(self.module, options, self.network_args, model=model, depth=depth)
+        allow_pickle = self.options.model.allow_pickle
+        check_network(self.module, options, self.network_args, model=model, depth=depth, allow_pickle=allow_pickle)
         self._refuse_cached_encoder_changes()
         self._refuse_what_cannot_be_saved()
 
@@ -82,6 +90,21 @@ class NetworkTrainer(Trainer):
             return ()
         return self.family.network_encoders(self.network_args)
 
+    def planned_trainables(self) -> list[str]:
+        """The network, and what it is for."""
+        options, default = self.options.network, self.options.optimizer.learning_rate
+        rates = {self.family.denoiser_name: default if options.unet_lr is None else options.unet_lr}
+        if options.network_train_text_encoder_only:
+            rates = {}
+        of_encoders = options.text_encoder_lr or (default,)
+        for name in self.trained_encoders():
+            index = self.family.encoder_names.index(name)
+            rates[name] = of_encoders[min(index, len(of_encoders) - 1)]
+        size = f"rank {options.network_dim or _RANK}, alpha {options.network_alpha:g}"
+        if options.dim_from_weights:
+            size = f"ranks and alphas of {options.network_weights}"
+        return [f"{options.network_module} of {size}", *self.rates_in_words(rates)]
+
     # Building
 
     def build_trainables(self) -> None:
@@ -90,7 +113,8 @@ class NetworkTrainer(Trainer):
 
         options = self.options.network
         live = self.text.encoders
-        encoders = [live[name] for name in self.trained_encoders() if name in live]  # the start values depend on them
+        trained = [live[name] for name in self.trained_encoders() if name in live]  # the start values depend on them
+        encoders = as_modules_take(trained, self.family.encoder_names)
         self.run_metadata = self.describe_run(self.network_args)
         torch.manual_seed(self.seed)
         self.network = self._create_network(encoders)
@@ -98,14 +122,19 @@ class NetworkTrainer(Trainer):
             encoders, self.denoiser, bool(self.trained_encoders()), not options.network_train_text_encoder_only
         )
         if options.network_weights:
-            self._load_network_weights(str(options.network_weights))
+            self._load_network_weights(options.network_weights)
         self.network.to(self.device, dtype=self._network_dtype())
         if self.options.training.recomputes:
             self.checkpoint_encoders()
 
-    def _load_network_weights(self, path: str) -> None:
+    def _load_network_weights(self, path: Path) -> None:
         """Networks of other packages return what did not fit, where ours raise."""
-        loaded = self.network.load_weights(path)
+        weights = pickled_network(path)
+        if weights is not None and hasattr(self.network, "load_saved_state"):
+            number = self.network.load_saved_state(weights, f"--network_weights {path}")
+            loaded: object = f"{number} modules loaded from {path}"
+        else:
+            loaded = self.network.load_weights(str(path))
         if isinstance(loaded, dict) and (misfits := [name for names in loaded.values() for name in names]):
             raise CheckpointError(
                 f"--network_weights {path} does not fit the network: {len(misfits)} tensors are missing or left over "
@@ -113,7 +142,7 @@ class NetworkTrainer(Trainer):
             )
         logger.info("--network_weights: %s", loaded if isinstance(loaded, str) else f"{path} is loaded")
 
-    def _create_network(self, encoders: list[nn.Module]) -> Any:
+    def _create_network(self, encoders: nn.Module | list[nn.Module]) -> Any:
         """The network, not yet attached. What a module of another package makes of wrong arguments is told plainly."""
         try:
             return self._call_network_module(encoders)
@@ -126,11 +155,12 @@ class NetworkTrainer(Trainer):
                 f"--network_module {name} cannot make a network of these --network_args ({reason}). Check their values."
             ) from error
 
-    def _call_network_module(self, encoders: list[nn.Module]) -> Any:
+    def _call_network_module(self, encoders: nn.Module | list[nn.Module]) -> Any:
         options = self.options.network
-        if options.dim_from_weights:
+        if options.dim_from_weights and (path := options.network_weights):
+            weights = pickled_network(path)
             made = self.module.create_network_from_weights(
-                STRENGTH, str(options.network_weights), None, encoders, self.denoiser, **self.network_args
+                STRENGTH, str(path), None, encoders, self.denoiser, weights_sd=weights, **self.network_args
             )
             return made[0] if isinstance(made, tuple) else made
         return self.module.create_network(
@@ -151,16 +181,17 @@ class NetworkTrainer(Trainer):
     def _merge_base_weights(self, denoiser: nn.Module) -> None:
         """Merge the networks of --base_weights into the frozen models, for this run only."""
         options, live = self.options.network, self.text.encoders
-        encoders = [live[name] for name in self.family.encoder_names if name in live]
+        names = self.family.encoder_names
+        encoders = as_modules_take([live[name] for name in names if name in live], names)
         multipliers = list(options.base_weights_multiplier or [])
         for index, path in enumerate(options.base_weights or []):
             multiplier = multipliers[index] if index < len(multipliers) else 1.0
+            logger.info("--base_weights: merging %s at %g", path, multiplier)  # the module lists what the file has
             made = self.module.create_network_from_weights(
-                multiplier, str(path), None, encoders, denoiser, for_inference=True
+                multiplier, str(path), None, encoders, denoiser, weights_sd=pickled_network(path), for_inference=True
             )
             network, weights = made if isinstance(made, tuple) else (made, None)
             network.merge_to(encoders, denoiser, weights, self.weight_dtype, str(self.device))
-            logger.info("--base_weights: merged %s at %g", path, multiplier)
 
     def _network_dtype(self) -> torch.dtype:
         """Float32, unless --full_fp16 or --full_bf16 asks to train in half precision."""

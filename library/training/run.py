@@ -64,12 +64,15 @@ class Run:
         self.family = self.make_family()
 
     def plan_run(self) -> None:
-        """Data and steps, from headers only.
+        """Data and steps, from headers only. Settings of the data depend on the family, so a model of another one is
+        told before.
 
         Raises:
+            CheckpointError: The model is of another family.
             DatasetError: Something is wrong with the dataset file, a folder, a picture or a caption; all is listed.
             OptionError: Caches would silence something that changes from epoch to epoch.
         """
+        self.family.refuse_other_models()
         self.set_plan(self.make_plan())
         self.plan.tell()
         if self.plan.has_fatal_faults and len(self.plan.records) <= MAX_DECODED_TO_TELL:

@@ -206,10 +206,11 @@ class Trainer(DenoiserPhases):
     def show(self) -> int:
         """What would be trained, instead of training; returns the exit code."""
         from library.device import choose_device
-        from library.training.looking.look import show_batches, show_forecast, show_plan
+        from library.training.looking.look import show_batches, show_forecast, show_plan, show_training
 
         if self.options.data.dry_run:
             show_plan(self, trained=self.trained_encoders())
+            show_training(self)
             show_forecast(self)
         if self.options.data.debug_dataset:
             show_batches(self)

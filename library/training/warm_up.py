@@ -87,7 +87,10 @@ def warm_up(trainer: DenoiserPhases) -> None:
             raise
         logger.warning("compiled blocks were not compared: there is not enough memory for a whole batch.")
         return
-    logger.info("compiled blocks: %.2f x as fast, compiling took %.0f s", plain.total / compiled.total, compiling)
+    speed = plain.total / compiled.total
+    logger.info("compiled blocks: %.2f x as fast, compiling took %.0f s", speed, compiling)
+    if speed < 1:
+        logger.warning("compiled blocks are slower than blocks as written. Leave --torch_compile out.")
 
 
 def _usual_batch(trainer: DenoiserPhases) -> Batch:

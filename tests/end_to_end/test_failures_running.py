@@ -464,7 +464,7 @@ CHANGES = {
     "learning rate": (("--learning_rate=2e-3",), None, "--learning_rate: 0.002, was 0.001"),
     "rank": (("--network_dim=8",), None, "--network_dim: 8, was 4"),
     "seed": (("--seed=6",), None, "seed: 6, was 5"),
-    "length": (("--max_train_steps=9",), None, "steps of the run: 9, was 4"),
+    "length": (("--max_train_steps=9", "--lr_scheduler=cosine"), None, "steps of the run: 9, was 4 (--lr_scheduler"),
     "caption": (
         (),
         lambda folder: (folder / "red_star.txt").write_text("other"),
@@ -499,6 +499,11 @@ def test_f10_a_changed_run_is_refused_with_the_difference_unless_allowed(trainin
     run = training.unet_only(dataset, *resume, "--allow_changed")
     assert run.trainer.continuation.first_step == 2
     assert any(line.startswith("--allow_changed: ") and words in line for line in run.log)
+    if what == "length":
+        longer = training.unet_only(dataset, *resume[1:2], "--max_train_steps=5")
+        assert longer.trainer.step == 5 and "the run has 5 steps now and had 4; what is done is the same for both." in (
+            longer.log
+        )
     if what == "learning rate":  # and what has changed acts
         assert set(run.trainer.watch._rates["lr/unet"][2:]) == {2e-3}
 

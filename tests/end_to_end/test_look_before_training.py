@@ -95,6 +95,11 @@ def test_a_dry_run_counts_everything_and_writes_nothing(training, show, pictures
     assert "4 epochs = 32 steps" in re.sub(r"\s+", " ", shown.out)
     caches = {row[0]: row for row in rows(shown.out, "CACHES")[1:3]}
     assert caches["latents"][1] == "5" and caches["text"][3] == "5"
+    assert [" ".join(row) for row in rows(shown.out, "TRAINING")] == [
+        "networks.lora of rank 4, alpha 4",
+        "trains: mmdit at 0.001",
+        "optimizer AdamW, schedule constant, seed 5",
+    ]
     assert files_below(tmp_path) == before
     assert max(map(len, shown.out.splitlines())) <= 100 + len(str(pictures))
 
@@ -121,7 +126,8 @@ def test_without_tokenizers_a_dry_run_says_so(training, show, pictures, nan_mode
     dataset = training.dataset(pictures, class_tokens="dog")
     shown = show(dataset, "--dry_run", f"--pretrained_model_name_or_path={alone}")
     assert shown.code == 0, shown.log
-    assert "no tokenizer of clip_l, clip_g, t5xxl is at hand" in re.sub(r"\s+", " ", shown.out)
+    words = re.sub(r"\s+", " ", shown.out)
+    assert "no tokenizer of clip_l, clip_g, t5xxl is at hand" in words and "ends at its start" in words
     assert rows(shown.out, "BUCKETS")
 
 
@@ -274,6 +280,19 @@ def test_the_preview_does_without_a_model(training, pictures, tmp_path, capsys):
     assert html.count("<article") == 4  # evenly spread: a, b, c, d
     assert '<li class="over">clip_l 161/77</li>' in html
     assert "<td>256</td>" in html  # what T5 reads where nothing else is asked for
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"), [((), None), (("--weighted_captions",), "1 caption has a bracket that is never closed")]
+)
+def test_open_brackets_are_named_where_brackets_weigh(training, pictures, tmp_path, flags, said):
+    (pictures / "a.txt").write_text("a (red dog", encoding="utf-8")
+    output = tmp_path / "look.html"
+    dataset = training.dataset(pictures, class_tokens="dog", bucket_reso_steps=64)
+    given = [f"--dataset_config={dataset}", "--sd", *flags]
+    assert preview_dataset.main([*given, f"--tokenizer_dir={training.model.parent}", f"--output={output}"]) == 0
+    html = output.read_text(encoding="utf-8")
+    assert (said in html and "weighs all behind it: a.png" in html) if said else "never closed" not in html
 
 
 def test_captions_that_are_cut_are_counted_where_their_pictures_are_not_shown(training, pictures, tmp_path):

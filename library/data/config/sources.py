@@ -91,7 +91,9 @@ class _PlacesReader:
         self.problems = list(problems)
         self.warnings: list[str] = []
         if base["resolution"] is None:
-            self.problems.append("no resolution; give --resolution")
+            self.problems.append(
+                "no resolution; give --resolution, the size of the model: 512, 768 or 1024"
+            )
 
     def read(self, places: DataPlaces) -> list[Table]:
         """Every subset: training first, then regularisation."""

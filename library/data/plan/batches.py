@@ -76,8 +76,10 @@ class StepCount:
     """How many optimizer steps a run has, and why.
 
     Attributes:
-        images: Pictures, each counted once.
-        repeats: The same for all pictures, or None where they differ.
+        images: Pictures, each counted once, without those of regularisation.
+        repeats: The same for all these, or None where they differ.
+        regularisation: Pictures of regularisation.
+        regularisation_samples: How often they are used in an epoch.
         samples: Pictures times repeats: what an epoch uses.
         batch_sizes: The different batch sizes, ascending.
         batches_per_epoch: Over all processes.
@@ -89,6 +91,8 @@ class StepCount:
 
     images: int
     repeats: int | None
+    regularisation: int = 0
+    regularisation_samples: int = 0
     samples: int
     batch_sizes: tuple[int, ...]
     accumulation: int
@@ -113,12 +117,18 @@ class StepCount:
         rounded = " (rounded up)" if self.batches_per_epoch % per_step else ""
         cut = " (the last one cut short)" if self.max_steps < self.epochs * self.steps_per_epoch else ""
         return (
-            f"{_count(self.images, 'image')} {times} = {_count(self.samples, 'sample')} -> "
+            f"{_count(self.images, 'image')} {times}{self._regularisation()} = {_count(self.samples, 'sample')} -> "
             f"{_count(self.batches_per_epoch, 'batch')} of {sizes} / "
             f"{self.accumulation} accumulation x {_count(self.num_processes, 'process')} = "
             f"{_count(self.steps_per_epoch, 'step')} an epoch{rounded}, "
             f"{_count(self.epochs, 'epoch')}{cut} = {_count(self.max_steps, 'step')}"
         )
+
+    def _regularisation(self) -> str:
+        if not self.regularisation:
+            return ""
+        images = _count(self.regularisation, "regularisation image")
+        return f" + {images} ({_count(self.regularisation_samples, 'sample')})"
 
 
 def count_steps(
@@ -149,10 +159,13 @@ def count_steps(
     steps = max_steps if max_epochs is None else max_epochs * per_epoch
     if not records:
         steps = 0
-    repeats = {record.repeats for record in records}
+    repeats = {record.repeats for record in records if not record.is_reg}
+    regular = [record for record in records if record.is_reg]
     return StepCount(
-        images=len(records),
+        images=len(records) - len(regular),
         repeats=repeats.pop() if len(repeats) == 1 else None,
+        regularisation=len(regular),
+        regularisation_samples=sum(record.repeats for record in regular),
         samples=sum(record.repeats for record in records),
         batch_sizes=tuple(sorted({batch_sizes[dataset] for dataset, _ in groups})),
         accumulation=accumulation,

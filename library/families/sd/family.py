@@ -66,7 +66,7 @@ class SdFamily(UnetFamily):
         if self.is_v2 and files.kind == "sd1":
             raise CheckpointError(f"--v2: {self.pretrained} is a Stable Diffusion 1.x model. Leave --v2 out.")
         if not self.is_v2 and files.kind == "sd2":
-            logger.info("%s is a Stable Diffusion 2.x model: it is trained as with --v2.", self.pretrained)
+            logger.info("%s is a Stable Diffusion 2.x model: --v2 need not be given.", self.pretrained)
         return files
 
     def text_layers(self) -> Mapping[str, LayerChoice]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from library.checkpoint.weights import Part, WeightFiles, open_weights, part_identity, read_weights
 from library.errors import CheckpointError
 from library.families.detect import denoiser_place
+from library.families.hub_model import hub_vae, is_hub_name
 from library.families.sd3.key_map import mmdit_from_diffusers
 from library.families.sd3.parts import DENOISER, TITLES, clip_width, find_denoiser, find_part, report_ignored
 from library.models.completeness import missing_of_clip, missing_of_t5, missing_of_vae
@@ -87,6 +88,8 @@ def inspect_files(
     pretrained = Path(pretrained)
     wanted = {DENOISER: denoiser_place(pretrained)}
     wanted |= {kind: pretrained / name for kind, name in _FOLDERS.items() if (pretrained / name).is_dir()}
+    if vae is not None and is_hub_name(vae):
+        vae = hub_vae(vae, "--vae")
     given = {"vae": vae, "clip_l": clip_l, "clip_g": clip_g, "t5xxl": t5xxl}
     wanted |= {kind: Path(path) for kind, path in given.items() if path is not None}
     for kind, path in wanted.items():

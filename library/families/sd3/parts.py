@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from library.checkpoint.weights import Part, WeightFiles, select_part
 from library.errors import CheckpointError
-from library.families.detect import OPEN_CLIP, SD3, SD3_DIFFUSERS, file_kind
+from library.families.detect import OPEN_CLIP, SD3, SD3_DIFFUSERS, file_kind, refuse_other_kind
 from library.families.prefixes import first_of, names_under, prefix_of
 from library.families.sd3.key_map import mmdit_from_diffusers
 from library.families.tensor_faults import check_tensors
@@ -51,9 +51,7 @@ def find_denoiser(source: WeightFiles) -> tuple[Part, MMDiTConfig]:
         CheckpointError: The file is another model, or the MMDiT is incomplete or has tensors too many.
     """
     kind = file_kind(source.shapes())
-    if kind not in (SD3, SD3_DIFFUSERS):
-        title = f"{source.path} is {kind.title}, not an SD3 / SD3.5 model"
-        raise CheckpointError(f"{_MODEL_OPTION}: {title}. {kind.advice}")
+    refuse_other_kind(source.path, kind, (SD3, SD3_DIFFUSERS))
     from library.models.mmdit import config_from_shapes  # after the refusal, which then needs no torch
 
     part = _select_denoiser(source, is_diffusers=kind == SD3_DIFFUSERS)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from library.families.detect import SD3, SD3_DIFFUSERS, FileKind
 from library.families.latent_family import LatentFamily, model_settings, path_or_none
 from library.records import Size
 
@@ -47,6 +48,11 @@ class Sd3Settings(LatentFamily):
     resolutions: tuple[Size, ...] = ()
     buckets: tuple[Size, ...] = ()
     flow: Mapping[str, Any]  # settings of the objective, which needs torch
+
+    @property
+    def file_kinds(self) -> tuple[FileKind, ...]:
+        """What the file of a model may be."""
+        return (SD3, SD3_DIFFUSERS)
 
     @property
     def masked(self) -> list[str]:

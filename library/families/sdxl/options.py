@@ -62,6 +62,10 @@ class SdxlFullOptions(SdxlScriptOptions, UnetFullOptions):
     full: ClipPairOptions = field(default_factory=ClipPairOptions)
     compute: OlderComputeOptions = field(default_factory=OlderComputeOptions)
 
+    elsewhere: ClassVar[Mapping[str, str]] = {
+        "learning_rate_te": "give --learning_rate_te1 for CLIP-L and --learning_rate_te2 for CLIP-G."
+    }
+
     @property
     def encoders(self) -> tuple[EncoderChoice, ...]:
         """What is said of each text encoder. A saved model has both."""

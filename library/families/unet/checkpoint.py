@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from library.checkpoint.weights import Part, WeightFiles, open_weights, part_identity, read_weights
 from library.errors import CheckpointError
 from library.families.detect import denoiser_place, file_kind
-from library.families.hub_model import hub_folder, is_hub_name
+from library.families.hub_model import hub_folder, hub_vae, is_hub_name
 from library.families.unet.building import build_encoder, build_vae, in_library_names
 from library.families.unet.kinds import KINDS, LATENT_CHANNELS, KindFacts
 from library.families.unet.part_checks import check_owner, check_widths, fault_of
@@ -82,7 +82,7 @@ def inspect_files(
     Args:
         pretrained: One file in any layout, a diffusers folder, or the name of one on the hub ("owner/name").
         kinds: Of "sd1", "sd2" and "sdxl" those that are wanted.
-        vae: A file or folder of its own, which wins over what the model has.
+        vae: A file, a folder, or the name of one on the hub, which wins over what the model has.
         allow_pickle: Also read .ckpt files that hold more than tensors.
 
     Raises:
@@ -98,7 +98,8 @@ def inspect_files(
         names = dict.fromkeys(("vae", *folders))
         wanted |= {name: pretrained / name for name in names if (pretrained / name).is_dir()}
     if vae is not None:
-        wanted["vae"] = Path(vae) / "vae" if (Path(vae) / "vae").is_dir() else Path(vae)
+        vae = hub_vae(vae, "--vae") if is_hub_name(vae) else Path(vae)
+        wanted["vae"] = vae / "vae" if (vae / "vae").is_dir() else vae
     problems: list[str] = []
     opened: dict[str, WeightFiles] = {}
     for name, path in wanted.items():
@@ -248,7 +249,7 @@ def load_unet(
         dtype: Of the weights; None is what they are stored in.
         device: Where they go.
         mmap: See `read_weights`.
-        form: "fp8", "int8" or "nf4" for the linear layers of the blocks, which then compute in `dtype`.
+        form: "fp8", "int8" or "nf4" for the layers of the blocks, which then compute in `dtype`.
         rounds_on: Where their weights are rounded; None is `device`.
 
     Raises:

@@ -66,13 +66,12 @@ class UnetFamily(UnetLoading, UnetCaptions):
         return export
 
     def model_to_write(self, files: UnetFiles, denoiser: Any, encoders: Any, dtype: Any) -> UnetModel:
-        """What it takes."""
+        """What it takes. It says of itself what its base said, and what it was trained as."""
         from library.families.unet.export import UnetModel
 
-        marks = {"v_pred": self.is_velocity, "ztsnr": self.is_zero_terminal}
-        return UnetModel(
-            files, denoiser, encoders, dtype, self.mmap, frozenset(name for name, is_on in marks.items() if is_on)
-        )
+        trained = {"v_pred": self.is_velocity, "ztsnr": self.is_zero_terminal}
+        marks = frozenset(mark for mark, is_on in trained.items() if is_on or mark in files.marks)
+        return UnetModel(files, denoiser, encoders, dtype, self.mmap, marks)
 
     def network_to_diffusers(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The PEFT names and factors that diffusers loads."""

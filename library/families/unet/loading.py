@@ -46,12 +46,23 @@ class UnetLoading(UnetSettings):
         return files
 
     def check_marks(self, files: UnetFiles) -> None:
-        """Refuse to train a model as something else than what it says of itself."""
+        """Refuse to train a model that says of itself that it predicts the velocity as one that predicts noise.
+
+        Raises:
+            CheckpointError: It says so. Of a schedule that is not the one that it names, a warning tells.
+        """
         title = f"--pretrained_model_name_or_path: {self.pretrained} says that it"
         asked = {"v_pred": self.is_velocity, "ztsnr": self.is_zero_terminal}
-        if missing := [mark for mark, is_given in asked.items() if mark in files.marks and not is_given]:
+        missing = [mark for mark, is_given in asked.items() if mark in files.marks and not is_given]
+        if "v_pred" in missing:
             said = " and ".join(_MARKS[mark][0] for mark in _MARKS if mark in files.marks)
             raise CheckpointError(f"{title} {said}. Add {' and '.join(_MARKS[mark][1] for mark in missing)}.")
+        if "ztsnr" in missing:
+            logger.warning(
+                "%s %s, and without %s it is trained with a schedule that never reaches such noise.",
+                title,
+                *_MARKS["ztsnr"],
+            )
         if "epsilon" in files.marks and self.is_velocity:
             logger.warning("%s predicts noise, and --v_parameterization trains it to predict the velocity.", title)
 

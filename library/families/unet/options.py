@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from library.options.groups.scripts import FullScriptOptions, NetworkScriptOptions, TrainingScriptOptions
 
@@ -42,6 +43,10 @@ class UnetScriptOptions(TrainingScriptOptions):
 @dataclass(frozen=True, kw_only=True)
 class UnetNetworkOptions(UnetScriptOptions, NetworkScriptOptions):
     """What scripts have that train adapters beside a U-Net."""
+
+    elsewhere: ClassVar[Mapping[str, str]] = {
+        "train_text_encoder": "text encoders get adapters too, unless --network_train_unet_only is given. Leave it out."
+    }
 
     def check(self) -> Iterator[str]:
         yield from super().check()

@@ -7,13 +7,14 @@ read: published files, their older and newer spellings, networks alone, and the 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
 from library.checkpoint.weights import Part, WeightFiles, select_part
 from library.errors import CheckpointError
-from library.families.detect import CLIP, OPEN_CLIP, SD1, SD2, T5, FileKind, file_kind
+from library.families.detect import FileKind, file_kind, refuse_other_kind
 from library.families.prefixes import first_of, names_under, prefix_of
 from library.families.tensor_faults import check_tensors
 from library.families.unet.kinds import KINDS
@@ -31,8 +32,6 @@ TITLES = {
     "clip_g": "CLIP-G text encoder",
 }
 
-_ANY_SD = "a Stable Diffusion 1.x or 2.x model"
-_ENCODER_FILES = (CLIP, OPEN_CLIP, T5)
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.", "unet.", "")
 _MARK = "input_blocks.0.0.weight"
 _DIFFUSERS_MARK = "time_embedding.linear_1.weight"
@@ -65,6 +64,11 @@ _OPEN_CLIP_MODULES = (
     *("ln_final.", "text_projection", "logit_scale"),
 )
 _EMA = "model_ema."
+_SCHEDULE = re.compile(
+    r"(sqrt_|log_)?(recip_|recipm1_|one_minus_)?alphas_cumprod(_prev)?|betas|posterior_\w+|lvlb_weights|scale_factor"
+    r"|denoiser\.(sigmas|log_sigmas)|model_ema\.(decay|num_updates)"
+)
+"""Settings of the programs that made the published files, which they keep as tensors."""
 
 _logger = get_logger(__name__)
 
@@ -80,10 +84,7 @@ def find_denoiser(source: WeightFiles, kinds: Collection[str]) -> tuple[str, Par
         CheckpointError: The file is another model, or the U-Net is incomplete or has tensors too many.
     """
     kind = file_kind(source.shapes())
-    if kind.name not in kinds:
-        title = f"{source.path} is {kind.title}, not {_wanted(kinds)}"
-        advice = "Give the whole model." if kind in _ENCODER_FILES else kind.advice
-        raise CheckpointError(f"{MODEL_OPTION}: {title}. {advice}")
+    refuse_other_kind(source.path, kind, [facts.file for name, facts in KINDS.items() if name in kinds])
     _refuse_other_schedule(source, kind)
     try:
         part = _select_denoiser(source)
@@ -92,11 +93,6 @@ def find_denoiser(source: WeightFiles, kinds: Collection[str]) -> tuple[str, Par
         return kind.name, part, _checked_config(kind.name, part, shapes)
     except CheckpointError as error:
         raise CheckpointError(f"{MODEL_OPTION}: {source.path}: {error}") from None
-
-
-def _wanted(kinds: Collection[str]) -> str:
-    titles = [facts.file.title for name, facts in KINDS.items() if name in kinds]
-    return _ANY_SD if titles == [SD1.title, SD2.title] else " or ".join(titles)
 
 
 def _refuse_other_schedule(source: WeightFiles, kind: FileKind) -> None:
@@ -195,7 +191,7 @@ def _token_table(part: Part) -> tuple[int, ...]:
 
 
 def report_ignored(model: WeightFiles, parts: Iterable[Part], marks: Iterable[str] = ()) -> None:
-    """Log how many tensors of the model's file are of no use: averages of weights, schedules, and what is unknown.
+    """Log how many tensors of the model's file are of no use: averages of weights, and what is unknown.
 
     Args:
         model: The file.
@@ -203,10 +199,15 @@ def report_ignored(model: WeightFiles, parts: Iterable[Part], marks: Iterable[st
         marks: Names of tensors that say something by being there.
     """
     known = {*marks, *(name for part in parts for name in (*part.names, *part.scales.values()))}
-    ignored = sorted(name for name in model.tensors if name not in known and not name.endswith("position_ids"))
+    ignored = sorted(name for name in model.tensors if not (name in known or _is_expected(name)))
     averages = [name for name in ignored if name.startswith(_EMA)]
     others = [name for name in ignored if not name.startswith(_EMA)]
     told = [f"{len(averages)} of averaged weights (EMA)"] if averages else []
-    told += [f"{len(others)} others ({first_of(others)})"] if others else []
+    told += [f"{len(others)} other{'s' * (len(others) > 1)} ({first_of(others)})"] if others else []
     if told:
         _logger.info("%s: tensors that are not used: %s", model.path, ", ".join(told))
+
+
+def _is_expected(name: str) -> bool:
+    """Whether published files have such a tensor beside their networks."""
+    return name.endswith("position_ids") or _SCHEDULE.fullmatch(name) is not None

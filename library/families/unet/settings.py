@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from library.families.detect import SD1, SD2, SDXL, FileKind
 from library.families.latent_family import LatentFamily, model_settings
 from library.families.unet.objective import noise_settings
 from library.options.groups.sampling import SAMPLERS
@@ -24,7 +25,6 @@ class UnetSettings(LatentFamily):
     Attributes:
         kinds: Of models that the family takes: "sd1", "sd2", "sdxl".
         num_chunks: Rows of 77 tokens that a caption may fill.
-        is_weighted: Captions may weigh their words.
         noise: Settings of the objective, which needs torch; see `library/families/unet/objective.py`.
     """
 
@@ -42,8 +42,12 @@ class UnetSettings(LatentFamily):
 
     kinds: tuple[str, ...]
     num_chunks: int = 1
-    is_weighted: bool = False
     noise: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def file_kinds(self) -> tuple[FileKind, ...]:
+        """What the file of a model may be."""
+        return tuple(kind for kind in (SD1, SD2, SDXL) if kind.name in self.kinds)
 
     @property
     def is_velocity(self) -> bool:

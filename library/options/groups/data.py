@@ -99,7 +99,10 @@ class DatasetOptions(OptionGroup):
     max_image_pixels: int = opt(500_000_000, "Refuse pictures with more pixels than this.", unit="pixels", minimum=1)
 
     resolution: str | None = opt(
-        None, "Size of training pictures: one side, or width,height. Not set means 1024 for SDXL.", unit="pixels"
+        None,
+        "Size of training pictures: one side, or width,height; 512 suits Stable Diffusion 1.x. Needed here or in the "
+        "dataset file, but for SDXL, where not set means 1024.",
+        unit="pixels",
     )
     enable_bucket: bool = opt(
         False, "Sort pictures into buckets of different aspect ratios instead of cutting all alike."
@@ -131,7 +134,7 @@ class DatasetOptions(OptionGroup):
     token_warmup_step: float = opt(
         0, "The number of parts grows up to this step; below 1 it is a share of all steps.", unit="steps", minimum=0
     )
-    weighted_captions: bool = opt(False, "Read (word:1.3) in captions as weights.")
+    weighted_captions: bool = opt(False, "Read (word:1.3) in captions and sample prompts as weights.")
     missing_caption: str = opt(
         "error",
         "What happens to pictures without caption file and class_tokens: stop and list them, or train them with an "

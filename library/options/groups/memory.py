@@ -23,8 +23,8 @@ class MemoryOptions(OptionGroup):
     fp8_base_unet: bool = opt(False, "Means --base_weights_dtype=fp8. Text encoders keep their format in either case.")
     base_weights_dtype: str | None = opt(
         None,
-        "Format in which the frozen denoiser's linear layers are kept beside a network that trains: 8 bits (fp8, int8) "
-        "or 4 (nf4), widened for each use.",
+        "Format in which the frozen denoiser's blocks are kept beside a network that trains: linear layers in 8 bits "
+        "(fp8, int8) or 4 (nf4), convolutions in 8, widened for each use.",
         choices=("fp8", "int8", "nf4"),
     )
     blocks_to_swap: int | str | None = opt(
@@ -55,7 +55,7 @@ class MemoryOptions(OptionGroup):
 
     @property
     def weights_format(self) -> str | None:
-        """Format of the frozen denoiser's linear layers: "fp8", "int8", "nf4", or None for that of computations."""
+        """Format of the frozen denoiser's layers: "fp8", "int8", "nf4", or None for that of computations."""
         return self.base_weights_dtype or ("fp8" if self.fp8_base or self.fp8_base_unet else None)
 
     @property

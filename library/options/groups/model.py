@@ -20,7 +20,11 @@ class ModelOptions(OptionGroup):
         "Base model: a single-file checkpoint or a diffusers folder, for Stable Diffusion 1.x, 2.x and SDXL also the "
         "id of one on the Hugging Face hub.",
     )
-    vae: Path | None = opt(None, "VAE to use instead of the one in the base model: a file, or a diffusers folder.")
+    vae: Path | None = opt(
+        None,
+        "VAE to use instead of the one in the base model: a file, a diffusers folder, or the id of one on the Hugging "
+        "Face hub.",
+    )
     allow_pickle: bool = opt(
         False,
         "Read .ckpt files that hold more than tensors: only their weights are read, and nothing in them is run.",

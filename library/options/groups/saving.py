@@ -20,8 +20,8 @@ class SavingOptions(OptionGroup):
     output_name: str | None = opt(None, "File name without ending. Not set means epoch, at and last.")
     save_model_as: str | None = opt(
         "safetensors",
-        "Format of the saved file; diffusers and diffusers_safetensors are safetensors with the names that diffusers "
-        "and peft use.",
+        "Format of the saved file; diffusers and diffusers_safetensors both mean safetensors with the names that "
+        "diffusers and peft use.",
         choices=("ckpt", "pt", "safetensors", "diffusers", "diffusers_safetensors"),
     )
     save_precision: str | None = opt(
@@ -83,7 +83,8 @@ class ModelSavingOptions(SavingOptions):
     save_model_as: str | None = opt(
         None,
         "Format of the saved model: one file in the layout of the published ones (safetensors, ckpt), or a folder that "
-        "diffusers loads. Not set means that of the base model, for SD3 safetensors.",
+        "diffusers loads (both diffusers words mean the same). Not set means that of the base model; SD3 is saved as "
+        "safetensors then.",
         choices=("ckpt", "safetensors", "diffusers", "diffusers_safetensors"),
     )
 

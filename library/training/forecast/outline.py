@@ -18,6 +18,7 @@ from library.device import encoder_dtype, precision_dtype
 from library.errors import UserError
 from library.log import LOGGER_NAME
 from library.memory.blocks import blocks
+from library.training.network_module import as_modules_take, pickled_network
 from library.training.trained_parts import Part, denoiser_parts, part_rates, train_only
 
 if TYPE_CHECKING:
@@ -124,20 +125,19 @@ def _with_network(
     """A network is attached."""
     options, note = trainer.options, ""
     sketch = _sketch(trainer)
+    taken = as_modules_take(list(encoders.values()), trainer.family.encoder_names)
     with _unseen():
         try:
-            network = _network(sketch.module, options.network, sketch.network_args, list(encoders.values()), denoiser)
+            network = _network(sketch.module, options.network, sketch.network_args, taken, denoiser)
         except UserError:
             raise
         except Exception as fault:  # what other packages do without numbers is theirs
             name, kind = options.network.network_module, type(fault).__name__
             note = f"{name} cannot be made without numbers ({kind}); counted as {_STAND_IN} of the same rank"
             stand_in = importlib.import_module(_STAND_IN)
-            network = _network(stand_in, options.network, {}, list(encoders.values()), denoiser)
+            network = _network(stand_in, options.network, {}, taken, denoiser)
         has_encoders = bool(encoders) and not options.network.network_train_unet_only
-        network.apply_to(
-            list(encoders.values()), denoiser, has_encoders, not options.network.network_train_text_encoder_only
-        )
+        network.apply_to(taken, denoiser, has_encoders, not options.network.network_train_text_encoder_only)
         sketch.network = network
         is_half = options.precision.full_fp16 or options.precision.full_bf16
         network.to(dtype=dtype if is_half else torch.float32)
@@ -147,12 +147,18 @@ def _with_network(
 
 
 def _network(
-    module: Any, options: Any, arguments: Mapping[str, str], encoders: Sequence[nn.Module], denoiser: nn.Module
+    module: Any,
+    options: Any,
+    arguments: Mapping[str, str],
+    encoders: nn.Module | Sequence[nn.Module],
+    denoiser: nn.Module,
 ) -> Any:
+    path = options.network_weights if options.dim_from_weights else None
+    weights = pickled_network(path) if path else None
     with torch.device("meta"):
-        if options.dim_from_weights:
+        if path:
             made = module.create_network_from_weights(
-                1.0, str(options.network_weights), None, encoders, denoiser, **arguments
+                1.0, str(path), None, encoders, denoiser, weights_sd=weights, **arguments
             )
             return made[0] if isinstance(made, tuple) else made
         return module.create_network(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from library.data.cache import latent_entries, stored_precision, text_entries
 from library.data.plan.captions import cache_conflicts
 from library.data.plan.variants import caption_variants
+from library.data.problems import counted, first_names
 from library.data.report.cache_size import ENTRY_OVERHEAD, free_spaces, latent_size
 from library.data.report.report import CacheReport, DataReport, make_report
 from library.data.report.report_text import describe
@@ -70,6 +71,20 @@ def show_plan(run: Run, *, trained: Sequence[str] = ()) -> None:
         write_lines(describe(replace(report, num_never_decoded=num_never_decoded(run.plan.records, run.plan.index))))
 
 
+def show_training(trainer: Trainer) -> None:
+    """Print what of the model trains, and how; after `show_plan`."""
+    if not _is_first_process():
+        return
+    chosen, seed = trainer.options.optimizer, trainer.options.training.seed
+    schedule = chosen.lr_scheduler_type or chosen.lr_scheduler
+    lines = [
+        *trainer.planned_trainables(),
+        f"optimizer {chosen.optimizer_name}, schedule {schedule}, "
+        + ("a seed drawn at the start" if seed is None else f"seed {seed}"),
+    ]
+    write_lines(["", "TRAINING", *(f"  {line}" for line in lines)])
+
+
 def show_forecast(trainer: Trainer) -> None:
     """Print what a training will take of memory and disk, and how it could take less; after `show_plan`."""
     if not _is_first_process():
@@ -116,6 +131,7 @@ def report_of(run: Run, look: CaptionLook, *, trained: Sequence[str] = ()) -> Da
     """
     plan = run.plan
     caches = _caches(run, look, trained)
+    notes = [note for note in (look.note, _open_brackets(run.family, look, plan)) if note]
     folders = _cache_folders(run) if any(cache.on_disk for cache in caches) else []
     return make_report(
         source=plan.source,
@@ -128,7 +144,7 @@ def report_of(run: Run, look: CaptionLook, *, trained: Sequence[str] = ()) -> Da
         files=plan.scan.files,
         texts=look.texts,
         counts=look.counts(),
-        length_note=look.note,
+        length_note="; ".join(notes) or None,
         caches=caches,
         cache_folders=free_spaces(folders),
     )
@@ -178,7 +194,27 @@ def tokenizers_at_hand(family: ModelFamily, files: Any) -> tuple[dict[str, Any],
             found[name] = family.load_tokenizers(files, [name])
         except UserError:
             missing.append(name)
-    return found, f"no tokenizer of {', '.join(missing)} is at hand, so nothing is counted for it; give --tokenizer_dir"
+    return found, _not_counted(missing)
+
+
+def _not_counted(names: Sequence[str]) -> str:
+    return (
+        f"no tokenizer of {', '.join(names)} is at hand, so nothing is counted for it, and a training that has to "
+        "encode captions ends at its start; give --tokenizer_dir"
+    )
+
+
+def _open_brackets(family: ModelFamily, look: CaptionLook, plan: DataPlan) -> str | None:
+    """A sentence about captions that weigh more than they seem to."""
+    from library.models.weighted_prompts import has_open_bracket
+
+    if not family.is_weighted:
+        return None
+    own = [record for record, texts in zip(plan.records, look.texts, strict=True) if any(map(has_open_bracket, texts))]
+    if not own:
+        return None
+    have, names = "has" if len(own) == 1 else "have", first_names([record.path.name for record in own])
+    return f"{counted(len(own), 'caption')} {have} a bracket that is never closed and weighs all behind it: {names}"
 
 
 def _is_first_process() -> bool:

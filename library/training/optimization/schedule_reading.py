@@ -17,8 +17,12 @@ _NEEDS_LOWEST = ("cosine_with_min_lr", "cosine_warmup_with_min_lr")
 
 
 class ScheduleOptions(Protocol):
-    """The options of a schedule beyond its name and its warm-up."""
+    """The options of a schedule."""
 
+    @property
+    def lr_scheduler(self) -> str: ...
+    @property
+    def lr_warmup_steps(self) -> int | float: ...
     @property
     def learning_rate(self) -> float: ...
     @property

@@ -26,7 +26,14 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
 
-__all__ = ["check_schedule", "is_adafactor_schedule", "make_schedule", "read_schedule", "whole_steps"]
+__all__ = [
+    "check_schedule",
+    "has_same_start",
+    "is_adafactor_schedule",
+    "make_schedule",
+    "read_schedule",
+    "whole_steps",
+]
 
 logger = get_logger(__name__)
 
@@ -113,6 +120,28 @@ def _make(
 
         return make_plateau(optimizer, options.lr_scheduler_args if options is not None else None)
     return _factor_schedule(optimizer, name, num_steps, warmup, options)
+
+
+def has_same_start(options: ScheduleOptions, num_steps: int, *, before: int, now: int) -> bool:
+    """Whether a schedule gives the first steps of a run the same rates for two lengths of the run.
+
+    Args:
+        options: The schedule; the length of a class's schedule is not known, so it never does.
+        num_steps: How many are compared.
+        before: Optimizer steps of the whole run.
+        now: The other number.
+    """
+    name, warmup = options.lr_scheduler, options.lr_warmup_steps
+    if options.lr_scheduler_type:
+        return False
+    if is_adafactor_schedule(name) or name == PLATEAU:
+        return True
+    rate = options.learning_rate
+    old, new = (
+        read_schedule(name, num_steps=length, warmup=warmup, options=options, base_rate=rate)
+        for length in (before, now)
+    )
+    return all(old.factor(step) == new.factor(step) for step in range(num_steps))
 
 
 def is_adafactor_schedule(name: str) -> bool:

@@ -5,6 +5,7 @@ The file is looked at again before every drawing, so that prompts can be edited 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ MAX_SIDE = 8192  # more than any model draws
 MAX_SEED = 2**63 - 1
 NEVER_USED = frozenset({"guidance_scale", "controlnet_image", "cfg_trunc_ratio", "renorm_cfg", "flow_shift"})
 """Settings of a prompt that are for models of other trainers."""
+_WEIGHT = re.compile(r"(?<!\\)\([^()]*:\s*[0-9]*\.?[0-9]+\s*\)")
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class PromptDefaults:
         multiple: Sides are rounded down to multiples of this.
         samplers: Those that the model may be sampled with; empty where there is only one.
         sampler: Of them.
+        is_weighted: Brackets weigh words.
     """
 
     size: int = 1024
@@ -80,6 +83,7 @@ class PromptDefaults:
     multiple: int = 16
     samplers: Collection[str] = ()
     sampler: str | None = None
+    is_weighted: bool = False
 
     @classmethod
     def of_family(cls, family: ModelFamily, sampler: str | None = None) -> PromptDefaults:
@@ -91,6 +95,7 @@ class PromptDefaults:
             multiple=family.sample_multiple,
             samplers=family.samplers,
             sampler=sampler if family.samplers else None,
+            is_weighted=family.is_weighted,
         )
 
     @property
@@ -166,14 +171,28 @@ def parse_prompts(path: Path, content: bytes, defaults: PromptDefaults) -> tuple
         OptionError: As `PromptFile`.
     """
     prompts: list[SamplePrompt] = []
-    for place, settings in parse_settings(path, content):
+    asked = parse_settings(path, content)
+    for place, settings in asked:
         idle = [key for key in settings if key in defaults.no_effect]
         if idle:
             warn(place, f"{', '.join(idle)} {'has' if len(idle) == 1 else 'have'} no effect for this model")
         prompts.append(_complete(settings, place, defaults, index=len(prompts)))
     if not prompts:
         raise OptionError(f"{FLAG}: {path} has no prompts. Write one a line.")
+    if not defaults.is_weighted:
+        _warn_of_weights(asked)
     return tuple(prompts)
+
+
+def _warn_of_weights(asked: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+    """Once for the whole file, at the first prompt whose brackets would weigh words and are read as text."""
+    for place, settings in asked:
+        for key in ("prompt", "negative_prompt"):
+            if found := _WEIGHT.search(settings.get(key, "")):
+                weight = shortened(found.group())
+                advice = "only with --weighted_captions, then in captions too, and not for every model"
+                warn(place, f"{weight} is read as text: brackets weigh words {advice}")
+                return
 
 
 def _complete(settings: Mapping[str, Any], place: str, defaults: PromptDefaults, *, index: int) -> SamplePrompt:

@@ -40,6 +40,7 @@ _FREE = frozenset(
         *("gradient_checkpointing_every_n_blocks", "swap_prefetch", "sample_blocks_to_swap", "fit"),
     )
 )
+LENGTH = "steps of the run"
 _FILES = ("pretrained_model_name_or_path",)  # options that name a file and are not declared as paths
 _PIECE = 1 << 14  # bytes of a file that are read at its beginning, middle and end
 
@@ -61,7 +62,7 @@ def run_identity(options: ScriptOptions, plan: DataPlan, *, seed: int | None) ->
         "files": {name: _file_marks(value) for name, value in chosen.items() if _is_file(name, value)},
         "run": {
             "seed": seed,
-            "steps of the run": plan.steps.max_steps,
+            LENGTH: plan.steps.max_steps,
             "steps an epoch": plan.steps.steps_per_epoch,
             "processes": plan.settings.num_processes,
         },

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -10,6 +12,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 _GIB = 1024**3
+_PLUS = re.compile(r" plus( \d+)?$")  # names of groups with the rate of LoRA+
 
 
 class ProgressBar:
@@ -65,6 +68,22 @@ class ProgressBar:
     def close(self) -> None:
         """Show the last numbers and leave the bar where it is."""
         self._bar.close()
+
+
+def rate_to_show(rates: Mapping[str, float], encoder_names: Sequence[str]) -> float | None:
+    """One number for all of a run's rates: the highest of the denoiser's, without those of LoRA+; that of the encoders
+    only where nothing else trains.
+
+    Args:
+        rates: {"lr/<group>": rate}, as `learning_rates` gives them. Where the optimizer has found rates, these count.
+        encoder_names: How names of groups of text encoders may begin, beside "textencoder".
+    """
+    own = {name.removeprefix("lr/d*lr/"): rate for name, rate in rates.items() if name.startswith("lr/d*lr/")}
+    shown = own or {name.removeprefix("lr/"): rate for name, rate in rates.items()}
+    plain = {name: rate for name, rate in shown.items() if not _PLUS.search(name)} or shown
+    encoders = ("textencoder", *encoder_names)
+    denoiser = [rate for name, rate in plain.items() if not name.startswith(encoders)]
+    return max(denoiser or plain.values(), default=None)
 
 
 def is_known(value: float | None) -> bool:

@@ -36,7 +36,9 @@ class RunSummary:
         max_epochs: Epochs that were planned.
         seconds: Time of this run.
         first_step: Step that this run went on from; 0 for a run from the start.
-        epoch_loss: Mean training loss of the last epoch.
+        mean_loss: Of the last steps of training.
+        averaged_steps: How many these are: an epoch, if it is not cut short or very long.
+        is_epoch_cut: The run has ended within an epoch.
         skipped_steps: Steps whose loss or gradient was no finite number.
         saved: In the order of saving.
         validation: (step, loss) of each validation.
@@ -53,7 +55,9 @@ class RunSummary:
     max_epochs: int
     seconds: float
     first_step: int = 0
-    epoch_loss: float | None = None
+    mean_loss: float | None = None
+    averaged_steps: int = 0
+    is_epoch_cut: bool = False
     skipped_steps: int = 0
     saved: Sequence[SavedFile] = ()
     validation: Sequence[tuple[int, float]] = ()
@@ -122,8 +126,11 @@ def _share(number: int, planned: int, noun: str) -> str:
 
 
 def _losses(run: RunSummary) -> Iterator[str]:
-    if run.epoch_loss is not None:
-        yield f"mean loss of the last epoch: {run.epoch_loss:.4f}"
+    if run.mean_loss is not None and run.is_epoch_cut:
+        steps = counted(run.averaged_steps, "step")
+        yield f"mean loss of the last {steps}, as the last epoch was cut short: {run.mean_loss:.4f}"
+    elif run.mean_loss is not None:
+        yield f"mean loss of the last epoch: {run.mean_loss:.4f}"
     if run.skipped_steps:
         yield f"skipped steps, whose loss or gradient was not finite: {run.skipped_steps}"
     best = best_save(run.saved, run.validation)

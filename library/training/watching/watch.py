@@ -19,7 +19,7 @@ from library.memory_use import gpu_memory, memory_in_use, spill_warning
 from library.training.processes import in_all_processes
 from library.training.saving.saver import average_path
 from library.training.watching.loss_records import LossRecords
-from library.training.watching.progress import ProgressBar
+from library.training.watching.progress import ProgressBar, rate_to_show
 from library.training.watching.scalars import epoch_scalars, step_scalars, validation_scalars
 from library.training.watching.summary import RunSummary, SavedFile, WrittenFile, summary_lines
 
@@ -92,7 +92,7 @@ class Watch:
         for name, rate in rates.items():
             self._rates.setdefault(name, [float("nan")] * (report.step - 1)).append(rate)
         if self._bar is not None:
-            shown = [*rates.values()][-1] if rates else None
+            shown = rate_to_show(rates, trainer.family.encoder_names)
             self._bar.update(loss=average, rate=shown, memory=memory_in_use(trainer.device))
         if report.step == self._first_step + 1:
             self._tell_spill()
@@ -102,7 +102,10 @@ class Watch:
 
     def _average(self) -> float | None:
         """Mean loss of the last epoch's steps; of long epochs, of as many as can be added up in every step."""
-        return self.trainer.log.mean_of_last(min(self.trainer.plan.steps.steps_per_epoch, MOST_AVERAGED))
+        return self.trainer.log.mean_of_last(self._num_averaged())
+
+    def _num_averaged(self) -> int:
+        return min(self.trainer.plan.steps.steps_per_epoch, MOST_AVERAGED, max(1, len(self.trainer.log.losses)))
 
     def _tell_spill(self) -> None:
         """Whether memory has spilled over into that of the host, which makes every step slow."""
@@ -203,7 +206,9 @@ class Watch:
             max_epochs=trainer.plan.steps.epochs,
             seconds=time.monotonic() - self._started,
             first_step=self._first_step,
-            epoch_loss=self._average(),
+            mean_loss=self._average(),
+            averaged_steps=self._num_averaged(),
+            is_epoch_cut=bool(trainer.step % trainer.plan.steps.steps_per_epoch),
             skipped_steps=trainer.loop.num_skipped,
             saved=[SavedFile(path, file.step) for file, path in shown if path.exists()],
             validation=self.validations,

@@ -6,7 +6,7 @@ import pytest
 from hub_server import point_client_to, running_hub
 
 from library.errors import CheckpointError
-from library.families.hub_model import hub_folder, is_hub_name, needed_files
+from library.families.hub_model import hub_folder, hub_vae, is_hub_name, needed_files
 
 WHAT = "--pretrained_model_name_or_path"
 FILES = {
@@ -83,6 +83,27 @@ def test_what_is_needed_comes_down_and_is_there_without_the_hub(hub, monkeypatch
     assert found == {name: content for name, content in FILES.items() if name in NEEDED}
     point_client_to("http://127.0.0.1:9", monkeypatch)
     assert hub_folder(Path("owner/name"), WHAT) == folder
+
+
+@pytest.mark.parametrize(
+    ("files", "weights"),
+    [
+        (FILES, "diffusion_pytorch_model.fp16.safetensors"),
+        (
+            {"config.json": b"{}", "diffusion_pytorch_model.safetensors": b"vae", "vae.safetensors": b"other form"},
+            "diffusion_pytorch_model.safetensors",
+        ),
+    ],
+    ids=["in a model", "alone"],
+)
+def test_only_the_vae_comes_down_and_is_there_without_the_hub(hub, monkeypatch, files, weights):
+    hub.files = files
+    folder = hub_vae(Path("owner/name"), "--vae")
+    assert {path.name for path in folder.iterdir()} == {"config.json", weights}
+    point_client_to("http://127.0.0.1:9", monkeypatch)
+    assert hub_vae(Path("owner/name"), "--vae") == folder
+    with pytest.raises(CheckpointError, match=r"^--vae: owner/other is no file or folder here, .* cannot be reached\."):
+        hub_vae(Path("owner/other"), "--vae")
 
 
 def test_what_was_never_downloaded_is_not_there_without_the_hub(hub, monkeypatch):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from library.models.weighted_prompts import phrases
+from library.models.weighted_prompts import has_open_bracket, phrases
 
 
 def read(caption):
@@ -74,3 +74,13 @@ def test_places_lead_to_the_characters_of_any_caption_in_order(caption):
     assert places == sorted(set(places))
     assert "".join(phrase.text for phrase in found) == "".join(caption[place] for place in places)
     assert all(one.weight != other.weight for one, other in pairwise(found))
+
+
+@pytest.mark.parametrize("caption", ["a (red cat", "a [red cat", "(a (red:1.3) cat", "a (red] cat"])
+def test_an_open_bracket_is_seen(caption):
+    assert has_open_bracket(caption)
+
+
+@pytest.mark.parametrize("caption", ["a (red) [cat]", r"a \(red cat", "a red) cat]", "a (red:1.3) cat:2)"])
+def test_what_is_closed_or_was_never_opened_is_no_open_bracket(caption):
+    assert not has_open_bracket(caption)

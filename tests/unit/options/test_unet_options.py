@@ -127,6 +127,19 @@ def test_cached_texts_beside_text_encoders_alone_are_not_mended_by_training_none
     assert "--network_train_unet_only" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_scripts_for_networks_say_how_text_encoders_are_chosen(name):
+    with pytest.raises(OptionError) as caught:
+        parse(name, "--train_text_encoder")
+    said = "text encoders get adapters too, unless --network_train_unet_only is given. Leave it out."
+    assert str(caught.value) == f"--train_text_encoder is not an option of {name}.py: {said}"
+
+
+def test_sdxl_names_the_rates_of_both_text_encoders():
+    with pytest.raises(OptionError, match=r"--learning_rate_te1 for CLIP-L and --learning_rate_te2 for CLIP-G\.$"):
+        parse("sdxl_train", "--train_text_encoder --learning_rate_te=1e-5")
+
+
 def test_train_db_says_how_its_text_encoder_is_chosen(tmp_path):
     said = "the text encoder trains unless --stop_text_encoder_training -1 is given. Leave it out."
     with pytest.raises(OptionError) as caught:

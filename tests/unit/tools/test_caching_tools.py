@@ -64,6 +64,19 @@ def test_a_flag_is_enough_for_a_model_that_is_not_here_yet():
         choose_family(options("owner/model"))
 
 
+@pytest.mark.parametrize(
+    ("width", "title", "flag"), [(768, "a Stable Diffusion 1.x model", "sdxl"), (2048, "an SDXL model", "sd3")]
+)
+def test_a_flag_of_another_family_than_the_file_is_refused(tmp_path, width, title, flag):
+    first = "model.diffusion_model.input_blocks.0.0"
+    attention = f"{first}.transformer_blocks.0.attn2.to_k.weight"
+    save_file({f"{first}.weight": torch.zeros(4, 4), attention: torch.zeros(4, width)}, tmp_path / "m.safetensors")
+    with pytest.raises(OptionError) as caught:
+        choose_family(options(tmp_path / "m.safetensors", f"--{flag}"))
+    place = tmp_path / "m.safetensors"
+    assert str(caught.value) == f"--{flag}: {place} is {title}. Leave out --{flag}: the file says what it is."
+
+
 def test_checks_and_defaults_are_those_of_the_family():
     sdxl, sd = (choose_family(options("owner/model", flag))[1] for flag in ("--sdxl", "--sd"))
     assert sdxl.dataset_defaults()["resolution"] == (1024, 1024)

@@ -99,7 +99,7 @@ def test_missing_folders_and_all_other_faults_are_listed_at_once(tmp_path):
     message = error_of(DataPlaces(train_data_dir=train, reg_data_dir=tmp_path / "none" / "reg"), {"num_repeats": 0})
     assert message.startswith(f"{train}: 5 problems in the data:")
     assert "--num_repeats must be at least 1, got 0" in message
-    assert "no resolution; give --resolution" in message
+    assert "no resolution; give --resolution, the size of the model: 512, 768 or 1024" in message
     assert f"{train / '0_cat'}: the number of repeats in its name must be at least 1" in message
     assert f"{train / '00_dog'}: the number" in message
     hint = f"the nearest folder that exists is {tmp_path}"

@@ -1,5 +1,6 @@
 """Epoch plans, dealing to processes, and the step arithmetic in words."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,13 @@ def test_fewer_batches_than_processes():
 )
 def test_step_arithmetic_in_words(groups, batch_sizes, arguments, line):
     assert count_steps(*make(groups), batch_sizes, **arguments).describe() == line
+
+
+def test_pictures_of_regularisation_are_counted_apart():
+    records, crops = make([(WIDE, 2, 2, 0), (WIDE, 3, 1, 0)])
+    records = [replace(record, is_reg=index > 1) for index, record in enumerate(records)]
+    count = count_steps(records, crops, [1], num_processes=1, accumulation=1, max_steps=7)
+    assert count.describe().startswith("2 images x 2 repeats + 3 regularisation images (3 samples) = 7 samples -> ")
 
 
 @pytest.mark.parametrize(("num_processes", "accumulation"), [(1, 1), (1, 3), (1, 4), (2, 3), (3, 100)])

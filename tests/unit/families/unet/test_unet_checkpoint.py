@@ -155,12 +155,12 @@ def test_other_prefixes_lead_to_the_same_tensors(as_written, changed, kind, chan
     assert_same(contents(changed(kind, change)), as_written(kind))
 
 
-def test_averages_and_schedules_are_told_in_one_line(changed, caplog):
+def test_averages_are_told_in_one_line_and_schedules_in_none(changed, caplog):
     caplog.set_level(logging.INFO, logger="easel")
     logging.getLogger("easel").propagate = True
     changed("sd1", lambda tensors: {**tensors, "model_ema.diffusion_modelinput_blocks00weight": torch.zeros(1)})
     assert [record.message.split(": ", 1)[1] for record in caplog.records] == [
-        "tensors that are not used: 3 of averaged weights (EMA), 2 others (alphas_cumprod, betas)"
+        "tensors that are not used: 1 of averaged weights (EMA)"
     ]
 
 
@@ -241,6 +241,16 @@ def test_a_model_on_the_hub_is_its_folder(tiny, as_written, monkeypatch, tmp_pat
     assert (files.path / "tokenizer" / "vocab.json").is_file()
 
 
+def test_a_vae_on_the_hub_is_its_folder(tiny, as_written, monkeypatch, tmp_path):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with running_hub(monkeypatch) as hub:
+        hub.files = {path.name: path.read_bytes() for path in (tiny("sd2", True) / "vae").iterdir()}
+        files = inspect_files(tiny("sd1"), kinds=KINDS, vae=Path("owner/name"))
+    assert_same({"": read_part(files.vae)}, {"": as_written("sd2")["vae"]})
+
+
 @pytest.mark.parametrize(
     ("scheduler", "marks"),
     [
@@ -281,7 +291,7 @@ def test_what_a_file_says_of_itself_is_no_tensor_of_no_use(tiny, caplog, monkeyp
         inspect_weights(marked, {}, kinds=KINDS)
         assert "not used" not in caplog.text
         inspect_weights(header(tiny("sdxl"), lambda shapes: {**shapes, "other": (0,)}), {}, kinds=KINDS)
-    assert "tensors that are not used: 1 others (other)" in caplog.text
+    assert "tensors that are not used: 1 other (other)" in caplog.text
 
 
 BOTH = "predicts the velocity and knows noise without any signal."
@@ -296,11 +306,6 @@ BOTH = "predicts the velocity and knows noise without any signal."
             {},
             f"{BOTH} Add --v_parameterization and --zero_terminal_snr.",
         ),
-        (
-            ("v_pred", "ztsnr"),
-            {"v_parameterization": True},
-            f"{BOTH} Add --zero_terminal_snr.",
-        ),
     ],
 )
 def test_a_model_is_trained_as_what_it_says_of_itself(tmp_path, marks, noise, said):
@@ -311,6 +316,32 @@ def test_a_model_is_trained_as_what_it_says_of_itself(tmp_path, marks, noise, sa
     assert str(caught.value) == f"--pretrained_model_name_or_path: {path} says that it {said}"
     whole = {"v_parameterization": True, "zero_terminal_snr": "ztsnr" in marks}
     assert SdxlFamily(pretrained=path, noise=whole).inspect().marks == set(marks)
+
+
+def test_a_model_may_be_trained_with_another_schedule_than_its_own_and_still_says_which_that_is(
+    tiny, caplog, monkeypatch
+):
+    monkeypatch.setattr(logging.getLogger("easel"), "propagate", True)
+    files = inspect_weights(header(tiny("sdxl"), lambda s: {**s, "v_pred": (0,), "ztsnr": (0,)}), {}, kinds=KINDS)
+    family = SdxlFamily(pretrained=tiny("sdxl"), noise={"v_parameterization": True})
+    family.check_marks(files)
+    (line,) = caplog.messages
+    assert line.endswith(
+        "says that it knows noise without any signal, and without --zero_terminal_snr it is trained with a schedule "
+        "that never reaches such noise."
+    )
+    assert family.model_to_write(files, {}, {}, None).marks == {"v_pred", "ztsnr"}
+
+
+def test_a_saved_model_says_what_it_was_trained_as(tiny):
+    files = inspect_files(tiny("sdxl", True), kinds=KINDS)  # its folder says that it predicts noise
+    for noise, marks in (
+        ({}, set()),
+        ({"v_parameterization": True}, {"v_pred"}),
+        ({"zero_terminal_snr": True}, {"ztsnr"}),
+    ):
+        family = SdxlFamily(pretrained=tiny("sdxl", True), noise=noise)
+        assert family.model_to_write(files, {}, {}, None).marks == marks
 
 
 def test_a_folder_that_says_noise_is_trained_as_velocity_with_a_warning(tiny, caplog, monkeypatch):

@@ -11,7 +11,13 @@ from library.errors import OptionError
 from library.training.optimization.optimizers import make_optimizer
 from library.training.optimization.schedule_classes import end_epoch
 from library.training.optimization.schedule_state import load_schedule_state, schedule_state
-from library.training.optimization.schedules import check_schedule, make_schedule, read_schedule, whole_steps
+from library.training.optimization.schedules import (
+    check_schedule,
+    has_same_start,
+    make_schedule,
+    read_schedule,
+    whole_steps,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -22,6 +28,8 @@ def _log_lines_reach_caplog(monkeypatch):
 
 @dataclass(frozen=True)
 class Options:
+    lr_scheduler: str = "constant"
+    lr_warmup_steps: int | float = 0
     learning_rate: float = 1e-3
     lr_decay_steps: int | float = 0
     lr_scheduler_num_cycles: int = 1
@@ -50,6 +58,24 @@ def sgd(*rates):
 def test_what_cannot_work_is_refused_with_its_fix(name, warmup, message):
     with pytest.raises(OptionError, match=message):
         check_schedule(name, warmup, None)
+
+
+@pytest.mark.parametrize(
+    ("options", "is_same"),
+    [
+        (Options(), True),
+        (Options(lr_scheduler="constant_with_warmup", lr_warmup_steps=3), True),
+        (Options(lr_scheduler="constant_with_warmup", lr_warmup_steps=0.5), False),
+        (Options(lr_scheduler="warmup_stable_decay", lr_decay_steps=2), True),  # of which nothing has fallen yet
+        (Options(lr_scheduler="warmup_stable_decay", lr_decay_steps=6), False),
+        (Options(lr_scheduler="reduce_lr_on_plateau"), True),
+        (Options(lr_scheduler="adafactor:1e-3"), True),
+        (Options(lr_scheduler="cosine"), False),
+        (Options(lr_scheduler_type="StepLR", lr_scheduler_args=("step_size=1",)), False),
+    ],
+)
+def test_a_schedule_has_or_has_not_the_same_start_in_a_longer_run(options, is_same):
+    assert has_same_start(options, 6, before=8, now=20) == is_same
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,18 @@ class Family:
     sample_guidance: float = 7.5
     sample_multiple: int = 8
     samplers: tuple[str, ...] = ()
+    is_weighted: bool = False
+
+
+def test_brackets_that_weigh_nothing_are_told_once_a_file(tmp_path, caplog):
+    text = "a (small) cat: nice\n\\(a cat:1.3\\)\na dog --n (bad:1.3) [worse]\n((a cow):.5)\n"
+    prompts = load_prompts(write(tmp_path, text))
+    assert prompts[2].negative_prompt == "(bad:1.3) [worse]"
+    (line,) = caplog.messages
+    assert "prompts.txt line 3: (bad:1.3) is read as text: brackets weigh words only with --weighted_captions" in line
+    caplog.clear()
+    load_prompts(tmp_path / "prompts.txt", PromptDefaults.of_family(Family(is_weighted=True)))
+    assert not caplog.messages
 
 
 def test_the_sampler_option_counts_only_for_families_that_have_several(tmp_path, caplog):

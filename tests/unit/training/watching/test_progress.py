@@ -1,6 +1,8 @@
 """The bar on the console."""
 
-from library.training.watching.progress import ProgressBar
+import pytest
+
+from library.training.watching.progress import ProgressBar, rate_to_show
 
 
 def test_the_bar_shows_steps_loss_rate_and_memory(capsys):
@@ -38,3 +40,19 @@ def test_other_processes_show_nothing(capsys):
     with ProgressBar(10, is_shown=False) as bar:
         bar.update(loss=0.5)
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("rates", "shown"),
+    [
+        ({"textencoder 1": 9, "unet": 3, "unet plus": 8, "textencoder 2": 7}, 3),
+        ({"clip": 9, "block 1": 1, "block 2": 3, "block 3": 2}, 3),
+        ({"textencoder 1": 1, "textencoder 1 plus": 9, "textencoder 2": 2}, 2),
+        ({"clip": 2}, 2),
+        ({"unet plus": 4, "unet plus 2": 5}, 5),
+        ({"unet": 1, "d*lr/unet": 0.01}, 0.01),
+        ({}, None),
+    ],
+)
+def test_the_rate_of_the_bar_is_that_of_the_denoiser_where_it_trains(rates, shown):
+    assert rate_to_show({f"lr/{name}": rate for name, rate in rates.items()}, ("clip",)) == shown

@@ -34,9 +34,14 @@ def test_a_run_that_went_on_tells_the_time_of_its_own_steps():
     assert lines(first_step=400)[0].endswith("3 min 20 s since step 400")
 
 
+def test_an_epoch_that_was_cut_short_is_not_called_one():
+    told = lines(steps=4, mean_loss=1.47684, averaged_steps=4, is_epoch_cut=True)
+    assert told[1] == "mean loss of the last 4 steps, as the last epoch was cut short: 1.4768"
+
+
 def test_everything_is_told_in_order():
     told = lines(
-        epoch_loss=0.12345,
+        mean_loss=0.12345,
         skipped_steps=3,
         saved=saved(200, 400),
         validation=[(200, 0.1234), (400, 0.2)],

@@ -19,10 +19,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from library.checkpoint.unpickling import StoredTensor, WeightsUnpickler, weights_in
 from library.errors import CheckpointError
 from library.log import get_logger
-from library.tensorfile import TensorHeader, TensorInfo, TensorReader, hash_tensors, torch_dtype
+from library.tensorfile import TensorHeader, TensorInfo, TensorReader, hash_tensors, read_header, torch_dtype
+from library.unpickling import StoredTensor, WeightsUnpickler, weights_in
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +54,33 @@ class PickledHeader(TensorHeader):
     strides: Mapping[str, tuple[int, ...]]
 
 
-def read_pickled_header(path: Path, what: str = "weights file", *, allow_pickle: bool = False) -> PickledHeader:
+def read_any_header(
+    path: Path, what: str = "weights file", *, allow_pickle: bool = False, is_told: bool = False
+) -> TensorHeader:
+    """The header of a safetensors file or of one of torch.save. The first bytes tell what a file is, not its name.
+
+    Args:
+        path: The file.
+        what: How it is called in an error, for instance "--vae".
+        allow_pickle: See `read_pickled_header`.
+        is_told: See `read_pickled_header`.
+
+    Raises:
+        CheckpointError: The file cannot be used (see `read_header` and `read_pickled_header`).
+    """
+    try:
+        with open(path, "rb") as opened:
+            is_zip = opened.read(len(ZIP_START)) == ZIP_START
+    except OSError:  # told by `read_header`
+        is_zip = False
+    if not is_zip:
+        return read_header(path, what)
+    return read_pickled_header(path, what, allow_pickle=allow_pickle, is_told=is_told)
+
+
+def read_pickled_header(
+    path: Path, what: str = "weights file", *, allow_pickle: bool = False, is_told: bool = False
+) -> PickledHeader:
     """Find the tensors of a file that torch.save has written.
 
     The weights are the top level of the pickle, what it has as "state_dict", or the only entry that it has.
@@ -63,13 +89,18 @@ def read_pickled_header(path: Path, what: str = "weights file", *, allow_pickle:
         path: A zip file.
         what: How it is called in an error, for instance "--vae".
         allow_pickle: Read files that name functions which weights do not need; they are not called.
+        is_told: The log has said so of this file before.
 
     Raises:
         CheckpointError: The file is damaged, has no tensors, or names such functions.
     """
     try:
         archive = _read_archive(path)
-        content = _content(archive, path, what, allow_pickle=allow_pickle)
+        content, unknown = _content(archive)
+        if unknown and not (allow_pickle and is_told):
+            _judge_unknown(path, what, unknown, allow_pickle=allow_pickle)
+        if isinstance(content, Exception):
+            raise ValueError(f"its pickle: {content}")
         tensors = weights_in(content)
         infos = {name: _info(tensor, archive.starts) for name, tensor in tensors.items()}
         strides = {name: tensor.stride for name, tensor in tensors.items() if not tensor.is_in_order}
@@ -83,15 +114,11 @@ def read_pickled_header(path: Path, what: str = "weights file", *, allow_pickle:
     return PickledHeader(path, infos, {}, strides)
 
 
-def _content(archive: _Archive, path: Path, what: str, *, allow_pickle: bool) -> Any:
-    """What the pickle makes. Raises ValueError where it is damaged."""
+def _content(archive: _Archive) -> tuple[Any, list[str]]:
+    """What the pickle makes, an exception where it is damaged; and the names in it that weights do not need. These are
+    told before all else: with stand-ins in their place, what follows may make no sense."""
     unpickler = WeightsUnpickler(archive.pickle)
-    content = unpickler.content()
-    if unpickler.unknown:  # said before all else: with stand-ins in their place, what follows may make no sense
-        _judge_unknown(path, what, unpickler.unknown, allow_pickle=allow_pickle)
-    if isinstance(content, Exception):
-        raise ValueError(f"its pickle: {content}")
-    return content
+    return unpickler.content(), unpickler.unknown
 
 
 def _judge_unknown(path: Path, what: str, names: Sequence[str], *, allow_pickle: bool) -> None:
@@ -176,6 +203,16 @@ def _info(tensor: StoredTensor, starts: Mapping[str, tuple[int, int]]) -> Tensor
 def tensor_reader(header: TensorHeader, *, mmap: bool = True) -> TensorReader:
     """Reads the tensors of a safetensors file or of one of torch.save."""
     return PickledReader(header, mmap=mmap) if isinstance(header, PickledHeader) else TensorReader(header, mmap=mmap)
+
+
+def read_any_tensors(header: TensorHeader) -> dict[str, Tensor]:
+    """Every tensor of such a file in its stored dtype, in host memory or in the mapped file.
+
+    Raises:
+        CheckpointError: The file has changed since its header was read, or has a type that torch lacks.
+    """
+    reader = tensor_reader(header)
+    return {name: reader.view(name) for name in header.tensors}
 
 
 class PickledReader(TensorReader):

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from library.checkpoint.pickled import PickledReader, read_pickled_header
 from library.checkpoint.weights import open_weights, part_identity, read_weights, select_part
 from library.errors import CheckpointError
+from library.pickled import PickledReader, read_pickled_header
 from library.tensorfile import write_tensors
 from tests.bad_models import payload
 
