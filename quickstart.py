@@ -50,7 +50,7 @@ EXTRAS = {
     # ruff and mypy are pinned: another version is another opinion
     "test": [
         "pytest>=8",
-        "pytest-xdist>=3.5",
+        "pytest-xdist>=3.7",
         "hypothesis>=6.100",
         "ruff==0.17.5",
         "mypy==2.4.1",
@@ -402,7 +402,7 @@ def run_tests(environment: Environment, pytest_args: list[str]) -> int:
     checks = {
         "ruff": ["ruff", "check", "."],
         "mypy": ["mypy"],
-        "pytest": ["pytest", "-n", "2", "--dist", "loadfile", *pytest_args],
+        "pytest": ["pytest", "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", *pytest_args],
     }
     variables = {**os.environ, "OMP_NUM_THREADS": "1"}
     codes = {}
