@@ -47,6 +47,7 @@ EXTRAS = {
     "tensorboard": ["tensorboard>=2.16"],
     "wandb": ["wandb>=0.19"],
     "optimizers": _OPTIMIZERS,
+    "tagger": ["onnxruntime>=1.17"],
     # ruff and mypy are pinned: another version is another opinion
     "test": [
         "pytest>=8",
@@ -58,6 +59,8 @@ EXTRAS = {
         "lycoris-lora>=3.1",
         "tensorboard>=2.16",
         "wandb>=0.19",
+        "onnxruntime>=1.17",
+        "onnx>=1.16",  # makes the models that the tests tag with
         *_OPTIMIZERS,
     ],
 }

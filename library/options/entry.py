@@ -62,7 +62,9 @@ def run_script(
     for line in options.warnings:
         logger.warning("%s", line)
     try:
-        return run(options) or 0
+        code = run(options) or 0
+        _leave_other_processes()
+        return code
     except UserError as error:
         return _report(error, is_debug)
     except ModuleNotFoundError as error:
@@ -125,7 +127,10 @@ def _report(error: UserError, is_debug: bool) -> int:
 
 
 def _leave_other_processes() -> None:
-    """Without this a process that ends before the others is aborted, and its exit code lost."""
+    """End the threads that talk to the other processes, if there are any.
+
+    A process that ends while they run may be aborted, be it the first to end or the last, and its exit code is lost.
+    """
     torch = sys.modules.get("torch")
     if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
