@@ -75,7 +75,7 @@ def _marked_file(path: Path, what: str, marks: Sequence[str], needed: Callable[[
     try:
         return _downloaded(name, what, marks, needed)
     except (OSError, *faults) as error:
-        raise CheckpointError(f"{what}: {_advice(name, error)}") from None
+        raise CheckpointError(f"{what}: {hub_advice(name, error)}") from None
 
 
 def _cached_file(name: str, what: str, marks: Sequence[str]) -> Path:
@@ -143,7 +143,8 @@ def _one_form(names: Sequence[str]) -> list[str]:
     return forms[min(forms, key=lambda stem: (stem.count("."), stem))] if forms else []
 
 
-def _advice(name: str, error: Exception) -> str:
+def hub_advice(name: str, error: Exception) -> str:
+    """Why a model cannot be had from the hub, and what to do, to follow the name of the option."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in (401, 403, 404):
         return (

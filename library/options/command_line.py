@@ -55,6 +55,11 @@ def read_command_line(
         position += 1
         name, equals, attached = token.partition("=")
         option = flags.get(name)
+        place = _next_place(token, options, result)
+        if option is None and place is not None:
+            _set_value(result, place, [token], flags)
+            previous = place
+            continue
         if option is None:
             result.problems.append(_explain_stray(token, flags, previous, prog, elsewhere))
             if _is_flag(token) and not equals:
@@ -68,10 +73,18 @@ def read_command_line(
         if not equals:
             position += len(texts)
         if not texts and not option.is_list:
-            result.problems.append(f"{option.flag} needs a value: {option.wanted}.")
+            result.problems.append(f"{option.shown} needs a value: {option.wanted}.")
             continue
         _set_value(result, option, texts, flags)
     return result
+
+
+def _next_place(token: str, options: Mapping[str, Option], result: CommandLine) -> Option | None:
+    """The option that an argument without a flag is the value of, by its place."""
+    if token[:1] in f"-{_DASHES}" or _is_line_end(token):
+        return None
+    places = (option for option in options.values() if option.declared.is_positional)
+    return next((option for option in places if option.name not in result.values), None)
 
 
 def _is_flag(token: str) -> bool:
@@ -112,7 +125,7 @@ def _set_value(result: CommandLine, option: Option, texts: Sequence[str], flags:
         else:
             result.values[option.name] = option.from_text(texts[0])
     except ValueError as fault:
-        result.problems.append(f"{option.flag} {fault}")
+        result.problems.append(f"{option.shown} {fault}")
 
 
 def _value_problems(option: Option, texts: Sequence[str], flags: Mapping[str, Option]) -> Iterator[str]:
@@ -156,6 +169,8 @@ def _explain_stray(
         return f"{name} does not begin with two plain hyphens{_odd_characters(name)}: write --{dashed.group(1)}."
     if _is_flag(token):
         return _explain_unknown(name, flags, prog, elsewhere)
+    if previous is not None and previous.declared.is_positional:
+        return f"'{token}' is one argument too many. If it is part of {previous.place}, put that in quotes."
     if previous is None:
         return f"'{token}' belongs to no option: every option of {prog} begins with two hyphens."
     if token in previous.declared.words:

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator, Mapping
 
 from library.options.option import Option
-from library.options.spec import ScriptOptions, group_classes, group_options
+from library.options.spec import ScriptOptions, group_classes, group_options, options_of
 
 _WIDTH = 110
 _INDENT = 34
@@ -22,7 +22,7 @@ def help_text(
     ignored: Mapping[str, str] | None = None,
 ) -> str:
     """The text of `--help`: options by group, one example at the end."""
-    lines = [f"usage: {prog} [options]", "", *_wrap(description), ""]
+    lines = [f"usage: {' '.join([prog, *_places(options_class)])} [options]", "", *_wrap(description), ""]
     lines += [_help_entry("-h, --help", "Show this text and end.")]
     for group in group_classes(options_class).values():
         lines += ["", f"{group.title}:"]
@@ -33,7 +33,15 @@ def help_text(
     return "\n".join(lines)
 
 
+def _places(options_class: type[ScriptOptions]) -> Iterator[str]:
+    for option in options_of(options_class).values():
+        if option.declared.is_positional:
+            yield option.place if option.default is None else f"[{option.place}]"
+
+
 def _usage(option: Option) -> str:
+    if option.declared.is_positional:
+        return option.place
     name = ", ".join(option.flags)
     if option.kind == "flag":
         return name + "".join(f"[={word}]" for word in option.declared.words)

@@ -12,7 +12,7 @@ from typing import TypeVar
 from library.errors import EnvironmentFault, OutputError, UserError
 from library.log import get_logger, set_up_logging
 from library.options.groups import CommonOptions
-from library.options.groups.logging import LoggingOptions
+from library.options.groups.logging import ConsoleOptions
 from library.options.spec import Finished, parse_options
 
 INTERRUPTED = 130
@@ -100,7 +100,7 @@ def _no_memory(error: RuntimeError | MemoryError) -> EnvironmentFault:
     )
 
 
-def _set_up_log(options: LoggingOptions, is_main: bool) -> None:
+def _set_up_log(options: ConsoleOptions, is_main: bool) -> None:
     file = options.console_log_file
     try:
         set_up_logging(

@@ -45,6 +45,7 @@ class Declared:
     is_free_text: bool = False
     zero_is_off: bool = False
     words: tuple[str, ...] = ()
+    is_positional: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,16 @@ class Option:
     def flags(self) -> tuple[str, ...]:
         """The option and its other names as they are typed."""
         return (self.flag, *(f"--{alias}" for alias in self.declared.aliases))
+
+    @property
+    def place(self) -> str:
+        """How an option is called that is given by its place among the arguments."""
+        return self.name.upper()
+
+    @property
+    def shown(self) -> str:
+        """How messages call the option."""
+        return self.place if self.declared.is_positional else self.flag
 
     def from_text(self, text: str) -> object:
         """The value that `text` stands for; None where it means "not given".

@@ -48,6 +48,7 @@ def opt(
     free_text: bool = False,
     zero_is_off: bool = False,
     words: Sequence[str] = (),
+    positional: bool = False,
 ) -> Any:
     """Declare an option as a field of a group. The field's name is the flag, its annotation the type.
 
@@ -70,6 +71,8 @@ def opt(
         free_text: The value is prose and may mention flags.
         zero_is_off: 0 means not given.
         words: Values that a switch takes beside true and false, attached with `=`.
+        positional: The value is given by its place among the arguments, in the order of declaration; the flag works
+            too. Needed if the default is None.
     """
     if nargs not in (None, "*"):
         raise ValueError(f"nargs must be None or '*', got {nargs!r}")
@@ -90,6 +93,7 @@ def opt(
         is_free_text=free_text,
         zero_is_off=zero_is_off,
         words=tuple(words),
+        is_positional=positional,
     )
     return field(default=default, repr=not secret, metadata={"option": declared})
 
@@ -160,7 +164,7 @@ class ScriptOptions:
 
     def __post_init__(self) -> None:
         values = {name: getattr(group, name) for group in self.groups() for name in group.__dataclass_fields__}
-        problems = [*_missing(self.required, values), *self.check()]
+        problems = [*_missing(type(self), values), *self.check()]
         if problems:
             raise OptionError(" ".join(problems))
 
@@ -360,7 +364,7 @@ def _output_config(values: Mapping[str, object], options: Mapping[str, Option]) 
 
 def _build_groups(options_class: type[ScriptOptions], values: Mapping[str, object]) -> dict[str, Any]:
     groups: dict[str, Any] = {}
-    problems = list(_missing(options_class.required, values))
+    problems = list(_missing(options_class, values))
     for field_name, group in group_classes(options_class).items():
         own = {name: values[name] for name in group_options(group) if values.get(name) is not None}
         try:
@@ -372,10 +376,12 @@ def _build_groups(options_class: type[ScriptOptions], values: Mapping[str, objec
     return groups
 
 
-def _missing(required: Sequence[str | tuple[str, ...]], values: Mapping[str, object]) -> Iterator[str]:
-    choices = [(name,) if isinstance(name, str) else name for name in required]
+def _missing(options_class: type[ScriptOptions], values: Mapping[str, object]) -> Iterator[str]:
+    options = options_of(options_class)
+    places = [name for name, option in options.items() if option.declared.is_positional and option.default is None]
+    choices = [(name,) if isinstance(name, str) else name for name in (*places, *options_class.required)]
     absent = [names for names in choices if all(values.get(name) is None for name in names)]
-    single = [f"--{names[0]}" for names in absent if len(names) == 1]
+    single = [options[names[0]].shown for names in absent if len(names) == 1]
     if single:
         yield f"{', '.join(single)} {'is' if len(single) == 1 else 'are'} needed."
     for names in absent:

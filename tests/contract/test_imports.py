@@ -36,6 +36,7 @@ LIGHT = (  # what --help and every option or dataset error reach
     "library.records",
     "library.tensorfile",
     "library.options",
+    "library.preparing.options",
     "library.data.config.schema",
     "library.data.config.sources",
     "library.data.files.scan",
@@ -132,6 +133,7 @@ def room_of(module: str) -> tuple[int, str]:
         "memory": 1,
         "families": 2,
         "training": 3,
+        "preparing": 3,
     }
     assert rest[0] in layers, f"library/{rest[0]} has no layer; add it to docs/architecture.md and to this test"
     own_file = modules().get(module)
@@ -157,7 +159,9 @@ def why_not(importer: str, imported: str) -> str | None:
             return None
         return "a family is not imported by its neighbours: what several need lies in library/families itself"
     if layer == 3 and other_folder.startswith("families/"):
-        return "training/ imports families/base.py, never a family"
+        return "training/ and preparing/ import families/base.py, never a family"
+    if layer == other_layer == 3 and folder != other_folder:
+        return "training/ and preparing/ do not import each other"
     return None
 
 

@@ -91,9 +91,7 @@ class _PlacesReader:
         self.problems = list(problems)
         self.warnings: list[str] = []
         if base["resolution"] is None:
-            self.problems.append(
-                "no resolution; give --resolution, the size of the model: 512, 768 or 1024"
-            )
+            self.problems.append("no resolution; give --resolution, the size of the model: 512, 768 or 1024")
 
     def read(self, places: DataPlaces) -> list[Table]:
         """Every subset: training first, then regularisation."""

@@ -35,6 +35,26 @@ _FOREIGN_INDEX = "metadata_cache.json"
 
 
 @dataclass(frozen=True)
+class FolderWords:
+    """How messages call the place where a folder was named.
+
+    Attributes:
+        name: The key or argument.
+        recursive: What reads sub-folders too.
+        each: What can be done about a folder that has only folders.
+        remove: What else can be done about a folder without pictures.
+    """
+
+    name: str = "image_dir"
+    recursive: str = "set recursive = true"
+    each: str = "name each in a subset of its own"
+    remove: str = ", or remove the subset"
+
+
+_OF_SUBSET = FolderWords()
+
+
+@dataclass(frozen=True)
 class Listing:
     """What lies in a subset's folder.
 
@@ -74,14 +94,33 @@ def list_pictures(subset: SubsetSpec, source: str, *, mask_folders: Collection[P
         mask_folders: Of all subsets. They are passed over: masks are no training pictures.
     """
     assert subset.image_dir is not None
-    root = subset.image_dir
+    return list_folder(subset.image_dir, source, is_recursive=subset.recursive, mask_folders=mask_folders)
+
+
+def list_folder(
+    root: Path,
+    source: str,
+    *,
+    is_recursive: bool,
+    mask_folders: Collection[Path] = (),
+    words: FolderWords = _OF_SUBSET,
+) -> Listing:
+    """List a folder.
+
+    Args:
+        root: The folder.
+        source: The file that names it; relative folders may have been meant to start there.
+        is_recursive: With its sub-folders.
+        mask_folders: Folders that are passed over.
+        words: For messages.
+    """
     problems, remarks = [], []
     folders = []
-    for found in walk_folders(root, is_recursive=subset.recursive, passed=mask_folders):
+    for found in walk_folders(root, is_recursive=is_recursive, passed=mask_folders):
         if isinstance(found, Folder):
             folders.append(found)
         elif isinstance(found, OSError):
-            problems.append(_folder_problem(root, found, source))
+            problems.append(_folder_problem(root, found, source, words))
         else:
             remarks.append(found)
     if not folders:
@@ -89,10 +128,10 @@ def list_pictures(subset: SubsetSpec, source: str, *, mask_folders: Collection[P
     images, links, left_out = _pictures_of(folders, root)
     images = sorted(images, key=lambda image: natural_order(image[0]))
     if not images and not problems:
-        problems.append(f"image_dir {root} has no images{_content_hint(folders, subset)}")
-    elif not subset.recursive and folders[0].folders:
+        problems.append(f"{words.name} {root} has no images{_content_hint(folders, is_recursive, words)}")
+    elif not is_recursive and folders[0].folders:
         names = first_names(folders[0].folders)
-        remarks.append(f"{root}: sub-folders are not read, unless recursive = true is set: {names}")
+        remarks.append(f"{root}: sub-folders are not read ({words.recursive} to read them): {names}")
     remarks += [
         f"{folder.path / _FOREIGN_INDEX} of another program is not used; sizes and captions come from the files"
         for folder in folders
@@ -197,10 +236,10 @@ def _other_files(folder: Folder) -> frozenset[str]:
     return frozenset(name for name in folder.files if os.path.splitext(name)[1].lower() not in IMAGE_SUFFIXES)
 
 
-def _folder_problem(root: Path, error: OSError, source: str) -> str:
+def _folder_problem(root: Path, error: OSError, source: str, words: FolderWords) -> str:
     """Why a folder cannot be read."""
     folder = Path(error.filename)
-    place = f"image_dir {root}" if folder == root else f"image_dir {root}: the sub-folder {folder}"
+    place = f"{words.name} {root}" if folder == root else f"{words.name} {root}: the sub-folder {folder}"
     if isinstance(error, FileNotFoundError):
         return f"{place} does not exist{place_hint(folder, source)}"
     if isinstance(error, NotADirectoryError):
@@ -208,7 +247,7 @@ def _folder_problem(root: Path, error: OSError, source: str) -> str:
     return f"{place} cannot be read ({error.strerror or error})"
 
 
-def _content_hint(folders: list[Folder], subset: SubsetSpec) -> str:
+def _content_hint(folders: list[Folder], is_recursive: bool, words: FolderWords) -> str:
     """What a folder without images holds instead."""
     files = [name for folder in folders for name in folder.files]
     inner = folders[0].folders
@@ -221,11 +260,11 @@ def _content_hint(folders: list[Folder], subset: SubsetSpec) -> str:
         advice = "Name a folder with pictures"
         if foreign:
             advice = f"Files of type {', '.join(foreign)} cannot be read: convert them to PNG or JPEG"
-        if inner and not subset.recursive:
-            advice += f", or set recursive = true to read its sub-folders ({first_names(inner)})"
+        if inner and not is_recursive:
+            advice += f", or {words.recursive} to read its sub-folders ({first_names(inner)})"
         return f"; its files are {listed}{reasons}. {advice}"
-    if inner and not subset.recursive:
-        return f", only folders ({first_names(inner)}): name each in a subset of its own, or set recursive = true"
+    if inner and not is_recursive:
+        return f", only folders ({first_names(inner)}): {words.each}, or {words.recursive}"
     if inner:
-        return " in it or its sub-folders; put pictures into them, or remove the subset"
-    return ", it is empty; put pictures into it, or remove the subset"
+        return f" in it or its sub-folders; put pictures into them{words.remove}"
+    return f", it is empty; put pictures into it{words.remove}"

@@ -10,7 +10,7 @@ from library.options.groups.data import DatasetOptions, dataset_defaults
 from library.options.groups.ema import EmaOptions
 from library.options.groups.full import ClipPairOptions, EncoderChoice, FullOptions
 from library.options.groups.hub import HubOptions
-from library.options.groups.logging import LoggingOptions
+from library.options.groups.logging import ConsoleOptions, LoggingOptions
 from library.options.groups.loss import LossOptions
 from library.options.groups.memory import MemoryOptions
 from library.options.groups.model import ModelOptions
@@ -27,6 +27,7 @@ __all__ = [
     "ClipPairOptions",
     "CommonOptions",
     "ComputeOptions",
+    "ConsoleOptions",
     "DatasetOptions",
     "DistributedOptions",
     "EmaOptions",
@@ -55,4 +56,4 @@ __all__ = [
 class CommonOptions(ScriptOptions):
     """What every script has: options from a file, and the log."""
 
-    logging: LoggingOptions = field(default_factory=LoggingOptions)
+    logging: ConsoleOptions = field(default_factory=ConsoleOptions)

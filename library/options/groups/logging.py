@@ -15,8 +15,8 @@ _OF_WANDB = ("wandb_run_name", "wandb_api_key")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoggingOptions(OptionGroup):
-    """What is told, and where."""
+class ConsoleOptions(OptionGroup):
+    """What is told on the console or in its file."""
 
     title: ClassVar[str] = "Log"
 
@@ -28,6 +28,12 @@ class LoggingOptions(OptionGroup):
     console_log_file: Path | None = opt(None, "Write the log to this file instead of the console.")
     console_log_simple: bool = opt(False, "Plain lines on stdout, without their importance.")
     debug: bool = opt(False, "Show the traceback of an error.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggingOptions(ConsoleOptions):
+    """What is told, and where: curves too."""
+
     logging_dir: Path | None = opt(
         None, "Folder for the logs of trackers; every run makes a folder in it. Alone it means --log_with tensorboard."
     )

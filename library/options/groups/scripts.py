@@ -20,6 +20,7 @@ from library.options.groups import (
     EncoderChoice,
     FullOptions,
     HubOptions,
+    LoggingOptions,
     LossOptions,
     MemoryOptions,
     MetadataOptions,
@@ -47,6 +48,7 @@ class TrainingScriptOptions(CommonOptions):
         project: Name of the project in trackers, unless --log_tracker_name gives one.
     """
 
+    logging: LoggingOptions = field(default_factory=LoggingOptions)
     model: ModelOptions = field(default_factory=ModelOptions)
     data: DatasetOptions = field(default_factory=DatasetOptions)
     training: TrainingOptions = field(default_factory=TrainingOptions)

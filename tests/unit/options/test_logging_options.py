@@ -1,5 +1,6 @@
 """Options about the log and the trackers."""
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,15 @@ from library.options.groups import CommonOptions, LoggingOptions
 from library.options.spec import parse_options
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrackedOptions(CommonOptions):
+    """Options of a script that has trackers."""
+
+    logging: LoggingOptions = field(default_factory=LoggingOptions)
+
+
 def parse(*argv):
-    return parse_options(CommonOptions, list(argv), prog="a.py", description="", example="")
+    return parse_options(TrackedOptions, list(argv), prog="a.py", description="", example="")
 
 
 @pytest.mark.parametrize(

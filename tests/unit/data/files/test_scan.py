@@ -191,7 +191,7 @@ def test_recursive_folders(tmp_path):
 def test_folders_that_are_not_read_are_named(tmp_path):
     save_image(tmp_path / "a.png")
     save_image(tmp_path / "more" / "b.png")
-    remark = f"{tmp_path}: sub-folders are not read, unless recursive = true is set: more"
+    remark = f"{tmp_path}: sub-folders are not read (set recursive = true to read them): more"
     assert remark in scan(tmp_path).findings.remarks
     assert not any("not read" in line for line in scan(tmp_path, recursive=True).findings.remarks)
 

@@ -1,0 +1,77 @@
+"""The pictures of a folder that a tool goes through, and the text files beside them."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from library.data.files.listing import FolderWords, list_folder
+from library.data.findings import Fault
+from library.errors import DatasetError
+from library.log import get_logger
+
+logger = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What a folder holds.
+
+    Attributes:
+        root: The folder.
+        paths: Pictures of types that can be read, in natural order.
+        names: Their paths below the root, with slashes.
+        left_out: Pictures of types that cannot be read, with the reason.
+    """
+
+    root: Path
+    paths: tuple[Path, ...]
+    names: tuple[str, ...]
+    left_out: tuple[Fault, ...]
+
+
+def find_pictures(root: Path, *, is_recursive: bool, name: str = "TRAIN_DATA_DIR") -> Pictures:
+    """List a folder; what is worth knowing about it is logged.
+
+    Args:
+        root: The folder.
+        is_recursive: With its sub-folders.
+        name: How the user gave it, for messages.
+
+    Raises:
+        DatasetError: The folder cannot be read, or has no pictures.
+    """
+    words = FolderWords(name, recursive="give --recursive", each="name one of them", remove="")
+    listing = list_folder(root, "", is_recursive=is_recursive, words=words)
+    if listing.findings.problems:
+        raise DatasetError("; ".join(f"{problem.removesuffix('.')}." for problem in listing.findings.problems))
+    for remark in listing.findings.remarks:
+        logger.info("%s.", remark)
+    return Pictures(root, listing.images, listing.names, listing.findings.left_out)
+
+
+def text_file_of(picture: Path, extension: str) -> Path:
+    """The text file that belongs to a picture: beside it, of the same stem.
+
+    Args:
+        picture: Its path.
+        extension: With its dot, for instance ".txt".
+    """
+    return picture.with_name(os.path.splitext(picture.name)[0] + extension)
+
+
+def shared_text_files(pictures: Sequence[Path], extension: str) -> dict[Path, Fault]:
+    """{picture: fault} of those whose text file would belong to another picture too: a.png and a.jpg share a.txt.
+
+    A training refuses such pictures, since it cannot tell whose caption it is.
+    """
+    files = {picture: text_file_of(picture, extension) for picture in pictures}
+    number = Counter(files.values())
+    return {
+        picture: Fault(picture, f"shares the text file {file.name} with another picture; rename one of them")
+        for picture, file in files.items()
+        if number[file] > 1
+    }

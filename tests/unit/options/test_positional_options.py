@@ -1,0 +1,82 @@
+"""Options that are given by their place among the arguments."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from library.errors import OptionError
+from library.options.groups import CommonOptions
+from library.options.spec import Finished, OptionGroup, opt, parse_options
+
+
+@dataclass(frozen=True, kw_only=True)
+class CopyGroup(OptionGroup):
+    """From and to."""
+
+    source: Path | None = opt(None, "What is read.", positional=True)
+    copies: int = opt(1, "How many.")
+    target: Path | None = opt(None, "What is written.", positional=True)
+    mode: str = opt("plain", "How.", positional=True)
+    quick: bool = opt(False, "Do it quickly.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CopyOptions(CommonOptions):
+    """Options of a script with places."""
+
+    copy: CopyGroup = field(default_factory=CopyGroup)
+
+
+def parse(*argv: str) -> CopyGroup:
+    return parse_options(CopyOptions, list(argv), prog="copy.py", description="Copy.", example="copy.py a b").copy
+
+
+def error_of(*argv: str) -> str:
+    with pytest.raises(OptionError) as caught:
+        parse(*argv)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("a b", "c", "--copies", "3", "--quick"),
+        ("--copies=3", "a b", "--quick", "c"),
+        ("--quick", "--source", "a b", "--copies", "3", "c"),
+    ],
+)
+def test_places_are_filled_in_order_around_flags(argv):
+    copy = parse(*argv)
+    assert (copy.source, copy.target, copy.copies, copy.quick, copy.mode) == (Path("a b"), Path("c"), 3, True, "plain")
+
+
+def test_a_place_with_a_default_may_stay_empty_or_be_filled():
+    assert parse("a", "b").mode == "plain"
+    assert parse("a", "b", "other").mode == "other"
+
+
+def test_what_is_missing_is_called_by_its_place():
+    assert error_of("a") == "TARGET is needed."
+    assert error_of() == "SOURCE, TARGET are needed."
+
+
+def test_one_argument_too_many_is_told():
+    assert "'d' is one argument too many. If it is part of MODE" in error_of("a", "b", "c", "d")
+
+
+def test_a_misspelt_flag_is_no_place():
+    assert "--quik is not an option of copy.py. Did you mean --quick?" in error_of("a", "b", "--quik")
+    assert "-quick does not begin with two plain hyphens" in error_of("a", "b", "-quick")
+
+
+def test_a_place_comes_from_the_file_too(tmp_path):
+    file = tmp_path / "copy.toml"
+    file.write_text('source = "a"\ntarget = "b"\n', encoding="utf-8")
+    assert parse("--config_file", str(file)).target == Path("b")
+
+
+def test_the_help_shows_places_first():
+    with pytest.raises(Finished, match=r"usage: copy.py SOURCE TARGET \[MODE\] \[options\]") as finished:
+        parse("--help")
+    assert "  SOURCE" in str(finished.value) and "--source" not in str(finished.value)
