@@ -95,6 +95,11 @@ class _Handler(BaseHTTPRequestHandler):
             if "/owner/name/" not in f"{self.path}/" or "missing" in self.path:
                 self._answer(404, {"error": "not found"}, "RepoNotFound")
                 return
+            if "/tree/" in self.path:
+                sizes = {name: len(content) for name, content in self.hub.files.items()}
+                rows = [{"type": "file", "path": name, "size": size, "oid": COMMIT} for name, size in sizes.items()]
+                self._answer(200, rows)
+                return
             siblings = [{"rfilename": name} for name in self.hub.files]
             self._answer(200, {"id": "owner/name", "sha": COMMIT, "siblings": siblings, "private": True, "tags": []})
             return
@@ -130,7 +135,7 @@ class _Handler(BaseHTTPRequestHandler):
         if has_body:
             self.wfile.write(content)
 
-    def _answer(self, status: int, content: dict[str, Any], code: str = "") -> None:
+    def _answer(self, status: int, content: dict[str, Any] | list[Any], code: str = "") -> None:
         body = json.dumps(content).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")

@@ -1,4 +1,4 @@
-"""Write docs/options.md from the declared options: `python -m tools.make_options_doc`."""
+"""Write docs/options.md and docs/tool_options.md from the declared options: `python -m tools.make_options_doc`."""
 
 from __future__ import annotations
 
@@ -23,9 +23,17 @@ from library.families.sdxl.options import (
     SdxlFullOptions,
     SdxlNetworkOptions,
 )
-from library.options.page import Script, options_page
+from library.options.groups import ConsoleOptions
+from library.options.groups.scripts import NetworkScriptOptions
+from library.options.groups.tools import FluxOptions
+from library.options.page import Script, options_page, tools_page
+from library.options.spec import ConfigOptions, group_classes
+from tools.cache_options import LATENT_CACHING_SCRIPT, TEXT_CACHING_SCRIPT, LatentCachingOptions, TextCachingOptions
+from tools.preview_options import PREVIEW_SCRIPT, PreviewToolOptions
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "options.md"
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+PAGE = DOCS / "options.md"
+TOOLS_PAGE = DOCS / "tool_options.md"
 SCRIPTS: tuple[Script, ...] = (
     (Sd3NetworkOptions, NETWORK_SCRIPT),
     (Sd3FullOptions, FULL_SCRIPT),
@@ -34,6 +42,15 @@ SCRIPTS: tuple[Script, ...] = (
     (SdNetworkOptions, SD_NETWORK_SCRIPT),
     (FineTuneOptions, FINE_TUNE_SCRIPT),
     (DreamBoothOptions, DREAM_BOOTH_SCRIPT),
+)
+TOOLS: tuple[Script, ...] = (
+    (PreviewToolOptions, PREVIEW_SCRIPT),
+    (LatentCachingOptions, LATENT_CACHING_SCRIPT),
+    (TextCachingOptions, TEXT_CACHING_SCRIPT),
+)
+OF_TRAINING = (
+    *(ConfigOptions, ConsoleOptions, FluxOptions),
+    *(group for options, _ in SCRIPTS for group in group_classes(options).values()),
 )
 NAMES = {
     "SD3": ("sd3_train_network.py", "sd3_train.py"),
@@ -49,5 +66,11 @@ def current_page() -> str:
     return options_page(SCRIPTS, NAMES)
 
 
+def current_tools_page() -> str:
+    """The page of the tools as it should be."""
+    return tools_page(TOOLS, OF_TRAINING, NetworkScriptOptions)
+
+
 if __name__ == "__main__":
     PAGE.write_text(current_page(), encoding="utf-8", newline="\n")
+    TOOLS_PAGE.write_text(current_tools_page(), encoding="utf-8", newline="\n")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from library.options.document import default_text
 from library.options.option import Option
-from library.options.spec import ScriptOptions, ScriptText, group_classes, group_options
+from library.options.spec import OptionGroup, ScriptOptions, ScriptText, group_classes, group_options
 
 Script = tuple[type[ScriptOptions], ScriptText]
 
@@ -21,6 +22,7 @@ _TYPES = {
     "int_or_auto": "whole number or `auto`",
 }
 _TABLE_HEAD = "| option | value | default | scripts | meaning |\n| --- | --- | --- | --- | --- |"
+_TOOL_TABLE_HEAD = "| option | value | default | meaning |\n| --- | --- | --- | --- |"
 _ALL = "all"
 
 _INTRODUCTION = """# Options
@@ -35,6 +37,15 @@ An empty text for a path means not given. Names cannot be shortened; an unknown 
 
 *Not available yet*: the option is known, and refused with a sentence. *No effect*: it is accepted with a warning.
 Where scripts differ, an option has a row for each of its forms."""
+
+_TOOLS_INTRODUCTION = """# Options of the tools
+
+<!-- Written by tools/make_options_doc.py. Change the declarations instead. -->
+
+The scripts in `finetune/` and `tools/` that come before a training. Names in capitals are arguments without a flag,
+given in this order. Options are given as for the training scripts ([options.md](options.md)), in a `--config_file` too.
+Every tool also has `--config_file`, `--output_config`, `--console_log_level`, `--console_log_file`,
+`--console_log_simple`, `--debug` (shows the traceback of an error) and `--help`."""
 
 
 @dataclass
@@ -64,6 +75,33 @@ def options_page(scripts: Sequence[Script], names: Mapping[str, Collection[str]]
         rows = [_row(cells, entry, words) for forms in entries.values() for cells, entry in forms.items()]
         parts += [f"## {title}", "\n".join([_TABLE_HEAD, *rows])]
     return "\n\n".join(parts) + "\n"
+
+
+def tools_page(tools: Sequence[Script], known: Collection[type[OptionGroup]], familiar: type[ScriptOptions]) -> str:
+    """The page docs/tool_options.md: a table for each tool.
+
+    Args:
+        tools: In the order in which they are listed.
+        known: Groups that are left out: they are on the page of the training scripts.
+        familiar: Tools that extend this take all options of a training too, which is said.
+    """
+    parts = [_TOOLS_INTRODUCTION]
+    for options_class, script in tools:
+        parts += [f"## {script['prog']}", textwrap.fill(script["description"], 120), f"    {script['example']}"]
+        own = [group for group in group_classes(options_class).values() if group not in known]
+        options = [option for group in own for option in group_options(group).values()]
+        if issubclass(options_class, familiar):
+            parts.append("It takes all options of a training too ([options.md](options.md)), and these of its own:")
+        if options:
+            parts.append("\n".join([_TOOL_TABLE_HEAD, *map(_tool_row, options)]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _tool_row(option: Option) -> str:
+    flags, value, default, meaning = _cells(option)
+    reason = option.declared.no_effect
+    texts = (flags, value, default, f"*No effect ({reason}).* {meaning}" if reason else meaning)
+    return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"
 
 
 _Forms = dict[tuple[str, str, str, str], _Entry]  # by the cells of the row
@@ -111,7 +149,8 @@ def _cells(option: Option) -> tuple[str, str, str, str]:
         value += f" ({declared.unit})"
     meaning = f"*Not available yet ({declared.later}).* {declared.help}" if declared.later else declared.help
     default = f"`{text}`" if (text := default_text(option)) else ""
-    return ", ".join(f"`{flag}`" for flag in option.flags), value, default, meaning
+    flags = (option.place,) if declared.is_positional else option.flags
+    return ", ".join(f"`{flag}`" for flag in flags), value, default, meaning
 
 
 def _row(cells: tuple[str, str, str, str], entry: _Entry, words: Mapping[str, set[str]]) -> str:
