@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from library.data.files.listing import FolderWords, list_folder
@@ -25,12 +25,14 @@ class Pictures:
         paths: Pictures of types that can be read, in natural order.
         names: Their paths below the root, with slashes.
         left_out: Pictures of types that cannot be read, with the reason.
+        other_files: Names of the files that are no pictures, by folder.
     """
 
     root: Path
     paths: tuple[Path, ...]
     names: tuple[str, ...]
     left_out: tuple[Fault, ...]
+    other_files: Mapping[Path, frozenset[str]] = field(default_factory=dict)
 
 
 def find_pictures(root: Path, *, is_recursive: bool, name: str = "TRAIN_DATA_DIR") -> Pictures:
@@ -50,7 +52,7 @@ def find_pictures(root: Path, *, is_recursive: bool, name: str = "TRAIN_DATA_DIR
         raise DatasetError("; ".join(f"{problem.removesuffix('.')}." for problem in listing.findings.problems))
     for remark in listing.findings.remarks:
         logger.info("%s.", remark)
-    return Pictures(root, listing.images, listing.names, listing.findings.left_out)
+    return Pictures(root, listing.images, listing.names, listing.findings.left_out, listing.other_files)
 
 
 def text_file_of(picture: Path, extension: str) -> Path:

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 
+WAITING_DAYS = 7
+
 
 @dataclass(frozen=True)
 class Shares:
@@ -41,10 +43,13 @@ class Shares:
         """The value of every process, in the order of ranks. All have to call it."""
         if self.count == 1:
             return [value]
+        from datetime import timedelta
+
         import torch.distributed
         from accelerate import PartialState
 
-        PartialState()  # joins the processes, if nothing has yet
+        # Joins the processes, if nothing has yet. The first to be done waits for the last, however long that takes.
+        PartialState(timeout=timedelta(days=WAITING_DAYS))
         values: list[Any] = [None] * self.count
         torch.distributed.all_gather_object(values, value)
         return values

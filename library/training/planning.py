@@ -12,7 +12,7 @@ from library.data.files.index import PictureIndex
 from library.data.files.scan import Scan, scan_datasets
 from library.data.findings import Fault, Findings
 from library.data.plan.batches import StepCount, count_steps, epoch_plan, for_process
-from library.data.plan.buckets import fit_buckets
+from library.data.plan.buckets import Fit, fit_buckets
 from library.data.plan.captions import cache_conflicts
 from library.data.plan.regularisation import balance_regularisation
 from library.data.plan.validation import split_validation
@@ -20,7 +20,7 @@ from library.data.plan.variants import caption_variants, variant_findings
 from library.data.problems import NUM_LISTED, counted, dataset_error, first_names
 from library.errors import OptionError
 from library.log import get_logger
-from library.records import BatchPlan, CropPlan, ImageRecord
+from library.records import BatchPlan, CropPlan, ImageRecord, Size
 
 if TYPE_CHECKING:
     from library.data.config.specs import DatasetSpec, SubsetSpec
@@ -255,12 +255,35 @@ def make_plan(
         records=records,
         crops=tuple(crops[record.key] for record in records),
         num_training=len(balanced.records),
-        findings=scan.findings + fit.findings + split.findings + balance + preserved + alike,
+        findings=scan.findings
+        + fit.findings
+        + _other_buckets(fit, scan)
+        + split.findings
+        + balance
+        + preserved
+        + alike,
         steps=steps,
         settings=settings,
         scan=scan,
         index=index,
     )
+
+
+def _other_buckets(fit: Fit, scan: Scan) -> Findings:
+    """A note on pictures that their metadata file was prepared for at another size, and no dataset trains at that."""
+    trained: dict[Path, set[Size]] = {path: set() for path in scan.stated_buckets}
+    for record, crop in zip(fit.records, fit.crops, strict=True):
+        if record.path in trained:
+            trained[record.path].add(crop.bucket)
+    others = {path: size for path, size in scan.stated_buckets.items() if trained[path] and size not in trained[path]}
+    if not others:
+        return Findings()
+    listed = first_names([f"{path.name}: {size}" for path, size in others.items()])
+    note = (
+        f"pictures trained at another size than the train_resolution of their metadata file: {len(others)} ({listed}); "
+        "with the options that the file was made with, such as enable_bucket, its latent caches are used"
+    )
+    return Findings(notes=(note,))
 
 
 def _preservation(records: Sequence[ImageRecord], specs: Sequence[DatasetSpec]) -> Findings:

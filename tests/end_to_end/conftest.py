@@ -1,6 +1,6 @@
 """Trainings on tiny models: `training` runs sd3_train_network.py and `full_training` sd3_train.py in this process,
-`training_of` the scripts of other families, `launch` any in a process of its own; `refused` runs the first up to an
-error that must come before weights are read."""
+`training_of` the scripts of other families, `launch` any in a process of its own, `launch_pair` in two; `refused` runs
+the first up to an error that must come before weights are read."""
 
 from __future__ import annotations
 
@@ -27,12 +27,15 @@ from library.log import LOGGER_NAME
 from library.options.spec import ScriptOptions, ScriptText, parse_options
 from library.records import Batch
 from library.training.trainer import Trainer
+from tests.warm_python import WarmPython
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 EXAMPLES = ROOT / "examples" / "pictures"
 SQUARE = ("blue_triangle.png", "red_circle.png", "red_square.png", "red_star.png")  # 64 x 64, so one bucket
 SMALL_BUCKETS = {"resolution": 64, "enable_bucket": True, "max_bucket_reso": 128}
 SUBSET_KEYS = {"alpha_mask", "is_reg", "metadata_file", "conditioning_data_dir"}  # that have no place elsewhere
+
+PLAIN = ("axes.grid", "xtick.bottom", "xtick.labelbottom", "ytick.left", "ytick.labelleft")  # without these
 
 NOTHING: Mapping[str, Any] = {}
 NAN_FOUND = "has NaN or infinite values"
@@ -301,7 +304,21 @@ class Launched:
 
 
 @pytest.fixture
-def training(tmp_path: Path, tiny_sd3: Path, monkeypatch: pytest.MonkeyPatch) -> Training:
+def plain_curves() -> Iterator[pytest.MonkeyPatch]:
+    """The picture of the curves is small and has no ticks, else drawing it takes as long as most trainings; what is
+    returned can undo that."""
+    from library.training.watching import curves
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(curves, "_INCHES", (8.0, 6.0))
+        patch.setattr(curves, "_STYLE", {**curves._STYLE, **dict.fromkeys(PLAIN, False)})
+        yield patch
+
+
+@pytest.fixture
+def training(
+    tmp_path: Path, tiny_sd3: Path, monkeypatch: pytest.MonkeyPatch, plain_curves: pytest.MonkeyPatch
+) -> Training:
     """Trainings on the tiny SD3-medium, in this process, on the CPU: there the same bytes come out every time."""
     for backend in (torch.cuda, torch.backends.mps, torch.xpu):
         monkeypatch.setattr(backend, "is_available", lambda: False)
@@ -334,13 +351,24 @@ def training_of(training: Training, tiny_unet_models: Mapping[str, Path]) -> Cal
 
 
 @pytest.fixture
-def launch(tmp_path: Path) -> Callable[..., Launched]:
+def witness(tmp_path: Path) -> Path:
+    """The file with WITNESS."""
+    path = tmp_path / "witness.py"
+    path.write_text(WITNESS, encoding="utf-8")
+    return path
+
+
+def _accounts(folder: Path) -> tuple[dict[str, Any], ...]:
+    files = sorted(folder.glob("witness.[0-9]"))
+    return tuple(json.loads(file.read_text(encoding="utf-8")) for file in files)
+
+
+@pytest.fixture
+def launch(tmp_path: Path, witness: Path) -> Callable[..., Launched]:
     """launch(arguments, launcher=(), script="sd3_train_network") starts a script, without a GPU.
 
     It runs in a Python of its own, in the repository. Further options go to subprocess.run.
     """
-    watched = tmp_path / "witness.py"
-    watched.write_text(WITNESS, encoding="utf-8")
 
     def start(
         arguments: Sequence[str],
@@ -350,10 +378,9 @@ def launch(tmp_path: Path) -> Callable[..., Launched]:
         is_watched: bool = True,
         **options: Any,
     ) -> Launched:
-        witness = tmp_path / "witness."
-        name = str(watched) if is_watched else f"{script}.py"
-        environment = {**os.environ, "WITNESS": str(witness), "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
-        environment |= {"CUDA_VISIBLE_DEVICES": "", "SCRIPT": script}
+        name = str(witness) if is_watched else f"{script}.py"
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", "CUDA_VISIBLE_DEVICES": ""}
+        environment |= {"WITNESS": str(tmp_path / "witness."), "SCRIPT": script}
         done = subprocess.run(
             [sys.executable, *launcher, name, *arguments],
             cwd=ROOT,
@@ -364,9 +391,31 @@ def launch(tmp_path: Path) -> Callable[..., Launched]:
             check=False,
             **options,
         )
-        files = sorted(tmp_path.glob("witness.[0-9]"))
-        accounts = tuple(json.loads(file.read_text(encoding="utf-8")) for file in files)
-        return Launched(done.returncode, done.stdout.decode("utf-8", "replace"), accounts)
+        return Launched(done.returncode, done.stdout.decode("utf-8", "replace"), _accounts(tmp_path))
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def warm_python() -> Iterator[WarmPython]:
+    """Starts scripts in processes of their own that need not import torch."""
+    started = WarmPython()
+    yield started
+    started.close()
+
+
+@pytest.fixture
+def launch_pair(tmp_path: Path, witness: Path, warm_python: WarmPython) -> Callable[..., Launched]:
+    """launch_pair(arguments, script="sd3_train_network") runs a script in two processes that find each other as those
+    of torchrun do, without a GPU. The code is the first that is not 0."""
+
+    def start(arguments: Sequence[str], *, script: str = "sd3_train_network", is_watched: bool = True) -> Launched:
+        name = witness if is_watched else ROOT / f"{script}.py"
+        variables = {"WITNESS": str(tmp_path / "witness."), "SCRIPT": script}
+        output = tmp_path / f"pair{len(list(tmp_path.glob('pair*.log')))}.log"
+        started = warm_python.start([str(name), *arguments], output, ranks=2, environment=variables)
+        code = next((code for code in warm_python.wait(started) if code), 0)
+        return Launched(code, started.printed(), _accounts(tmp_path))
 
     return start
 

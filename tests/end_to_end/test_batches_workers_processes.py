@@ -64,7 +64,7 @@ def test_workers_that_read_caches_change_no_byte(training):
     assert helped.file.read_bytes() == alone.file.read_bytes()
 
 
-def test_two_processes_train_what_one_trains_with_accumulation_2(training, launch):
+def test_two_processes_train_what_one_trains_with_accumulation_2(training, launch_pair):
     """Three batches an epoch in two shapes: the second process has nothing to do in every second step."""
     pictures = training.pictures(["red_circle.png", "red_star.png", "blue_circle.png"])
     dataset = training.dataset(pictures, batch_size=1)
@@ -81,7 +81,7 @@ def test_two_processes_train_what_one_trains_with_accumulation_2(training, launc
     assert moved(one.weights) > 1e-3
 
     arguments = training.arguments(dataset, *flags, "--cache_latents_to_disk", "--cache_text_encoder_outputs_to_disk")
-    two = launch(arguments, TORCHRUN)
+    two = launch_pair(arguments)
     assert two.code == 0, two.output
     first, second = two.accounts
     assert_same(load_file(first["saved"][0]), one.weights)

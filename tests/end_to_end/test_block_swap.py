@@ -11,7 +11,6 @@ from tests.late_device import LateDevice
 
 CACHED = ("--cache_latents", "--cache_text_encoder_outputs")
 ONE_AT_A_TIME = ("--blocks_to_swap=2", "--swap_prefetch=0")  # the model has two blocks: each takes the other's place
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 ALL = ("--blocks_to_swap=2", "--swap_prefetch=1")
 
 
@@ -63,13 +62,13 @@ library.memory.block_swap.copy_lane = lambda device: LateDevice()
 """
 
 
-def test_two_processes_swap_each_for_itself(training, launch, tmp_path):
+def test_two_processes_swap_each_for_itself(training, launch_pair, tmp_path):
     script = tmp_path / "witness.py"
     script.write_text(SWAPPING + script.read_text(encoding="utf-8"), encoding="utf-8")
     dataset = training.dataset(training.pictures(), batch_size=1)
     flags = (*UNET, "--max_train_steps=2", "--optimizer_args", "eps=1e-4")
     plain = training.run(dataset, *flags, "--gradient_accumulation_steps=2")
-    run = launch(training.arguments(dataset, *flags, *ONE_AT_A_TIME), TORCHRUN)
+    run = launch_pair(training.arguments(dataset, *flags, *ONE_AT_A_TIME))
     assert run.code == 0 and len(run.accounts) == 2, run.output
     assert "2 of 2 blocks wait in host memory" in run.output
     assert run.accounts[0]["losses"] == pytest.approx(plain.losses, rel=1e-5)

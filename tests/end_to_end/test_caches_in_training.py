@@ -371,7 +371,7 @@ def test_caches_of_sd_scripts_are_used_when_asked_for(training, dataset, tmp_pat
     assert hints == [f"{what} .npz caches of sd-scripts" for what in ("latents: 3", "text: 4")]
 
 
-def test_two_processes_use_and_make_the_same_entries(training, launch, tmp_path):
+def test_two_processes_use_and_make_the_same_entries(training, launch_pair, tmp_path):
     dataset = training.dataset(training.pictures(), shuffle_caption=True)
     pictures = tmp_path / "pictures"
     flags = ("--max_train_steps=2", LATENTS, TEXT, *VARIANTS, UNET_ONLY)
@@ -379,8 +379,7 @@ def test_two_processes_use_and_make_the_same_entries(training, launch, tmp_path)
     made = entries(pictures)
     for path in pictures.rglob("*.safetensors"):
         path.unlink()
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
-    both = launch(training.arguments(dataset, *flags), torchrun)
+    both = launch_pair(training.arguments(dataset, *flags))
     assert both.code == 0, both.output
     assert entries(pictures).keys() == made.keys()
     shares = [account["entries"] for account in both.accounts]

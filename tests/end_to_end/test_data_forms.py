@@ -25,7 +25,6 @@ FAST = ("--network_train_unet_only", "--cache_latents", "--cache_text_encoder_ou
 FROZEN = ("--learning_rate=1e-12", "--optimizer_args", "weight_decay=0")  # losses of weights that stay as they are
 EPOCH = "--max_train_epochs=1"
 NO_DECAY = ("--optimizer_args", "weight_decay=0")
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 ALL_NAMES = tuple(path.name for path in sorted((Path(__file__).parents[2] / "examples/pictures").glob("*.[pj]*g")))
 
 
@@ -331,12 +330,12 @@ def test_everything_live_changes_no_byte_with_the_number_of_workers(training, ev
     assert files[0] == files[1]
 
 
-def test_everything_in_two_processes_trains_what_one_trains_with_accumulation_2(training, everything, launch):
+def test_everything_in_two_processes_trains_what_one_trains_with_accumulation_2(training, everything, launch_pair):
     flags = (*TOGETHER, "--optimizer_args", "eps=1e-4", "--network_train_unet_only")
     one = training.run(everything, *flags, *CACHES, "--gradient_accumulation_steps=2")
     shutil.rmtree(training.folder / "plain" / "text_encoder_cache")
     arguments = training.arguments(everything, *flags, *CACHES, "--max_data_loader_n_workers=1")
-    two = launch([a for a in arguments if a != "--max_data_loader_n_workers=0"], TORCHRUN)
+    two = launch_pair([a for a in arguments if a != "--max_data_loader_n_workers=0"])
     assert two.code == 0, two.output
     first, second = two.accounts
     assert first["losses"] == second["losses"] == pytest.approx(one.losses, rel=1e-4)

@@ -9,11 +9,13 @@ the names that the pages use, and one picture. Comments above a block say more:
     <!-- printed -->              the block is among what the command before it prints
     <!-- file: name -->           the block is the content of a file that commands below read
     <!-- in tests: --a=1 --b=2 --> values that options of the command have here, so that it takes seconds; in a Python
-                                   example, of arguments: <!-- in tests: width=64 -->
+                                   example, of arguments: <!-- in tests: width=64 -->; in a file, of keys (a=1)
+                                   and of options in its lines (--w=64)
     <!-- planned: reason -->      the training gets as far as its plan and the headers of its files; one like it runs
 
-On the pages of U-Nets only commands that end with an error start as they are printed. Trainings are run in this
-process, which saves them the start of Python and torch.
+The first command of each script starts as it is printed, and so does what starts several processes or ends with an
+error; on the pages of U-Nets only what ends with an error does, on those about preparing pictures nothing. The others
+are run in this process, which saves them the start of Python and torch; their launcher only reads what is meant for it.
 """
 
 from __future__ import annotations
@@ -41,6 +43,8 @@ from library.options.spec import parse_options
 ROOT = Path(__file__).resolve().parent.parent.parent
 GUIDE = ROOT / "docs" / "sd3_train_network.md"
 UNET_PAGES = ("train_network.md", "sdxl.md")
+PREPARING_PAGES = ("photos_to_lora.md", "captions_and_tags.md", "prepare_pictures.md")  # and their models
+HERE = (*UNET_PAGES, *PREPARING_PAGES)
 UNET_SCRIPTS = ("train_network.py", "fine_tune.py", "train_db.py", "sdxl_train_network.py", "sdxl_train.py")
 PAGES = (GUIDE, ROOT / "README.md", *sorted(set((ROOT / "docs").glob("*.md")) - {GUIDE}))
 UNET_FILES = {
@@ -48,7 +52,7 @@ UNET_FILES = {
     "sd2": "v2-1_768-ema-pruned.safetensors",
     "sdxl": "sd_xl_base_1.0.safetensors",
 }
-SCRIPTS = ("sd3_train_network.py", "sd3_train.py", *UNET_SCRIPTS, "library", "networks", "tools")
+SCRIPTS = ("sd3_train_network.py", "sd3_train.py", *UNET_SCRIPTS, "library", "networks", "tools", "finetune")
 PROGRAMS = {  # run by this interpreter, whatever is on the PATH
     "accelerate": ("-m", "accelerate.commands.accelerate_cli"),
     "torchrun": ("-m", "torch.distributed.run"),
@@ -95,6 +99,11 @@ class Block:
         """Whether it does something, and is not left out."""
         return (self.is_command or self.language == "python") and "not run" not in self.notes
 
+    @property
+    def exit_code(self) -> int:
+        """What the command ends with."""
+        return int(self.notes.get("exit code", "0"))
+
     def commands(self) -> list[list[str]]:
         """The commands, each in its words."""
         lines = re.sub(r"\\\n\s*", " ", self.text).splitlines()
@@ -113,6 +122,16 @@ class Block:
         for name, item in self._values_in_tests().items():
             text, number = re.subn(rf"\b{re.escape(name)}=[^,()]+", item, text)
             assert number, f"{self.place}: {name} is not in the example"
+        return text
+
+    def file_in_tests(self) -> str:
+        """The content of a file with the values that keys, and options in its lines, have in tests."""
+        text = self.text + "\n"
+        for name, item in self._values_in_tests().items():
+            value = item.partition("=")[2]
+            pattern, new = (rf"{name} \S+", f"{name} {value}") if name[0] == "-" else (rf"(?m)^{name} = .*$", item)
+            text, number = re.subn(pattern, new, text)
+            assert number, f"{self.place}: {name} is not in the file"
         return text
 
     def _values_in_tests(self) -> dict[str, str]:
@@ -194,15 +213,17 @@ def test_the_readme_prints_commands_of_the_guides():
 def test_the_blocks_of_a_page_run_one_after_another(
     page: Path, user_folder: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ):
-    if page.name in UNET_PAGES:
+    if page.name in HERE:
         copy_unet_models(user_folder, request.getfixturevalue("tiny_unet_models"))
+        if page.name in PREPARING_PAGES:
+            add_photos_and_their_models(user_folder)
     else:
         make_models(user_folder)
     monkeypatch.chdir(user_folder)
     printed = ""
     for block in BLOCKS[page]:
         if "file" in block.notes:
-            (user_folder / block.notes["file"]).write_text(block.text + "\n", encoding="utf-8")
+            (user_folder / block.notes["file"]).write_text(block.file_in_tests(), encoding="utf-8")
         if "printed" in block.notes:
             assert block.text in printed, f"{block.place}: the command above prints something else:\n{printed}"
         if not block.is_run:
@@ -214,12 +235,43 @@ def test_the_blocks_of_a_page_run_one_after_another(
             _run_python(block)
         elif "planned" in block.notes:
             printed = "".join(_plan_here(words, block) for words in block.commands_in_tests())
-        elif page.name in UNET_PAGES and "exit code" not in block.notes:
-            printed = "".join(_run_here(words, block, monkeypatch) for words in block.commands_in_tests())
         else:
-            printed = "".join(_run_command(words, block) for words in block.commands_in_tests())
+            printed = "".join(
+                _run_command(words, block)
+                if _is_started(page, words, block)
+                else run_here(words, block.place, monkeypatch, code=block.exit_code)
+                for words in block.commands_in_tests()
+            )
         missing = [pattern for pattern in patterns if not list(user_folder.glob(pattern))]
         assert not missing, f"{block.place}: {missing} is not made:\n{printed}"
+
+
+def _script(words: list[str]) -> str:
+    """The script of this repository that a command runs; empty if there is none."""
+    return next((word for word in words if word.endswith(".py") and (ROOT / word).is_file()), "")
+
+
+def _first_places() -> dict[str, str]:
+    """{script: place of the first block that runs it, of all pages whose commands start as they are printed}"""
+    places: dict[str, str] = {}
+    for page in PAGES_THAT_RUN:
+        for block in BLOCKS[page] if page.name not in HERE else ():
+            for words in block.commands() if block.is_run and block.is_command else ():
+                places.setdefault(_script(words), block.place)
+    return places
+
+
+FIRST_PLACES = _first_places()
+
+
+def _is_started(page: Path, words: list[str], block: Block) -> bool:
+    """Whether a command starts as it is printed."""
+    if page.name in PREPARING_PAGES:
+        return False
+    if "exit code" in block.notes:
+        return True
+    is_single = _script(words) != "" and words[0] in ("accelerate", "python", "python3")
+    return page.name not in UNET_PAGES and (not is_single or FIRST_PLACES[_script(words)] == block.place)
 
 
 def _run_command(words: list[str], block: Block) -> str:
@@ -231,14 +283,14 @@ def _run_command(words: list[str], block: Block) -> str:
     done = subprocess.run(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", timeout=300
     )
-    expected = int(block.notes.get("exit code", "0"))
-    assert done.returncode == expected, f"{block.place} ends with {done.returncode}:\n{done.stdout}"
+    assert done.returncode == block.exit_code, f"{block.place} ends with {done.returncode}:\n{done.stdout}"
     return done.stdout
 
 
-def _run_here(words: list[str], block: Block, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Call the script's main in this process, without a GPU and without the launcher; returns what it prints."""
+def run_here(words: list[str], place: str, monkeypatch: pytest.MonkeyPatch, *, code: int = 0) -> str:
+    """Call the script's main in this process, without a GPU; returns what it prints. A launcher reads its own part."""
     import torch
+    from accelerate.commands.launch import launch_command_parser
     from accelerate.state import AcceleratorState
 
     from library.log import LOGGER_NAME
@@ -246,19 +298,22 @@ def _run_here(words: list[str], block: Block, monkeypatch: pytest.MonkeyPatch) -
     for backend in (torch.cuda, torch.backends.mps, torch.xpu):
         monkeypatch.setattr(backend, "is_available", lambda: False)
     AcceleratorState._reset_state(reset_partial_state=True)  # a process has one run, outside tests
-    script = next(word for word in words if word in UNET_SCRIPTS)
-    main = importlib.import_module(script.removesuffix(".py")).main
+    script = _script(words) or words[words.index("-m") + 1]
+    main = importlib.import_module(script.removesuffix(".py").replace("/", ".")).main
     arguments = words[words.index(script) + 1 :]
+    if words[0] == "accelerate":
+        launched = launch_command_parser().parse_args(words[words.index("launch") + 1 :])
+        assert (launched.training_script, launched.training_script_args) == (script, arguments), place
     logger, text = logging.getLogger(LOGGER_NAME), io.StringIO()
     before = logger.handlers[:], logger.propagate, logger.level
     try:
         with redirect_stdout(text), redirect_stderr(text):
-            code = main(arguments)
+            ended = main(arguments) or 0
     finally:
         logger.handlers[:], logger.propagate = before[0], before[1]
         logger.setLevel(before[2])
     printed = text.getvalue()
-    assert code == 0, f"{block.place} ends with {code}:\n{printed}"
+    assert ended == code, f"{place}: {' '.join(words)} ends with {ended}:\n{printed}"
     return printed
 
 
@@ -318,6 +373,23 @@ def copy_unet_models(folder: Path, models: Mapping[str, Path]) -> None:
         shutil.copy(models[kind], folder / name)
     for tokenizer in models["sdxl"].parent.glob("tokenizer*"):
         shutil.copytree(tokenizer, folder / tokenizer.name)
+
+
+def add_photos_and_their_models(folder: Path) -> None:
+    """Photos without captions, and what captions, tags and draws them, under names of the hub: folders go first."""
+    from tests.tiny_captioners import build_blip, build_florence, build_git
+    from tests.tiny_taggers import make_tagger
+    from tests.tiny_unets import write_sdxl_folder
+
+    (folder / "photos").mkdir()
+    for number, photo in enumerate(sorted((ROOT / "examples" / "pictures").glob("*.jpg")), 1001):
+        for place in ("photos", "pictures"):
+            shutil.copy(photo, folder / place / f"IMG_{number}.jpg")
+    build_blip(folder / "Salesforce" / "blip-image-captioning-large")
+    build_git(folder / "microsoft" / "git-large-textcaps")
+    build_florence(folder / "florence-community" / "Florence-2-large")
+    make_tagger(folder / "SmilingWolf" / "wd-v1-4-convnext-tagger-v2")
+    write_sdxl_folder(folder / "stabilityai" / "stable-diffusion-xl-base-1.0")
 
 
 def make_models(folder: Path) -> None:

@@ -179,14 +179,14 @@ def test_a1_pictures_that_another_dataset_trains_are_not_moved(training):
     assert "another subset uses them: 1 (good2.png)" in logged(run, "not moved")
 
 
-def test_a1_two_processes_leave_out_and_move_the_same(training, launch):
+def test_a1_two_processes_leave_out_and_move_the_same(training, launch_pair):
     """Each decodes half of the pictures; what one finds the other knows."""
     names = ("broken_inside.png", "trunc.jpg", "plain.tiff", "wrongext.jpg")
     folder = make_folder(training, *names)
     shutil.copy(folder / "broken_inside.png", folder / "a_broken_one.png")
     dataset = training.dataset(folder, batch_size=1, num_repeats=2, **TOKENS)
     arguments = training.arguments(dataset, EPOCH, UNET_ONLY, "--on_bad_file=quarantine")
-    run = launch(arguments, ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"))
+    run = launch_pair(arguments)
     assert run.code == 0, run.output
     first, second = run.accounts
     assert first["losses"] == second["losses"] and len(first["losses"]) == 4  # 4 pictures x 2 / 2 processes

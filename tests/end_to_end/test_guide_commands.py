@@ -2,20 +2,19 @@
 
 The pages of test_documented_commands.py run as they are printed. These take minutes each, so every one of them is
 planned here (`--dry_run`), with the files that the page has printed before, and the first one trains for two epochs.
+All run in this process, which saves them the start of Python and torch.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from examples.tiny_sd3.make import build_tiny_sd3
-from tests.end_to_end.test_documented_commands import Block, read_blocks
+from tests.end_to_end.test_documented_commands import Block, read_blocks, run_here
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = ("training_guide.md", "troubleshooting.md")
@@ -35,20 +34,19 @@ def blocks(page: str) -> list[Block]:
     return list(read_blocks(ROOT / "docs" / page))
 
 
-def run(words: list[str], folder: Path) -> str:
-    """Run a command of a page in the folder; returns what it prints."""
-    assert words[0] == "python", words
-    script = [str(ROOT / words[1])] if words[1] == SCRIPT else words[1:2]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, *script, *words[2:]]
-    done = subprocess.run(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8"
-    )
-    assert done.returncode == 0, f"{' '.join(words)} ends with {done.returncode}:\n{done.stdout}"
-    return done.stdout
+@pytest.fixture
+def run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str]], str]:
+    """Runs a command of a page in the folder; returns what it prints."""
+    monkeypatch.chdir(folder)
+
+    def in_folder(words: list[str]) -> str:
+        assert words[0] == "python", words
+        return run_here(words, "in the guide", monkeypatch)
+
+    return in_folder
 
 
-def commands_of(page: str, folder: Path) -> list[list[str]]:
+def commands_of(page: str, folder: Path, run: Callable[[list[str]], str]) -> list[list[str]]:
     """The trainings of a page; what they read is made on the way."""
     trainings = []
     for block in blocks(page):
@@ -58,28 +56,28 @@ def commands_of(page: str, folder: Path) -> list[list[str]]:
             if SCRIPT in words:
                 trainings.append(words)
             elif MODEL not in words:
-                run(words, folder)
+                run(words)
     return trainings
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_training_of_the_page_can_be_planned(page: str, folder: Path):
-    commands_of("training_guide.md", folder)  # which the other page builds upon
-    trainings = commands_of(page, folder)
+def test_every_training_of_the_page_can_be_planned(page: str, folder: Path, run: Callable[[list[str]], str]):
+    commands_of("training_guide.md", folder, run)  # which the other page builds upon
+    trainings = commands_of(page, folder, run)
     assert trainings
     for words in trainings:
-        assert re.search(r"= \d+\s+steps?\s+an\s+epoch", run([*words, "--dry_run"], folder)), words
+        assert re.search(r"= \d+\s+steps?\s+an\s+epoch", run([*words, "--dry_run"])), words
 
 
-def test_the_training_of_the_guide_writes_what_the_page_shows(folder: Path):
-    words = commands_of("training_guide.md", folder)[0]
+def test_the_training_of_the_guide_writes_what_the_page_shows(folder: Path, run: Callable[[list[str]], str]):
+    words = commands_of("training_guide.md", folder, run)[0]
     few = [
         "--max_train_epochs=2",
         "--sample_every_n_epochs=1",
         "--save_every_n_epochs=1",
         "--validate_every_n_epochs=1",
     ]
-    printed = run([*words, *few], folder)
+    printed = run([*words, *few])
     shown = (ROOT / "docs" / "training_guide.md").read_text(encoding="utf-8")
     names = ("toy.safetensors", "toy_curves.png", "toy_loss_by_image.csv", "sample/toy_contact_sheet.png")
     for name in names:

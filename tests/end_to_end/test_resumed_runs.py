@@ -12,7 +12,6 @@ from library.training.saving.upload import Uploader
 from tests.hub_server import running_hub
 
 CACHED = ("--network_train_unet_only", "--cache_latents", "--cache_text_encoder_outputs")
-TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone")
 FLAGS = ("--max_train_steps=4", "--save_every_n_steps=2", "--save_state", "--output_name=x")
 
 
@@ -21,14 +20,14 @@ def dataset(training):
     return training.dataset(training.pictures())
 
 
-def test_two_processes_go_on_to_the_same_bytes(training, launch):
+def test_two_processes_go_on_to_the_same_bytes(training, launch_pair):
     dataset = training.dataset(training.pictures(), batch_size=1)
     flags = ("--network_train_unet_only", "--cache_latents_to_disk", "--cache_text_encoder_outputs_to_disk")
     flags = (*flags, "--max_train_epochs=2", "--save_every_n_steps=2", "--save_state", "--output_name=x")
-    whole = launch(training.arguments(dataset, *flags, "--ema_decay=0.9"), TORCHRUN, is_watched=False)
+    whole = launch_pair(training.arguments(dataset, *flags, "--ema_decay=0.9"), is_watched=False)
     assert whole.code == 0, whole.output
     state = f"--resume={training.folder / 'out1' / 'x-step00000002-state'}"
-    rest = launch(training.arguments(dataset, *flags, "--ema_decay=0.9", state), TORCHRUN, is_watched=False)
+    rest = launch_pair(training.arguments(dataset, *flags, "--ema_decay=0.9", state), is_watched=False)
     assert rest.code == 0, rest.output
     for name in ("x.safetensors", "x-ema.safetensors", "x_loss_by_image.csv"):
         first, second = ((training.folder / out / name).read_bytes() for out in ("out1", "out2"))

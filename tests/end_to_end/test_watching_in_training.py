@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 CACHED = ("--network_train_unet_only", "--cache_latents", "--cache_text_encoder_outputs")
 NAME = "--output_name=x"
 STILL = ("--optimizer_type=SGD", "--learning_rate=1e-30", "--max_train_steps=1")  # weights stay as they are
-TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone")
 
 
 @pytest.fixture
@@ -79,13 +78,13 @@ def test_validation_loss_is_the_same_in_every_memory_mode(training, dataset):
     assert validation_loss(training.run(dataset, *flags, "--validation_seed=4")) != pytest.approx(live, rel=1e-3)
 
 
-def test_validation_loss_is_the_same_number_for_any_number_of_processes(training, dataset, launch, tmp_path):
+def test_validation_loss_is_the_same_number_for_any_number_of_processes(training, dataset, launch_pair):
     """Two processes, three batches: not dealt evenly."""
     flags = (*STILL, *CACHED, "--validate_every_n_steps=1", NAME)
     one = training.run(dataset, *flags)
     assert len(one.trainer.validation.batches) >= 2
     words = training.arguments(dataset, *flags)
-    two = launch(words, TORCHRUN)
+    two = launch_pair(words)
     assert two.code == 0, two.output
     found = re.findall(r"validation loss at step 1: (\d\.\d+)", two.output)
     assert found == [f"{validation_loss(one):.5f}"]
@@ -142,7 +141,8 @@ def test_schedule_free_weights_that_are_saved_are_those_to_use_and_training_goes
     assert rest.file.read_bytes() == plain.file.read_bytes()
 
 
-def test_curves_table_and_summary_are_written_beside_the_file(training, dataset):
+def test_curves_table_and_summary_are_written_beside_the_file(training, dataset, plain_curves):
+    plain_curves.undo()
     run = training.unet_only(dataset, "--max_train_epochs=2", NAME, "--save_every_n_epochs=1")
     folder = run.file.parent
     with Image.open(folder / "x_curves.png") as picture:

@@ -28,7 +28,7 @@ from library.records import Size
 
 _TEXTS = ("caption", "tags")
 _ROOT_ADVICE = "set image_dir (with --in_json: --train_data_dir), where they start"
-_KNOWN = frozenset((*_TEXTS, "image_path", "image_size", "train_resolution"))  # the last is not used by anybody
+_KNOWN = frozenset((*_TEXTS, "image_path", "image_size", "train_resolution"))
 
 
 class MetadataEntry(NamedTuple):
@@ -38,11 +38,15 @@ class MetadataEntry(NamedTuple):
         path: The picture; it exists.
         caption: Caption and tags; with wildcards it may have several lines.
         size: As the file states it, in pixels.
+        name: As the file calls the picture.
+        bucket: The size that it was prepared for, if the file states one, in pixels.
     """
 
     path: Path
     caption: str
     size: Size | None
+    name: str
+    bucket: Size | None
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ class _Reader:
     def __init__(self, subset: SubsetSpec, file: Path) -> None:
         self.subset = subset
         self.file = file
-        self.folders = _Folders()
+        self.folders = NamedPictures()
         self.names: dict[str, str] = {}  # of pictures: by path
         self.problems: list[str] = []
         self.faults: list[Fault] = []
@@ -110,15 +114,15 @@ class _Reader:
         if path is None:
             return None
         self.unused_keys.update(key for key in value if key not in _KNOWN)
-        problem = _wrong_types(value)
+        problem = wrong_types(value)
         if problem is not None:
             self._add_fault(name, path, problem)
             return None
         caption = self._caption(name, path, value)
         if caption is None:
             return None
-        size = value.get("image_size")
-        return MetadataEntry(path, caption, None if size is None else Size(*size))
+        size, bucket = (_size(value.get(key)) for key in ("image_size", "train_resolution"))
+        return MetadataEntry(path, caption, size, name, bucket)
 
     def findings(self) -> Findings:
         """What was noticed in all entries."""
@@ -181,8 +185,8 @@ class _Reader:
         self.faults.append(Fault(self.file, f'entry "{name}": {problem}', path))
 
 
-class _Folders:
-    """Names of the files in folders, each folder read once."""
+class NamedPictures:
+    """Finds the pictures that names mean. Each folder is read once."""
 
     def __init__(self) -> None:
         self.files: dict[str, frozenset[str]] = {}
@@ -225,8 +229,8 @@ def _why_not_one(name: str, wanted: str, found: list[str]) -> str:
     return f"does not exist{slashes or '; correct the name, or remove the entry'}"
 
 
-def _wrong_types(value: Mapping[str, Any]) -> str | None:
-    """What is wrong with the values of an entry."""
+def wrong_types(value: Mapping[str, Any]) -> str | None:
+    """What is wrong with the values of an entry, to follow its name; None where nothing is."""
     for key in _TEXTS:
         text = value.get(key)
         if text is not None and not isinstance(text, str):
@@ -237,6 +241,11 @@ def _wrong_types(value: Mapping[str, Any]) -> str | None:
     if size is not None and not _is_size(size):
         return f"image_size must be [width, height] in pixels, got {size!r:.60}"
     return None
+
+
+def _size(value: Any) -> Size | None:
+    """A size that is stated; what a file of another program has there instead is none."""
+    return Size(*value) if _is_size(value) else None
 
 
 def _is_size(value: object) -> bool:

@@ -37,8 +37,8 @@ def quarantine(
     moved = []
     endings = {*CAPTION_SUFFIXES, *(extension.lower() for extension in caption_extensions)}
     for picture in _movable(faults, used):
-        for path in (picture, *_captions_of(picture, endings)):
-            place = _free_place(path.parent / FOLDER / path.name)
+        for path in (picture, *captions_beside(picture, endings)):
+            place = free_place(path.parent / FOLDER / path.name)
             try:
                 place.parent.mkdir(exist_ok=True)
                 path.rename(place)
@@ -61,8 +61,13 @@ def _movable(faults: Sequence[Fault], used: Iterable[Path]) -> list[Path]:
     return [picture for picture in pictures if os.path.realpath(picture) not in places]
 
 
-def _captions_of(picture: Path, endings: Collection[str]) -> list[Path]:
-    """The picture's caption files, unless another picture shares them."""
+def captions_beside(picture: Path, endings: Collection[str]) -> list[Path]:
+    """The picture's caption files, unless another picture shares them.
+
+    Args:
+        picture: The file.
+        endings: What captions end in, in small letters.
+    """
     with os.scandir(picture.parent) as entries:
         names = [entry.name for entry in entries if entry.name.startswith(picture.stem) and entry.is_file()]
     others = [Path(name) for name in names if name != picture.name]
@@ -71,7 +76,8 @@ def _captions_of(picture: Path, endings: Collection[str]) -> list[Path]:
     return [picture.with_name(name) for name in sorted(names) if name[len(picture.stem) :].lower() in endings]
 
 
-def _free_place(place: Path) -> Path:
+def free_place(place: Path) -> Path:
+    """The path, or where something is there already one with a number."""
     number, free = 1, place
     while free.exists():
         number += 1

@@ -34,11 +34,13 @@ class Scan:
         records: Pictures that can be used, in the order of the dataset file, then by name.
         findings: All that was noticed on the way.
         files: What each subset is about, by dataset and subset: its pictures, usable or not, and files it left out.
+        stated_buckets: The sizes in pixels that metadata files were prepared for, by picture.
     """
 
     records: tuple[ImageRecord, ...]
     findings: Findings = Findings()
     files: Mapping[tuple[int, int], frozenset[Path]] = field(default_factory=dict)
+    stated_buckets: Mapping[Path, Size] = field(default_factory=dict)
 
 
 def scan_datasets(
@@ -67,7 +69,7 @@ def scan_datasets(
         for record in records
     ]
     findings = joined((*scanner.findings, Findings(problems=shared), picture_findings(seen)))
-    return Scan(tuple(records), findings, scanner.files)
+    return Scan(tuple(records), findings, scanner.files, scanner.stated_buckets)
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ class _Scanner:
         findings: So far.
         pictures: Of every subset so far, by dataset and subset.
         files: Likewise, see `Scan`.
+        stated_buckets: Likewise.
     """
 
     def __init__(
@@ -112,6 +115,7 @@ class _Scanner:
         self.findings: list[Findings] = []
         self.pictures: dict[tuple[int, int], _Pictures] = {}
         self.files: dict[tuple[int, int], frozenset[Path]] = {}
+        self.stated_buckets: dict[Path, Size] = {}
         self.key_prefixes: set[str] = set()
 
     def read_subset(self, subset: SubsetSpec, dataset: int, number: int) -> list[ImageRecord]:
@@ -160,6 +164,7 @@ class _Scanner:
         self.findings.append(reading.findings)
         captions = {entry.path: entry.caption for entry in reading.entries}
         stated = {entry.path: entry.size for entry in reading.entries if entry.size is not None}
+        self.stated_buckets |= {entry.path: entry.bucket for entry in reading.entries if entry.bucket is not None}
         images = tuple(captions)
         root = _common_root(images, subset.image_dir)
         names = [_name_below(path, root) for path in images]

@@ -87,6 +87,17 @@ def load_image(
     return _turned(decoded.image, decoded.turn)
 
 
+def load_with_alpha(path: Path, *, background: Colour = WHITE) -> tuple[Image.Image, Image.Image | None]:
+    """Decode a picture as `load_image` does, and its transparency: mode L, 255 where opaque; None where it has none.
+
+    Raises:
+        DatasetError: The file is gone or broken.
+    """
+    decoded = _load(path, None, background=background, least=None)
+    alpha = None if decoded.alpha is None else _turned(decoded.alpha, decoded.turn)
+    return _turned(decoded.image, decoded.turn), alpha
+
+
 def load_resized(
     path: Path,
     expected: Size,

@@ -166,7 +166,7 @@ class DatasetOptions(OptionGroup):
     @property
     def size(self) -> Size | None:
         """`--resolution` as width and height in pixels."""
-        return None if self.resolution is None else _parse_size(self.resolution)
+        return None if self.resolution is None else parse_size(self.resolution)
 
     @property
     def places(self) -> dict[str, Path | None]:
@@ -174,7 +174,7 @@ class DatasetOptions(OptionGroup):
         return {name: getattr(self, name) for name in ("dataset_config", "in_json", "train_data_dir", "reg_data_dir")}
 
     def check(self) -> Iterator[str]:
-        if self.resolution is not None and _parse_size(self.resolution) is None:
+        if self.resolution is not None and parse_size(self.resolution) is None:
             yield f"--resolution needs one number or width,height in pixels, got {self.resolution!r}."
         if self.min_bucket_reso > self.max_bucket_reso:
             yield f"--min_bucket_reso {self.min_bucket_reso} is above --max_bucket_reso {self.max_bucket_reso}."
@@ -222,7 +222,7 @@ def dataset_defaults(options: HasDataset) -> dict[str, object]:
     return {key: value for key, value in values.items() if value is not None}
 
 
-def _parse_size(text: str) -> Size | None:
+def parse_size(text: str) -> Size | None:
     """Size from "512" or "512,768"; None if the text is neither."""
     found = re.fullmatch(r"\s*(\d+)\s*(?:,\s*(\d+)\s*)?", text)
     if not found:

@@ -34,7 +34,7 @@ class PreviewRun(Run):
             UserError: The dataset file or the model file cannot be used, or the page cannot be written.
         """
         output: Path = self.options.preview.output
-        _check_writable(output)
+        check_writable(output)
         self.check_options()
         self.set_plan(self.make_plan())
         self.files = None
@@ -85,12 +85,16 @@ class PreviewRun(Run):
         return {encoder: cuts[encoder] for encoder, cuts in found.items() if encoder in cuts}
 
 
-def _check_writable(output: Path) -> None:
-    """Refuse a place where no page can be written, before pictures are decoded."""
+def check_writable(output: Path, option: str = "--output") -> None:
+    """Refuse a place where no file can be written, before pictures are decoded.
+
+    Raises:
+        OutputError: It is a folder, or its folder is missing.
+    """
     if output.is_dir():
-        raise OutputError(f"--output: {output} is a folder. Name the file to write, for instance preview.html.")
+        raise OutputError(f"{option}: {output} is a folder. Name the file to write, for instance preview.html.")
     if not output.absolute().parent.is_dir():
-        raise OutputError(f"--output: the folder {output.absolute().parent} does not exist. Make it first.")
+        raise OutputError(f"{option}: the folder {output.absolute().parent} does not exist. Make it first.")
 
 
 def _spread(number: int, limit: int | None) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 
 import pytest
@@ -95,3 +96,12 @@ def test_what_validation_leaves_to_train_is_told_with_one_advice(tmp_path):
     )
     (problem,) = make_plan(tmp_path, reg).findings.problems
     assert "add a subset without is_reg" in problem
+
+
+def test_a_metadata_file_that_was_prepared_for_another_size_is_told(tmp_path):
+    folder, file = make_pictures(tmp_path / "a", "1.png", "2.png", "3.png"), tmp_path / "meta.json"
+    entries = {"1.png": [64, 64], "2.png": [32, 96], "3.png": "another program's"}
+    file.write_text(json.dumps({name: {"tags": "x", "train_resolution": size} for name, size in entries.items()}))
+    (note,) = make_plan(tmp_path, subset(folder, metadata_file=file)).findings.notes
+    start = "pictures trained at another size than the train_resolution of their metadata file: 1 (2.png: 32x96); "
+    assert note.startswith(start)

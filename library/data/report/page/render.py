@@ -29,15 +29,21 @@ _FLAGS = (*_TONES, contents.REGULARISATION, contents.VALIDATION, contents.MASKED
 _SHAPE = 16  # pixels of the longer side of a bucket's little picture
 
 
-def render_page(report: DataReport, pictures: Sequence[PagePicture]) -> str:
-    """The page as HTML."""
+def render_page(report: DataReport, pictures: Sequence[PagePicture], findings: str | None = None) -> str:
+    """The page as HTML.
+
+    Args:
+        report: The data in numbers.
+        pictures: All of the page.
+        findings: HTML that takes the place of the problems and remarks of the report.
+    """
     parts = {
         "title": escape(f"Preview of {Path(report.source).name}"),
         "style": _asset("page.css"),
         "script": _asset("page.js"),
         "source": escape(report.source),
         "tiles": _tiles(report, pictures),
-        "problems": _panels(report),
+        "problems": _panels(report) if findings is None else findings,
         "flags": _flag_filters(pictures),
         "buckets": _bucket_filters(report, pictures),
         "subsets": _subset_filters(report),

@@ -1,0 +1,141 @@
+"""What it brings that pictures are decoded while the model works: threads against a serial loop, in one run.
+
+    python -m benchmarks.decode_overlap tags [--pictures 48] [--rounds 7] [--batch_size 4]
+
+Pictures are generated JPEGs of 1 to 4 megapixels. Both variants go through the same files with the same model, in
+turns, and differ in nothing but --max_data_loader_n_workers: 0 decodes between batches, not set decodes in threads.
+What is told is the time of the loop without loading, and the median of the ratios of neighbours.
+
+- tags: a tagger as a graph of convolutions, which takes --width to set how long it computes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from PIL import Image
+
+Loop = Callable[[int | None], float]
+"""Goes through all pictures with so many threads; seconds."""
+
+SIZES = ((1024, 1024), (1216, 832), (1600, 1200), (2048, 1536), (2400, 1600))
+NUM_TAGS = 1000
+SIDE = 448
+
+
+def make_pictures(folder: Path, number: int) -> None:
+    """JPEGs that look like photographs to a decoder: smooth shapes with grain."""
+    random = np.random.default_rng(0)
+    for index in range(number):
+        small = Image.fromarray(random.integers(0, 255, (12, 12, 3), np.uint8))
+        pixels = np.asarray(small.resize(SIZES[index % len(SIZES)], Image.Resampling.BICUBIC), np.float32)
+        grain = random.normal(0, 5, pixels.shape)
+        Image.fromarray((pixels + grain).clip(0, 255).astype(np.uint8)).save(folder / f"{index:04}.jpg", quality=90)
+
+
+def tagging_loop(folder: Path, pictures: Path, batch_size: int, width: int) -> Loop:
+    """Everything that the tagger does between loading and its summary, but for writing."""
+    from library.options.spec import parse_options
+    from library.preparing.options.tagging import TAGGING_SCRIPT, TaggingOptions
+    from library.preparing.shares import Shares
+    from library.preparing.tagging.choosing import TagChooser
+    from library.preparing.tagging.labels import read_labels
+    from library.preparing.tagging.model_files import TaggerFiles
+    from library.preparing.tagging.rules import rules_of
+    from library.preparing.tagging.run import Tagging
+
+    files = TaggerFiles(folder / "model.onnx", folder / "selected_tags.csv")
+    make_tagger(files, width)
+    labels = read_labels(files.table)
+    paths = sorted(pictures.iterdir())
+
+    def loop(num_threads: int | None) -> float:
+        arguments = [str(pictures), "--batch_size", str(batch_size)]
+        if num_threads is not None:
+            arguments += ["--max_data_loader_n_workers", str(num_threads)]
+        options = parse_options(TaggingOptions, arguments, **TAGGING_SCRIPT)
+        tagging = Tagging(options, files, labels, TagChooser(labels, rules_of(options)), Shares())
+        tagging.tag(paths, lambda batch: None, with_size=False)
+        return tagging.outcome.seconds
+
+    return loop
+
+
+def make_tagger(files: tuple[Path, Path], width: int) -> None:
+    """A graph of convolutions with random weights: patches of 16 pixels, two layers at a stride of 16, and scores."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    random = np.random.default_rng(0)
+    shapes = {
+        "patch": (width, 3, 16, 16),
+        "first": (width, width, 3, 3),
+        "second": (width, width, 3, 3),
+        "head": (width, NUM_TAGS),
+    }
+    weights = {name: random.normal(0, 0.02, shape).astype(np.float32) for name, shape in shapes.items()}
+    weights["scale"] = np.float32([1 / 255])
+    padded = {"pads": [1, 1, 1, 1]}
+    nodes = [
+        helper.make_node("Mul", ["input", "scale"], ["scaled"]),
+        helper.make_node("Transpose", ["scaled"], ["channels"], perm=[0, 3, 1, 2]),
+        helper.make_node("Conv", ["channels", "patch"], ["patches"], strides=[16, 16]),
+        helper.make_node("Relu", ["patches"], ["a"]),
+        helper.make_node("Conv", ["a", "first"], ["b"], **padded),
+        helper.make_node("Relu", ["b"], ["c"]),
+        helper.make_node("Conv", ["c", "second"], ["d"], **padded),
+        helper.make_node("ReduceMean", ["d"], ["mean"], axes=[2, 3], keepdims=0),
+        helper.make_node("MatMul", ["mean", "head"], ["logits"]),
+        helper.make_node("Sigmoid", ["logits"], ["output"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "tagger",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["N", SIDE, SIDE, 3])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["N", NUM_TAGS])],
+        [numpy_helper.from_array(values, name) for name, values in weights.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), files[0])
+    rows = [f"{index},tag_{index},0,1" for index in range(NUM_TAGS)]
+    files[1].write_text("\n".join(["tag_id,name,category,count", *rows]), encoding="utf-8")
+
+
+def measure(loop: Loop, rounds: int) -> None:
+    """Take turns, the first of each not counted, and tell the medians."""
+    for num_threads in (0, None):
+        loop(num_threads)
+    pairs = []
+    for index in range(rounds):
+        order: list[int | None] = [0, None] if index % 2 == 0 else [None, 0]
+        seconds = {num_threads: loop(num_threads) for num_threads in order}
+        pairs.append((seconds[0], seconds[None]))
+    ratios = sorted(serial / overlapped for serial, overlapped in pairs)
+    serial, overlapped = (median(times) for times in zip(*pairs, strict=True))
+    print(f"serial {serial:.2f} s, overlapped {overlapped:.2f} s: medians of {rounds} rounds")
+    print(f"ratio {median(ratios):.2f} (from {ratios[0]:.2f} to {ratios[-1]:.2f})")
+
+
+def main() -> None:
+    """Read the command line and measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("subject", choices=("tags",))
+    parser.add_argument("--pictures", type=int, default=48)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--batch_size", type=int, default=4)
+    parser.add_argument("--width", type=int, default=128)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        pictures, model = Path(folder) / "pictures", Path(folder) / "model"
+        pictures.mkdir()
+        model.mkdir()
+        make_pictures(pictures, arguments.pictures)
+        measure(tagging_loop(model, pictures, arguments.batch_size, arguments.width), arguments.rounds)
+
+
+if __name__ == "__main__":
+    main()

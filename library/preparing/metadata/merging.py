@@ -1,0 +1,52 @@
+"""Texts of pictures merged into the entries of a metadata file. Pure: no files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from library.preparing.metadata.metadata_files import Entries
+
+
+@dataclass(frozen=True)
+class Merged:
+    """Entries, and how they came to be.
+
+    Attributes:
+        entries: All of them.
+        new: Names of those that were not there.
+        updated: Names of those that were there and have changed, by more than their name.
+        unchanged: Names of those of given pictures that are as they were.
+    """
+
+    entries: Entries
+    new: tuple[str, ...]
+    updated: tuple[str, ...]
+    unchanged: tuple[str, ...]
+
+
+def merge_entries(
+    existing: Mapping[str, Mapping[str, Any]],
+    renamed: Mapping[str, str],
+    values: Mapping[str, Mapping[str, Any]],
+) -> Merged:
+    """Put values into entries. Other keys of an entry stay, and so do entries without new values.
+
+    Args:
+        existing: Entries by name.
+        renamed: {name in `existing`: its new name}; no two entries may come to have one name.
+        values: {name: what is known of the picture now}, by the new names.
+    """
+    entries = {renamed.get(name, name): dict(entry) for name, entry in existing.items()}
+    if len(entries) < len(existing):
+        raise ValueError("two entries were given one name")
+    new: list[str] = []
+    updated: list[str] = []
+    unchanged: list[str] = []
+    for name, known in values.items():
+        before = entries.get(name)
+        entries[name] = {**(before or {}), **known}
+        kind = new if before is None else unchanged if entries[name] == before else updated
+        kind.append(name)
+    return Merged(entries, tuple(new), tuple(updated), tuple(unchanged))

@@ -1,0 +1,162 @@
+"""Options of the tools that write metadata files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from library.options.groups import CommonOptions
+from library.options.groups.logging import ConsoleOptions
+from library.options.spec import OptionGroup, ScriptText, opt
+from library.preparing.options.folder import PictureFolderOptions
+
+_ENDINGS = (".json", ".jsonl")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeOptions(OptionGroup):
+    """Which metadata file, and which text files go into it."""
+
+    title: ClassVar[str] = "Metadata"
+
+    out_json: Path | None = opt(None, "File to write, .json or .jsonl.", positional=True)
+    in_json: Path | None = opt(
+        None, "Metadata file whose entries are taken over. Not set means OUT_JSON itself, if it is there."
+    )
+    caption_extension: str = opt(".caption", "Ending of the text files.")
+    full_path: bool = opt(
+        False, "Name pictures by their absolute paths. Otherwise they are named by their paths below TRAIN_DATA_DIR."
+    )
+
+    @property
+    def extension(self) -> str:
+        """Ending of the text files, with its dot."""
+        extension = self.caption_extension.strip()
+        return extension if extension.startswith(".") else f".{extension}"
+
+    def check(self) -> Iterator[str]:
+        if self.out_json is not None and self.out_json.suffix.lower() not in _ENDINGS:
+            yield f"OUT_JSON must end in .json or .jsonl, got {self.out_json}."
+        if len(self.extension) < 2 or set(self.extension) & set("/\\"):
+            yield f"--caption_extension needs the ending of files, for instance .txt, got '{self.caption_extension}'."
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergedCaptionOptions(MergeOptions):
+    """Captions go into it."""
+
+    caption_extension: str = opt(".caption", "Ending of the caption files.", aliases=("caption_extention",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergedTagOptions(MergeOptions):
+    """Tags go into it."""
+
+    caption_extension: str = opt(".txt", "Ending of the tag files.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CleaningFileOptions(OptionGroup):
+    """What is read and what is written."""
+
+    title: ClassVar[str] = "Metadata"
+
+    in_json: Path | None = opt(None, "Metadata file to clean, .json or .jsonl.", positional=True)
+    out_json: Path | None = opt(None, "File to write, .json or .jsonl. It may be the same as IN_JSON.", positional=True)
+    out_json_after_folder: str = opt(
+        "",
+        "Only for older commands, which name the folder of the pictures first: FOLDER IN_JSON OUT_JSON. Then this is "
+        "OUT_JSON; the folder is not used.",
+        positional=True,
+    )
+
+    @property
+    def source(self) -> Path:
+        """The file to read."""
+        path = self.out_json if self.out_json_after_folder else self.in_json
+        assert path is not None
+        return path
+
+    @property
+    def target(self) -> Path:
+        """The file to write."""
+        path = Path(self.out_json_after_folder) if self.out_json_after_folder else self.out_json
+        assert path is not None
+        return path
+
+    def check(self) -> Iterator[str]:
+        if self.in_json is None or self.out_json is None:
+            return
+        if self.out_json_after_folder and self.in_json.suffix.lower() in _ENDINGS:
+            yield (
+                f"IN_JSON and OUT_JSON are all that is needed, got '{self.out_json_after_folder}' after them. Where "
+                "there are three, the first is a folder."
+            )
+        elif self.target.suffix.lower() not in _ENDINGS:
+            yield f"OUT_JSON must end in .json or .jsonl, got {self.target}."
+
+    def remarks(self) -> Iterator[str]:
+        if self.out_json_after_folder:
+            yield f"The folder {self.in_json} is not needed: IN_JSON and OUT_JSON are enough."
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetadataLogOptions(ConsoleOptions):
+    """What is told on the console or in its file."""
+
+    debug: bool = opt(False, "Tell what becomes of each picture, and the traceback of an error.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeCaptionsOptions(CommonOptions):
+    """Options of finetune/merge_captions_to_metadata.py."""
+
+    logging: MetadataLogOptions = field(default_factory=MetadataLogOptions)
+    pictures: PictureFolderOptions = field(default_factory=PictureFolderOptions)
+    merge: MergedCaptionOptions = field(default_factory=MergedCaptionOptions)
+
+    leading: ClassVar[tuple[str, ...]] = ("pictures", "merge")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeTagsOptions(CommonOptions):
+    """Options of finetune/merge_dd_tags_to_metadata.py."""
+
+    logging: MetadataLogOptions = field(default_factory=MetadataLogOptions)
+    pictures: PictureFolderOptions = field(default_factory=PictureFolderOptions)
+    merge: MergedTagOptions = field(default_factory=MergedTagOptions)
+
+    leading: ClassVar[tuple[str, ...]] = ("pictures", "merge")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CleanOptions(CommonOptions):
+    """Options of finetune/clean_captions_and_tags.py."""
+
+    logging: MetadataLogOptions = field(default_factory=MetadataLogOptions)
+    files: CleaningFileOptions = field(default_factory=CleaningFileOptions)
+
+    leading: ClassVar[tuple[str, ...]] = ("files",)
+
+
+MERGE_CAPTIONS_SCRIPT: ScriptText = {
+    "prog": "finetune/merge_captions_to_metadata.py",
+    "description": "Put the captions beside the pictures of a folder into a metadata file.",
+    "example": "python finetune/merge_captions_to_metadata.py pictures meta.json --caption_extension .txt",
+    "ignored": {},
+}
+MERGE_TAGS_SCRIPT: ScriptText = {
+    "prog": "finetune/merge_dd_tags_to_metadata.py",
+    "description": "Put the tags beside the pictures of a folder into a metadata file.",
+    "example": "python finetune/merge_dd_tags_to_metadata.py pictures meta.json",
+    "ignored": {},
+}
+CLEAN_SCRIPT: ScriptText = {
+    "prog": "finetune/clean_captions_and_tags.py",
+    "description": "Mend captions and tags of a metadata file: underscores, ratings, tags that contradict or repeat "
+    "each other, words that captioners add.",
+    "example": "python finetune/clean_captions_and_tags.py meta.json meta_clean.json",
+    "ignored": {},
+}

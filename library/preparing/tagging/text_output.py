@@ -1,0 +1,87 @@
+"""Tags in text files beside the pictures. What a person has written there stays, unless something else is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from library.data.files.text_files import decode_text, text_lines
+from library.data.findings import Fault
+from library.errors import DatasetError
+from library.preparing.pictures import shared_text_files, text_file_of
+from library.preparing.tagging.choosing import appended
+from library.preparing.text_writing import TextWriter
+
+
+@dataclass(frozen=True)
+class TextOutput:
+    """Writes a text file for each picture.
+
+    Attributes:
+        writer: Does the writing.
+        extension: Of the files, with its dot.
+        separator: What stands between tags.
+        is_appended: Tags are added to those of the file.
+        is_overwritten: Files are replaced.
+    """
+
+    writer: TextWriter
+    extension: str
+    separator: str
+    is_appended: bool = False
+    is_overwritten: bool = False
+
+    def faults(self, pictures: Sequence[Path]) -> dict[Path, Fault]:
+        """{picture: what keeps it from having a text file of its own}."""
+        folders = {
+            picture: Fault(picture, f"cannot have a text file, {file.name} is a folder; rename the folder")
+            for picture in pictures
+            if (file := text_file_of(picture, self.extension)).is_dir()
+        }
+        return {**folders, **shared_text_files(pictures, self.extension)}
+
+    def kept(self, pictures: Sequence[Path]) -> list[Path]:
+        """The pictures whose file stays as it is."""
+        if self.is_appended or self.is_overwritten:
+            return []
+        return [picture for picture in pictures if text_file_of(picture, self.extension).exists()]
+
+    def is_empty(self, picture: Path) -> bool:
+        """Whether the text file of a picture has nothing in it. It must be there."""
+        file = text_file_of(picture, self.extension)
+        return file.stat().st_size < 3 and not file.read_bytes().strip()
+
+    def put(self, picture: Path, tags: Sequence[str]) -> bool:
+        """Write the tags of a picture; False where the file has them all already.
+
+        Raises:
+            DatasetError: Nothing can be added to what is there.
+            OutputError: An earlier file could not be written.
+        """
+        file = text_file_of(picture, self.extension)
+        text = self.separator.join(tags)
+        if self.is_appended and file.exists():
+            there = _only_line(file, picture)
+            text = appended(there, tags, self.separator)
+            if text == there:
+                return False
+        self.writer.write(file, text)
+        return True
+
+
+def _only_line(file: Path, picture: Path) -> str:
+    """The text of a file that tags are added to; raises DatasetError where it is not one line."""
+    try:
+        lines = text_lines(decode_text(file.read_bytes())[0])
+    except ValueError as error:
+        raise DatasetError(f"{picture} keeps its old text: {file.name} {error}; save it again as UTF-8.") from None
+    except OSError as error:
+        reason = error.strerror or error
+        raise DatasetError(f"{picture} keeps its old text: {file.name} cannot be read ({reason}).") from None
+    if len(lines) > 1:
+        raise DatasetError(
+            f"{picture} keeps its old text: {file.name} has {len(lines)} lines, and tags are added to one; join them, "
+            "or give another --caption_extension."
+        )
+    return lines[0] if lines else ""

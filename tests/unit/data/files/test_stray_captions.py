@@ -1,0 +1,69 @@
+"""Caption files without picture, with an ending in another letter case, or in a marked encoding."""
+
+from pathlib import Path
+
+import pytest
+
+from library.data.config.specs import DatasetSpec, SubsetSpec
+from library.data.files.stray_captions import find_stray_captions
+from library.records import Size
+
+
+def spec(*folders, **keys):
+    subsets = tuple(SubsetSpec(image_dir=folder, caption_extension=".txt", **keys) for folder in folders)
+    return [DatasetSpec(resolution=Size(64, 64), subsets=subsets)]
+
+
+def files(folder, *names):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).write_text("text")
+
+
+def names(paths):
+    return [Path(path).name for path in paths]
+
+
+@pytest.mark.parametrize("picture", ["a.png", "A.png", "a.heic", "a.mp4"])
+def test_a_caption_beside_any_picture_is_no_orphan(tmp_path, picture):
+    files(tmp_path, picture, "a.txt", "a.caption", "b.txt", "c.json")
+    assert names(find_stray_captions(spec(tmp_path)).orphans) == ["b.txt"]
+
+
+def test_an_ending_of_several_parts_is_one(tmp_path):
+    files(tmp_path, "a.png", "a.tags.txt", "b.tags.txt")
+    found = find_stray_captions([DatasetSpec(resolution=Size(64, 64), subsets=(subset(tmp_path, ".tags.txt"),))])
+    assert names(found.orphans) == ["b.tags.txt"]
+
+
+def subset(folder, extension):
+    return SubsetSpec(image_dir=folder, caption_extension=extension)
+
+
+def test_what_was_set_aside_and_folders_that_are_not_read_do_not_count(tmp_path):
+    files(tmp_path, "a.png", "a.txt")
+    files(tmp_path / ".set_aside", "b.txt")
+    files(tmp_path / "deeper", "c.txt")
+    assert find_stray_captions(spec(tmp_path)).orphans == ()
+    assert names(find_stray_captions(spec(tmp_path, recursive=True)).orphans) == ["c.txt"]
+
+
+def test_an_ending_in_capitals_is_renamed_where_the_name_is_free(tmp_path):
+    files(tmp_path, "a.png", "a.TXT", "b.png", "b.Txt", "b.txt")
+    found = find_stray_captions(spec(tmp_path)).renamings
+    assert found == ((tmp_path / "a.TXT", tmp_path / "a.txt"),)
+
+
+def test_encodings_are_told_that_are_marked_or_declared(tmp_path):
+    files(tmp_path, "a.png", "b.png", "c.png", "d.png", "a.txt")
+    (tmp_path / "b.txt").write_bytes("é".encode("utf-16"))
+    (tmp_path / "c.txt").write_bytes("é".encode("utf-8-sig"))
+    (tmp_path / "d.txt").write_bytes("é".encode("latin-1"))
+    assert [codec for _, codec, _ in find_stray_captions(spec(tmp_path)).encoded] == ["utf-16", "utf-8-sig"]
+    found = find_stray_captions(spec(tmp_path, caption_encoding="cp1252")).encoded
+    assert found[-1] == (tmp_path / "d.txt", "cp1252", "cp1252")
+
+
+def test_a_folder_of_two_subsets_is_looked_at_once(tmp_path):
+    files(tmp_path, "a.png", "b.txt")
+    assert names(find_stray_captions(spec(tmp_path, tmp_path)).orphans) == ["b.txt"]
