@@ -6,14 +6,16 @@ Pictures are generated JPEGs of 1 to 4 megapixels. Both variants go through the 
 turns, and differ in nothing but --max_data_loader_n_workers: 0 decodes between batches, not set decodes in threads.
 What is told is the time of the loop without loading, and the median of the ratios of neighbours.
 
-- tags: a tagger as a graph of convolutions, which takes --width to set how long it computes.
+- tags: a tagger as a graph of convolutions; --width sets how long it computes. It takes the processors that decoding
+  needs too. With --gpu_ms it waits that long for each picture instead, and the processors are free, as beside a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -38,7 +40,7 @@ def make_pictures(folder: Path, number: int) -> None:
         Image.fromarray((pixels + grain).clip(0, 255).astype(np.uint8)).save(folder / f"{index:04}.jpg", quality=90)
 
 
-def tagging_loop(folder: Path, pictures: Path, batch_size: int, width: int) -> Loop:
+def tagging_loop(folder: Path, pictures: Path, *, batch_size: int, width: int, gpu_ms: float) -> Loop:
     """Everything that the tagger does between loading and its summary, but for writing."""
     from library.options.spec import parse_options
     from library.preparing.options.tagging import TAGGING_SCRIPT, TaggingOptions
@@ -46,8 +48,19 @@ def tagging_loop(folder: Path, pictures: Path, batch_size: int, width: int) -> L
     from library.preparing.tagging.choosing import TagChooser
     from library.preparing.tagging.labels import read_labels
     from library.preparing.tagging.model_files import TaggerFiles
+    from library.preparing.tagging.onnx_model import OnnxTagger
     from library.preparing.tagging.rules import rules_of
     from library.preparing.tagging.run import Tagging
+
+    class WaitingTagger(OnnxTagger):
+        def scores(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
+            time.sleep(gpu_ms / 1000 * len(pixels))
+            return np.zeros((len(pixels), self.num_labels), np.float32)
+
+    class LoopTagging(Tagging):
+        def load(self) -> OnnxTagger:
+            tagger = super().load()
+            return WaitingTagger(**vars(tagger)) if gpu_ms else tagger
 
     files = TaggerFiles(folder / "model.onnx", folder / "selected_tags.csv")
     make_tagger(files, width)
@@ -59,7 +72,7 @@ def tagging_loop(folder: Path, pictures: Path, batch_size: int, width: int) -> L
         if num_threads is not None:
             arguments += ["--max_data_loader_n_workers", str(num_threads)]
         options = parse_options(TaggingOptions, arguments, **TAGGING_SCRIPT)
-        tagging = Tagging(options, files, labels, TagChooser(labels, rules_of(options)), Shares())
+        tagging = LoopTagging(options, files, labels, TagChooser(labels, rules_of(options)), Shares())
         tagging.tag(paths, lambda batch: None, with_size=False)
         return tagging.outcome.seconds
 
@@ -128,13 +141,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batch_size", type=int, default=4)
     parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--gpu_ms", type=float, default=0)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         pictures, model = Path(folder) / "pictures", Path(folder) / "model"
         pictures.mkdir()
         model.mkdir()
         make_pictures(pictures, arguments.pictures)
-        measure(tagging_loop(model, pictures, arguments.batch_size, arguments.width), arguments.rounds)
+        loop = tagging_loop(
+            model, pictures, batch_size=arguments.batch_size, width=arguments.width, gpu_ms=arguments.gpu_ms
+        )
+        measure(loop, arguments.rounds)
 
 
 if __name__ == "__main__":

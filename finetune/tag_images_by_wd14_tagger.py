@@ -1,4 +1,4 @@
-"""Write the tags that an ONNX tagger finds in pictures into text files or a metadata file. Guide: docs/captions.md.
+"""Write the tags that an ONNX tagger finds in pictures into text or metadata files. Guide: docs/captions_and_tags.md.
 
 python finetune/tag_images_by_wd14_tagger.py pictures --batch_size 8 --remove_underscore
 """

@@ -19,12 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.warm_python import IMPORTED_ONCE
+
 FILE_EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.truncate")
-IMPORTED_ONCE = (
-    *("accelerate", "safetensors.torch", "torch", "transformers", "bitsandbytes", "diffusers.models"),
-    *("matplotlib.figure", "matplotlib.backends.backend_agg"),
-    *("library.training.building", "library.models.text_encoders", "sd3_train_network", "sd3_train"),
-)
 NOT_SAVES = (".easel_run.json", "curves.png", "loss_by_image.csv")
 
 

@@ -33,23 +33,32 @@ _LLAVA_TEMPLATE = (
 
 
 def build_blip(folder: Path) -> Path:
-    """A BLIP; its tokenizer has [DEC], which begins every caption and is no part of it."""
+    """A BLIP; its tokenizer has [DEC], which begins every caption and is no part of it.
+
+    Tokens that are no words are never likely, so that no caption is empty.
+    """
+    import torch
     from transformers import BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
 
-    tokenizer = _bert(("[DEC]",))
+    tokenizer = _bert(folder, ("[DEC]",))
     ids = tokenizer.convert_tokens_to_ids
     ends = {"bos_token_id": ids("[DEC]"), "eos_token_id": ids("[SEP]"), "sep_token_id": ids("[SEP]"), "pad_token_id": 0}
     text = {**_TEXT, "encoder_hidden_size": 32, "vocab_size": len(tokenizer), "max_position_embeddings": 96, **ends}
     config = BlipConfig(text_config={**text, "initializer_range": 0.6}, vision_config=_EYE, projection_dim=32)
     pictures = BlipImageProcessor(size={"height": SIDE, "width": SIDE})
-    return _saved(folder, BlipForConditionalGeneration, config, BlipProcessor(pictures, tokenizer))
+    _saved(folder, BlipForConditionalGeneration, config, BlipProcessor(pictures, tokenizer))
+    model = BlipForConditionalGeneration.from_pretrained(folder)
+    with torch.no_grad():
+        model.text_decoder.cls.predictions.bias[ids(["[PAD]", "[UNK]", "[CLS]", "[MASK]", "[DEC]"])] = -100.0
+    model.save_pretrained(folder)
+    return folder
 
 
 def build_git(folder: Path) -> Path:
     """A Git."""
     from transformers import GitConfig, GitForCausalLM, GitProcessor
 
-    tokenizer = _bert(())
+    tokenizer = _bert(folder, ())
     ids = tokenizer.convert_tokens_to_ids
     ends = {"bos_token_id": ids("[CLS]"), "eos_token_id": ids("[SEP]"), "pad_token_id": 0}
     config = GitConfig(
@@ -135,13 +144,13 @@ def build_qwen(folder: Path) -> Path:
     return folder
 
 
-def _bert(further: Sequence[str]) -> Any:
-    from transformers import BertTokenizer
+def _bert(folder: Path, further: Sequence[str]) -> Any:
+    """A tokenizer whose tokens are words, as BLIP and Git have it. Its vocabulary is written to the folder."""
+    from transformers import AutoTokenizer
 
-    words = (*_BERT, *WORDS, *further)
-    return BertTokenizer(
-        vocab={word: place for place, word in enumerate(words)}, additional_special_tokens=list(further)
-    )
+    (folder / "vocab.txt").write_text("\n".join((*_BERT, *WORDS, *further)), encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer", "do_lower_case": false}')
+    return AutoTokenizer.from_pretrained(folder, additional_special_tokens=list(further))
 
 
 def _words(special: Sequence[str], further: Sequence[str], **names: Any) -> Any:
@@ -155,7 +164,8 @@ def _words(special: Sequence[str], further: Sequence[str], **names: Any) -> Any:
     names = {"additional_special_tokens": list(special), **names}
     if "extra_special_tokens" in names:
         del names["additional_special_tokens"]
-    return PreTrainedTokenizerFast(tokenizer_object=own, unk_token="<unk>", **names)
+    inputs = ["input_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(tokenizer_object=own, unk_token="<unk>", model_input_names=inputs, **names)
 
 
 def _clip_pictures(**changes: Any) -> Any:

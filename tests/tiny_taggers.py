@@ -1,7 +1,7 @@
 """Small taggers as real ONNX graphs with their tables: the mean colour of a picture decides about its tags.
 
     folder = make_tagger(tmp_path / "tagger")              # selected_tags.csv, BGR 0..255, chances
-    folder = make_tagger(tmp_path / "tagger", "json")      # tag_mapping.json, RGB -1..1, logits
+    folder = make_tagger(tmp_path / "tagger", "json")      # tag_mapping.json, BGR -1..1, logits
 
 A red square is a red_hat and ruby_(gems), a green one a green_tree, a blue one blue_sky; white ones make ^_^.
 """
@@ -74,7 +74,7 @@ def write_table(folder: Path, kind: str, rows: tuple[Row, ...]) -> None:
 
 def make_graph(rows: tuple[Row, ...], *, batch: int | None, is_channels_first: bool) -> onnx.ModelProto:
     """Mean colour, a linear layer, and with channels last a sigmoid."""
-    weights = np.array([RULES[rule][:3] for _, _, rule in rows], np.float32).T
+    weights = np.array([RULES[rule][:3] for _, _, rule in rows], np.float32).T[::-1]
     offsets = np.array([RULES[rule][3] for _, _, rule in rows], np.float32)
     number = batch if batch is not None else "N"
     if is_channels_first:
@@ -82,7 +82,6 @@ def make_graph(rows: tuple[Row, ...], *, batch: int | None, is_channels_first: b
         weights = weights * 127.5
         shape, axes = [number, 3, SIDE, SIDE], [2, 3]
     else:
-        weights = weights[::-1]
         shape, axes = [number, SIDE, SIDE, 3], [1, 2]
     nodes = [
         helper.make_node("ReduceMean", ["input"], ["mean"], axes=axes, keepdims=0),

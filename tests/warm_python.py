@@ -20,11 +20,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 ROOT = Path(__file__).resolve().parent.parent
 IMPORTED_ONCE = (
-    *("accelerate", "safetensors.torch", "torch", "transformers", "bitsandbytes", "diffusers.models"),
-    *("matplotlib.figure", "matplotlib.backends.backend_agg"),
-    *("library.training.building", "library.models.text_encoders", "sd3_train_network", "sd3_train"),
+    *("accelerate", "bitsandbytes", "cv2", "einops", "peft", "safetensors.torch", "sentencepiece", "tokenizers"),
+    *("diffusers.models.autoencoders.autoencoder_kl", "matplotlib.figure", "matplotlib.backends.backend_agg"),
+    *("matplotlib.style", "torch", "transformers.models.clip.modeling_clip", "transformers.models.t5.modeling_t5"),
+    *("library.training.building", "library.models.text_encoders", "library.families.sd3.family", "networks.lora"),
+    *("library.models.mmdit", "networks.lora_sd3", "networks.lora_unet", "networks.network", "sd3_train_network"),
+    "sd3_train",
 )
 
 
@@ -43,6 +48,10 @@ class Started:
     def printed(self) -> str:
         """Up to now."""
         return self.output.read_text(encoding="utf-8", errors="replace")
+
+    def has_ended(self) -> bool:
+        """Whether one of them has, that is not waited for yet."""
+        return any(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE for pid in self.pids)
 
 
 class WarmPython:
@@ -70,6 +79,7 @@ class WarmPython:
             ranks: How many processes; several find each other as those of torchrun do.
             environment: Variables for all of them.
         """
+        output.touch()
         given = dict(environment or {})
         each = [{**given, **variables} for variables in (self._launched(ranks) if ranks > 1 else [{}])]
         answer = self._ask({"argv": [str(word) for word in argv], "environment": each, "output": str(output)})

@@ -28,7 +28,26 @@ from library.options.groups.scripts import NetworkScriptOptions
 from library.options.groups.tools import FluxOptions
 from library.options.page import Script, options_page, tools_page
 from library.options.spec import ConfigOptions, group_classes
+from library.preparing.options.captioning import (
+    CAPTIONING_SCRIPT,
+    GIT_CAPTIONING_SCRIPT,
+    CaptioningOptions,
+    GitCaptioningOptions,
+)
+from library.preparing.options.file_metadata import SHOW_METADATA_SCRIPT, ShowMetadataOptions
+from library.preparing.options.metadata import (
+    CLEAN_SCRIPT,
+    MERGE_CAPTIONS_SCRIPT,
+    MERGE_TAGS_SCRIPT,
+    CleanOptions,
+    MergeCaptionsOptions,
+    MergeTagsOptions,
+)
+from library.preparing.options.resizing import RESIZING_SCRIPT, ResizingOptions
+from library.preparing.options.tagging import TAGGING_SCRIPT, TaggingOptions
+from tools.bucket_options import BUCKET_LATENTS_SCRIPT, BucketLatentsOptions
 from tools.cache_options import LATENT_CACHING_SCRIPT, TEXT_CACHING_SCRIPT, LatentCachingOptions, TextCachingOptions
+from tools.check_options import CHECK_SCRIPT, CheckOptions
 from tools.preview_options import PREVIEW_SCRIPT, PreviewToolOptions
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -44,9 +63,19 @@ SCRIPTS: tuple[Script, ...] = (
     (DreamBoothOptions, DREAM_BOOTH_SCRIPT),
 )
 TOOLS: tuple[Script, ...] = (
+    (ResizingOptions, RESIZING_SCRIPT),
+    (CaptioningOptions, CAPTIONING_SCRIPT),
+    (GitCaptioningOptions, GIT_CAPTIONING_SCRIPT),
+    (TaggingOptions, TAGGING_SCRIPT),
+    (MergeCaptionsOptions, MERGE_CAPTIONS_SCRIPT),
+    (MergeTagsOptions, MERGE_TAGS_SCRIPT),
+    (CleanOptions, CLEAN_SCRIPT),
+    (CheckOptions, CHECK_SCRIPT),
     (PreviewToolOptions, PREVIEW_SCRIPT),
     (LatentCachingOptions, LATENT_CACHING_SCRIPT),
     (TextCachingOptions, TEXT_CACHING_SCRIPT),
+    (BucketLatentsOptions, BUCKET_LATENTS_SCRIPT),
+    (ShowMetadataOptions, SHOW_METADATA_SCRIPT),
 )
 OF_TRAINING = (
     *(ConfigOptions, ConsoleOptions, FluxOptions),

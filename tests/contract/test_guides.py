@@ -31,10 +31,9 @@ from networks.sd3_args import Sd3NetworkArgs
 from networks.unet_args import network_arg_parsers
 from networks.unet_blocks import LAYOUTS
 from quickstart import EXTRAS
-from tools.cache_options import LatentCachingOptions
 from tools.convert_sd3_lora import make_parser
 from tools.make_options_doc import SCRIPTS
-from tools.preview_options import PreviewToolOptions
+from tools.make_options_doc import TOOLS as TOOL_SCRIPTS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -45,11 +44,11 @@ SDXL_GUIDE = (ROOT / "docs" / "sdxl.md").read_text(encoding="utf-8")
 SAVING = (ROOT / "docs" / "saving_and_resuming.md").read_text(encoding="utf-8")
 OPTIONS = options_of(Sd3NetworkOptions)
 FULL = options_of(Sd3FullOptions)
-TOOLS = {*options_of(LatentCachingOptions), *options_of(PreviewToolOptions)}
+TOOLS = {flag[2:] for kind, _ in TOOL_SCRIPTS for option in options_of(kind).values() for flag in option.flags}
 SCRIPT_OPTIONS = {name for options, _ in SCRIPTS for name in options_of(options)}
 
-OTHER_PROGRAMS = {  # accelerate, torchrun, lines of prompt files, and a typo that the guide shows
-    *("--num_cpu_threads_per_process", "--num_processes", "--multi_gpu", "--quiet", "--nproc_per_node"),
+OTHER_PROGRAMS = {  # accelerate, torchrun, hf, lines of prompt files, and a typo that the guide shows
+    *("--num_cpu_threads_per_process", "--num_processes", "--multi_gpu", "--quiet", "--nproc_per_node", "--local-dir"),
     *("--w", "--h", "--d", "--s", "--l", "--n", "--ss", "--netwrok_dim"),
 }
 

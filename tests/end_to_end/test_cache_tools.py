@@ -4,12 +4,12 @@ import logging
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 from accelerate.state import AcceleratorState
 from PIL import Image
@@ -37,27 +37,6 @@ TOOLS = {
     TEXTS: (TextCacheTool, TextCachingOptions, TEXT_CACHING_SCRIPT),
 }
 CACHED = ("--network_train_unet_only", "--cache_latents_to_disk", "--cache_text_encoder_outputs_to_disk")
-
-
-def start(tool, arguments, launcher=()):
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONIOENCODING": "utf-8"}
-    return subprocess.Popen(
-        [sys.executable, *launcher, tool, *arguments],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        encoding="utf-8",
-        errors="replace",
-    )
-
-
-def run_process(tool, arguments, launcher=(), code=0):
-    """What the tool prints in a Python of its own."""
-    process = start(tool, arguments, launcher)
-    output, _ = process.communicate(timeout=600)
-    assert process.returncode == code, output
-    return output
 
 
 @pytest.fixture
@@ -162,26 +141,26 @@ def many_pictures(training, number):
     return folder
 
 
-@pytest.mark.parametrize("launcher", [(), TORCHRUN], ids=["one process", "two processes"])
-def test_a_killed_tool_goes_on_where_it_was(launcher, training, run_tool):
+@pytest.mark.parametrize("ranks", [1, 2], ids=["one process", "two processes"])
+def test_a_killed_tool_goes_on_where_it_was(ranks, training, run_tool, warm_python):
     number = 40
     folder = many_pictures(training, number)
     arguments = training.arguments(training.dataset(folder, resolution=256, max_bucket_reso=512))
-    process = start(LATENTS, arguments, launcher)
-    while len(cache_files(folder)) < 3 and process.poll() is None:
+    killed = warm_python.start([ROOT / LATENTS, *arguments], training.folder / "printed.log", ranks=ranks)
+    while len(cache_files(folder)) < 3 and not killed.has_ended():
         time.sleep(0.01)
-    for each in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
-        each.kill()
-    process.communicate()
+    for pid in killed.pids:
+        os.kill(pid, signal.SIGKILL)
+    assert set(warm_python.wait(killed)) == {-signal.SIGKILL}, killed.printed()
     made = {name: path.stat().st_mtime_ns for name, path in cache_files(folder).items()}
     assert 3 <= len(made) < number
 
-    output = run_process(LATENTS, arguments)
+    output = run_tool(LATENTS, arguments)
     assert f"made {number - len(made)} ({number - len(made)} new), kept {len(made)}" in output
     files = cache_files(folder)
     assert len(files) == number
     assert {name: files[name].stat().st_mtime_ns for name in made} == made
-    (folder / temporary_name(process.pid)).write_bytes(b"torso")  # the killed process may have left others
+    (folder / temporary_name(killed.pids[0])).write_bytes(b"torso")  # the killed process may have left others
     (folder / temporary_name(os.getpid())).write_bytes(b"being written")
     num_torsos = len(list(folder.glob(".*.tmp"))) - 1
     status = run_tool(LATENTS, [*arguments, "--cache_status"])
@@ -191,12 +170,20 @@ def test_a_killed_tool_goes_on_where_it_was(launcher, training, run_tool):
     assert len(cache_files(folder)) == number
 
 
-def test_two_processes_share_the_work(training, run_tool):
+def run_pair(python, tool, arguments, folder):
+    """What two processes print that find each other as those of torchrun do, and their exit codes."""
+    started = python.start([ROOT / tool, *arguments], folder / f"{Path(tool).stem}.log", ranks=2)
+    codes = python.wait(started)
+    return started.printed(), codes
+
+
+def test_two_processes_share_the_work(training, run_tool, warm_python):
     folder = many_pictures(training, 13)
     dataset = training.dataset(folder)
     arguments = training.arguments(dataset, "--text_encoder_batch_size=2")
     for tool, what in ((LATENTS, "images"), (TEXTS, "captions")):
-        output = run_process(tool, arguments, TORCHRUN)
+        output, codes = run_pair(warm_python, tool, arguments, training.folder)
+        assert codes == (0, 0), output
         assert output.count("made 13 (13 new), kept 0") == 1
         assert re.search(rf"[\d.]+ {what}/s, [\d.]+ kB written", output)
     shared = {name: raw(path) for name, path in cache_files(folder).items()}
@@ -208,6 +195,18 @@ def test_two_processes_share_the_work(training, run_tool):
     assert {name: raw(path) for name, path in cache_files(folder).items()} == shared
 
 
+def test_torchrun_starts_two_processes_that_share_the_work(training):
+    """And ends with 0, as both do."""
+    folder = many_pictures(training, 3)
+    command = [sys.executable, *TORCHRUN, LATENTS, *training.arguments(training.dataset(folder))]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8"
+    )
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.count("made 3 (3 new), kept 0") == 1 and len(cache_files(folder)) == 3
+
+
 def damage(path):
     """Cut a JPEG or PNG off behind its header, so that only decoding finds it."""
     data = bytearray(path.read_bytes())
@@ -216,14 +215,15 @@ def damage(path):
     path.write_bytes(bytes(data))
 
 
-def test_damaged_pictures_are_told_when_all_others_are_cached(training):
+def test_damaged_pictures_are_told_when_all_others_are_cached(training, warm_python):
     """By the process that found them and by the other, which share the work."""
     folder = many_pictures(training, 7)
     broken = [folder / name for name in ("002.png", "004.png", "005.png")]
     for path in broken:
         damage(path)
     arguments = training.arguments(training.dataset(folder), "--vae_batch_size=2")
-    output = run_process(LATENTS, arguments, TORCHRUN, code=1)  # the launcher says 1 for every code
+    output, codes = run_pair(warm_python, LATENTS, arguments, training.folder)
+    assert 2 in codes, output  # what ends with an error ends the other, too
     assert len(cache_files(folder)) == 4
     assert "3 problems in the data" in output
     for path in broken:

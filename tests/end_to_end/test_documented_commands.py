@@ -385,9 +385,13 @@ def add_photos_and_their_models(folder: Path) -> None:
     for number, photo in enumerate(sorted((ROOT / "examples" / "pictures").glob("*.jpg")), 1001):
         for place in ("photos", "pictures"):
             shutil.copy(photo, folder / place / f"IMG_{number}.jpg")
-    build_blip(folder / "Salesforce" / "blip-image-captioning-large")
-    build_git(folder / "microsoft" / "git-large-textcaps")
-    build_florence(folder / "florence-community" / "Florence-2-large")
+    for build, name in (
+        (build_blip, "Salesforce/blip-image-captioning-large"),
+        (build_florence, "florence-community/Florence-2-large"),
+        (build_git, "microsoft/git-large-textcaps"),
+    ):
+        (folder / name).mkdir(parents=True)
+        build(folder / name)
     make_tagger(folder / "SmilingWolf" / "wd-v1-4-convnext-tagger-v2")
     write_sdxl_folder(folder / "stabilityai" / "stable-diffusion-xl-base-1.0")
 

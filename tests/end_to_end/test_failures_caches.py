@@ -11,7 +11,6 @@ import errno
 import os
 import shutil
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from safetensors.torch import load_file
 
 from library.errors import DatasetError, OutputError
 
+SCRIPT = Path(__file__).resolve().parents[2] / "sd3_train_network.py"
 UNET_ONLY = "--network_train_unet_only"
 LATENTS, TEXTS = "--cache_latents_to_disk", "--cache_text_encoder_outputs_to_disk"
 CACHED = (UNET_ONLY, LATENTS, TEXTS)
@@ -257,11 +257,10 @@ def test_e6_a_full_disk_leaves_no_torso_and_the_next_start_goes_on(ending, train
 # E7
 
 
-def test_e7_two_runs_may_fill_one_folder_at_once(training, dataset, pictures, launch):
-    commands = [training.arguments(dataset, STEPS, *CACHED) for _ in range(2)]
-    with ThreadPoolExecutor(2) as threads:
-        runs = list(threads.map(partial(launch, is_watched=False), commands))
-    assert [run.code for run in runs] == [0, 0], runs[0].output + runs[1].output
+def test_e7_two_runs_may_fill_one_folder_at_once(training, dataset, pictures, warm_python):
+    commands = [[SCRIPT, *training.arguments(dataset, STEPS, *CACHED)] for _ in range(2)]
+    runs = [warm_python.start(command, training.folder / f"{i}.log") for i, command in enumerate(commands)]
+    assert [warm_python.wait(run) for run in runs] == [(0,), (0,)], runs[0].printed() + runs[1].printed()
     files = [path.read_bytes() for path in sorted(training.folder.glob("out*/*.safetensors"))]
     assert len(files) == 2 and files[0] == files[1]
     assert not list(pictures.rglob("*.tmp"))
@@ -271,15 +270,15 @@ def test_e7_two_runs_may_fill_one_folder_at_once(training, dataset, pictures, la
 
 
 def test_e7_a_run_with_other_settings_leaves_the_files_of_a_training_as_they_are(
-    training, dataset, pictures, first, launch
+    training, dataset, pictures, first, warm_python
 ):
     before = contents(pictures)
     others = ("--mixed_precision=bf16", "--apply_t5_attn_mask")
     arguments = training.arguments(dataset, STEPS, *CACHED, *others)
 
     def train_another() -> None:
-        done = launch(arguments, is_watched=False)
-        assert done.code == 0 and done.output.count("making 4 of 4 (4 new)") == 2, done.output
+        done = warm_python.start([SCRIPT, *arguments], training.folder / "another.log")
+        assert warm_python.wait(done) == (0,) and done.printed().count("making 4 of 4 (4 new)") == 2, done.printed()
 
     run = training.run(dataset, STEPS, *CACHED, after={"load": train_another})
     assert run.losses == first.losses

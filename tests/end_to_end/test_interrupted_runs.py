@@ -5,7 +5,6 @@ import signal
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from library.checkpoint.state_folder import open_folder
@@ -36,7 +35,7 @@ class Interrupted:
 
     def wait_for(self, text):
         while text not in self._started.printed():
-            assert all(psutil.pid_exists(pid) for pid in self._started.pids), self._started.printed()
+            assert not self._started.has_ended(), self._started.printed()
             time.sleep(0.01)
 
     def signal(self, number, is_of_group=False):

@@ -207,9 +207,9 @@ def resize_a_weight(folder: Path) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def drop(pattern: str) -> Callable[[Path], None]:
+def drop(*patterns: str) -> Callable[[Path], None]:
     def remove(folder: Path) -> None:
-        for path in list(folder.glob(pattern)):
+        for path in [path for pattern in patterns for path in folder.glob(pattern)]:
             path.unlink()
 
     return remove
@@ -229,7 +229,7 @@ def drop_chat_template(folder: Path) -> None:
     [
         ("blip", drop("config.json"), "no config.json"),
         ("blip", drop("model.safetensors"), "has no weights"),
-        ("blip", drop("tokenizer.json"), "has no tokenizer"),
+        ("blip", drop("tokenizer.json", "vocab.txt"), "has no tokenizer"),
         ("blip", drop("*processor_config.json"), "no processor that can be read"),
         ("blip", cut_weights, "is truncated"),
         ("blip", drop_a_weight, "1 weights of a BlipForConditionalGeneration are missing"),

@@ -119,21 +119,22 @@ def _gone(path: Path, error: OSError) -> UnreadableError:
 def _exact_case(
     group: Sequence[Path], owners: Mapping[Path, ImageRecord], endings: set[str], pinned: Collection[Path]
 ) -> Case:
-    """All but the first can go, if they are of its subset and say nothing else."""
+    """All but the first can go, if they are of its subset, say nothing else, and nothing else is bound to them."""
     first, *others = group
     own = owners[first]
     place = (own.dataset, own.subset)
     same = [path for path in others if (owners[path].dataset, owners[path].subset) == place]
     mendable = [path for path in same if owners[path].caption == own.caption]
-    movable = [path for path in mendable if path not in pinned]
+    bound = {path for path in mendable if path in pinned or owners[path].mask is not None}
+    movable = [path for path in mendable if path not in bound]
     remedies: list[Remedy] = [remedy for path in movable for remedy in set_aside(path, endings)]
     reasons = []
     if len(same) < len(others):
         reasons.append("in several subsets")
     if len(mendable) < len(same):
         reasons.append("with different captions")
-    if len(movable) < len(mendable):
-        reasons.append("named by a metadata file")
+    if bound:
+        reasons.append("named by a metadata file, or with masks")
     return Case(tuple(group), " and ".join(reasons), tuple(remedies))
 
 

@@ -111,7 +111,7 @@ def load_captioner(found: Found, *, device: torch.device, dtype: torch.dtype, bi
                 "other programs."
             ) from None
         # transformers tells of sizes in its log, which is quiet, and names only its own setting in the error.
-        is_size = "ignore_mismatched_sizes" in str(error)
+        is_size = any(words in str(error) for words in ("ignore_mismatched_sizes", "size mismatch"))
         reason = "their sizes are not those of config.json" if is_size else first_line(error)
         raise CheckpointError(
             f"--model: the weights of {folder} cannot be read ({reason}). Download all files of the model again."

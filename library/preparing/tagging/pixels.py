@@ -21,7 +21,7 @@ class PixelForm:
 
     Attributes:
         side: Width and height in pixels.
-        is_channels_first: Shape [3, side, side], RGB in -1..1; else [side, side, 3], BGR in 0..255.
+        is_channels_first: Shape [3, side, side] in -1..1; else [side, side, 3] in 0..255. Both have blue first.
         dtype: Type of the numbers.
     """
 
@@ -30,7 +30,7 @@ class PixelForm:
     dtype: type[np.floating] = np.float32
 
     def __str__(self) -> str:
-        kind = "RGB -1..1, channels first" if self.is_channels_first else "BGR 0..255, channels last"
+        kind = "BGR -1..1, channels first" if self.is_channels_first else "BGR 0..255, channels last"
         return f"{self.side}x{self.side} {kind}"
 
 
@@ -71,7 +71,8 @@ def squared(image: Image.Image, side: int) -> np.ndarray:
 
 def numbers(pixels: np.ndarray, form: PixelForm) -> np.ndarray:
     """The numbers of a model from 8-bit RGB. Shape [side, side, 3] to that or [3, side, side]."""
+    blue_first = pixels[:, :, ::-1]
     if form.is_channels_first:
-        scaled = pixels.astype(np.float32) / 127.5 - 1
+        scaled = blue_first.astype(np.float32) / 127.5 - 1
         return np.ascontiguousarray(scaled.transpose(2, 0, 1).astype(form.dtype))
-    return np.ascontiguousarray(pixels[:, :, ::-1].astype(form.dtype))
+    return np.ascontiguousarray(blue_first.astype(form.dtype))

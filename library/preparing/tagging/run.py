@@ -131,7 +131,7 @@ class Tagging:
         """
         if not paths:
             return
-        tagger = self._load()
+        tagger = self.load()
         tagger.check()
         start = time.perf_counter()
         with tqdm(total=len(paths), unit="picture", disable=not self.shares.is_first) as bar:
@@ -153,7 +153,12 @@ class Tagging:
                 bar.update(len(batch))
         self.outcome.seconds = time.perf_counter() - start
 
-    def _load(self) -> OnnxTagger:
+    def load(self) -> OnnxTagger:
+        """The model, and what is worth knowing of it in the log.
+
+        Raises:
+            CheckpointError: It is broken, or no tagger.
+        """
         tagger = load_tagger(self.files, self.labels)
         logger.info("%s: %d tags; takes %s", self.files.model, len(self.labels), tagger.form)
         asked = self.options.tagger.batch_size

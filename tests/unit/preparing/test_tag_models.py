@@ -75,7 +75,7 @@ def test_small_pictures_are_enlarged_and_long_strips_take_little_memory():
 def test_numbers_of_both_kinds():
     red = np.full((2, 2, 3), RED, np.uint8)
     assert numbers(red, PixelForm(2, False))[0, 0].tolist() == [0, 0, 255]
-    assert numbers(red, PixelForm(2, True))[:, 0, 0].tolist() == [1, -1, -1]
+    assert numbers(red, PixelForm(2, True))[:, 0, 0].tolist() == [-1, -1, 1]
 
 
 def refusal(folder):

@@ -98,16 +98,15 @@ def test_more_pictures_than_fit_into_a_block_are_compared_as_each_with_each():
     hashes = [hash_image(Image.fromarray(image).resize((64, 64))) for image in noisy]
     found = {frozenset(group) for group in lookalikes(hashes, 3)}
 
-    def is_alike(a, b):
-        colours = [each.colours.astype(float) for each in (a, b)]
-        contrast = min((c - c.mean((0, 1))).std() for c in colours)
-        limit = np.clip(SHARE * contrast, LEAST, MOST)
-        return (a.signs * b.signs < 0).sum() <= 3 and np.sqrt(((colours[0] - colours[1]) ** 2).mean()) <= limit
-
+    signs = np.stack([each.signs for each in hashes])
+    colours = np.stack([each.colours for each in hashes]).astype(float)
+    contrast = (colours - colours.mean((1, 2), keepdims=True)).std((1, 2, 3))
     groups = [{index} for index in range(number)]
     for first in range(number):
-        for second in range(first):
-            if groups[first] is not groups[second] and is_alike(hashes[first], hashes[second]):
+        limit = np.clip(SHARE * np.minimum(contrast, contrast[first]), LEAST, MOST)
+        distance = np.sqrt(((colours - colours[first]) ** 2).mean((1, 2, 3)))
+        for second in np.flatnonzero(((signs * signs[first] < 0).sum(1) <= 3) & (distance <= limit)):
+            if groups[first] is not groups[second]:
                 groups[second] |= groups[first]
                 for index in groups[first]:
                     groups[index] = groups[second]

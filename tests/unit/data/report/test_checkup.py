@@ -1,0 +1,117 @@
+"""The findings of the doctor in words, as JSON and as HTML; and duplicates that must not be moved."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from library.data.config.specs import DatasetSpec, SubsetSpec
+from library.data.files.fixing import Mended, Remedy
+from library.data.report.caption_diagnoses import missing_trigger, repeated_captions
+from library.data.report.checkup_text import checkup_json, describe_checkup, summary
+from library.data.report.diagnosis import Case, Checkup, Diagnosis, sorted_diagnoses
+from library.data.report.duplicate_diagnoses import duplicate_diagnoses
+from library.data.report.page.findings_panel import findings_panel
+from library.data.report.report_text import NUM_NAMES
+from library.errors import UnreadableError
+from library.records import ImageRecord, Size
+
+
+def checkup(*diagnoses):
+    return Checkup("my.toml", "64x64", 5, 0, sorted_diagnoses(diagnoses))
+
+
+def diagnosis(severity="warning", number=1, *, code="orphan-caption", remedies=()):
+    cases = tuple(Case((Path(f"{code} {index}.txt"),), "", remedies) for index in range(number))
+    return Diagnosis(severity, code, "captions without picture", "Find their pictures", cases)
+
+
+def record(path, *, caption="a dog", subset=0, mask=None, is_reg=False):
+    return ImageRecord(path, path.name, caption, Size(64, 64), 1, 0, subset, mask=mask, is_reg=is_reg)
+
+
+def test_findings_come_by_weight_and_those_without_cases_do_not_come():
+    empty = diagnosis(number=0, code="empty")
+    found = checkup(diagnosis("note", code="n"), diagnosis("error", code="e"), empty, diagnosis(code="w"))
+    assert [each.code for each in found.diagnoses] == ["e", "w", "n"]
+    lines = describe_checkup(found)
+    assert [line for line in lines if line.endswith("S: 1")] == ["ERRORS: 1", "WARNINGS: 1", "NOTES: 1"]
+
+
+@pytest.mark.parametrize(
+    ("severity", "verdict"),
+    [("error", "would stop"), ("warning", "look at the warnings"), ("note", "ready to train")],
+)
+def test_the_last_line_says_what_to_do(severity, verdict):
+    assert verdict in summary(checkup(diagnosis(severity)))
+    remedy = (Remedy("set aside", Path("a.txt")),)
+    mendable = checkup(diagnosis(severity, 3, remedies=remedy))
+    assert summary(mendable).endswith("; --fix would mend 3 of these.")
+    assert "--fix" not in summary(mendable, is_fixed=True)
+
+
+def test_the_text_lists_some_and_json_lists_all():
+    number = NUM_NAMES + 4
+    found = checkup(diagnosis(number=number), Diagnosis("warning", "x", "many files", "", (Case((Path("p"),) * 50),)))
+    lines = describe_checkup(found)
+    assert sum(".txt" in line for line in lines) == NUM_NAMES
+    assert "      and 4 more; --json and --output list all" in lines
+    assert any("and 44 more" in line for line in lines)
+    content = json.loads(checkup_json(found, [Mended("renamed", Path("a.TXT"), Path("a.txt"))]))
+    assert [len(each["cases"]) for each in content["findings"]] == [number, 1]
+    assert len(content["findings"][1]["cases"][0]["files"]) == 50
+    assert content["mended"] == [{"action": "renamed", "file": "a.TXT", "now": "a.txt"}]
+
+
+def test_what_people_wrote_is_escaped_on_the_page():
+    nasty = Diagnosis("error", "setup", "<b>", "<i>", (Case((Path("<u>.png"),), "<script>"),))
+    html = findings_panel(checkup(nasty), [])
+    assert not any(tag in html for tag in ("<b>", "<i>", "<u>", "<script>"))
+
+
+@pytest.mark.parametrize(
+    ("second", "reason"),
+    [
+        ({}, ""),
+        ({"caption": "another dog"}, "with different captions"),
+        ({"subset": 1}, "in several subsets"),
+        ({"mask": Path("mask.png")}, "named by a metadata file, or with masks"),
+    ],
+)
+def test_equal_files_are_moved_only_where_nothing_else_differs(tmp_path, second, reason):
+    for name in ("a.png", "b.png", "b.txt"):
+        (tmp_path / name).write_bytes(b"the same")
+    records = [record(tmp_path / "a.png"), record(tmp_path / "b.png", **second)]
+    found = duplicate_diagnoses(records, {}, num_training=2, distance=4, caption_endings=[".txt"])
+    (case,) = next(found).cases
+    assert case.detail == reason
+    moved = [] if reason else [tmp_path / "b.png", tmp_path / "b.txt"]
+    assert [remedy.path for remedy in case.remedies] == moved
+
+
+def test_one_picture_under_two_names_is_no_duplicate(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"content")
+    (tmp_path / "b.png").symlink_to(tmp_path / "a.png")
+    records = [record(tmp_path / "a.png"), record(tmp_path / "b.png"), record(tmp_path / "a.png", subset=1)]
+    found = duplicate_diagnoses(records, {}, num_training=3, distance=4, caption_endings=[])
+    assert not any(each.cases for each in found)
+
+
+def test_a_picture_that_is_gone_while_it_is_compared_is_told(tmp_path):
+    with pytest.raises(UnreadableError, match=r"gone\.png cannot be read any more"):
+        list(duplicate_diagnoses([record(tmp_path / "gone.png")], {}, num_training=1, distance=4, caption_endings=[]))
+
+
+def test_class_tokens_may_repeat_and_files_may_not():
+    subsets = (SubsetSpec(image_dir=Path("a"), class_tokens="a dog"), SubsetSpec(image_dir=Path("b")))
+    specs = [DatasetSpec(resolution=Size(64, 64), subsets=subsets)]
+    records = [record(Path(f"{index}.png"), subset=index % 2) for index in range(6)]
+    (case,) = repeated_captions(records, specs).cases
+    assert [path.name for path in case.paths] == ["1.png", "3.png", "5.png"]
+
+
+def test_the_trigger_word_is_a_word_and_regularisation_goes_without():
+    texts = [("a Zorp, red",), ("zorpish",), ("(zorp:1.2)",), ("a dog",), ("",), ("no", "a zorp")]
+    records = [record(Path(f"{index}.png"), is_reg=index == 3) for index in range(len(texts))]
+    cases = missing_trigger(records, texts, "zorp", num_training=len(texts)).cases
+    assert [case.paths[0].name for case in cases] == ["1.png"]
