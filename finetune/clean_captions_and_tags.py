@@ -1,4 +1,4 @@
-"""Mend the captions and tags of a metadata file. Guide: docs/dataset_config.md.
+"""Mend the captions and tags of a metadata file. Guide: docs/captions_and_tags.md.
 
 python finetune/clean_captions_and_tags.py meta.json meta_clean.json
 """

@@ -2,7 +2,7 @@
 
     python finetune/make_captions.py my_pictures --batch_size=8 --caption_extension=.txt
 
-Guide: docs/preparing.md.
+Guide: docs/captions_and_tags.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Put the captions beside the pictures of a folder into a metadata file. Guide: docs/dataset_config.md.
+"""Put the captions beside the pictures of a folder into a metadata file. Guide: docs/captions_and_tags.md.
 
 python finetune/merge_captions_to_metadata.py pictures meta.json --caption_extension .txt
 """

@@ -1,4 +1,4 @@
-"""Put the tags beside the pictures of a folder into a metadata file. Guide: docs/dataset_config.md.
+"""Put the tags beside the pictures of a folder into a metadata file. Guide: docs/captions_and_tags.md.
 
 python finetune/merge_dd_tags_to_metadata.py pictures meta.json
 """

@@ -1,4 +1,4 @@
-"""Encode the pictures of a metadata file once, and write down at which size each is trained. Guide: docs/caches.md.
+"""Encode the pictures of a metadata file once, and note the size each is trained at. Guide: docs/prepare_pictures.md.
 
 python finetune/prepare_buckets_latents.py pictures meta.json meta_lat.json model.safetensors --max_resolution=512,512
 """

@@ -144,6 +144,53 @@ def build_qwen(folder: Path) -> Path:
     return folder
 
 
+def build_blip2(folder: Path) -> Path:
+    """A BLIP-2 with an OPT, which is told what to do."""
+    from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2Processor, BlipImageProcessor
+
+    names = {"bos_token": "</s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    tokenizer = _words(("<s>", "<pad>", "</s>", "<unk>", "<image>"), (), **names)
+    image = tokenizer.convert_tokens_to_ids("<image>")
+    ends = {"bos_token_id": 2, "eos_token_id": 2, "pad_token_id": 1, "init_std": 0.6}
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "ffn_dim": 64,
+        "word_embed_proj_dim": 32,
+    }
+    text = {**sizes, **ends, "model_type": "opt", "vocab_size": len(tokenizer), "max_position_embeddings": 96}
+    config = Blip2Config(
+        vision_config={**_EYE, "initializer_range": 0.6},
+        qformer_config={**_TEXT, "encoder_hidden_size": 32, "vocab_size": 8, "initializer_range": 0.6},
+        text_config=text,
+        num_query_tokens=4,
+        image_token_index=image,
+    )
+    pictures = BlipImageProcessor(size={"height": SIDE, "width": SIDE})
+    processor = Blip2Processor(pictures, tokenizer, num_query_tokens=4)
+    return _saved(folder, Blip2ForConditionalGeneration, config, processor)
+
+
+def build_pair(folder: Path) -> Path:
+    """A ViT and a GPT-2 as one model, which takes no words."""
+    from transformers import (
+        GPT2Config,
+        VisionEncoderDecoderConfig,
+        VisionEncoderDecoderModel,
+        ViTConfig,
+        ViTImageProcessor,
+    )
+
+    tokenizer = _words(("<s>", "<pad>", "</s>", "<unk>"), (), bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+    ends = {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1, "initializer_range": 0.6}
+    words = GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=2, n_positions=96, **ends)
+    config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(ViTConfig(**_EYE), words)
+    config.decoder_start_token_id, config.eos_token_id, config.pad_token_id = 0, 2, 1
+    ViTImageProcessor(size={"height": SIDE, "width": SIDE}).save_pretrained(folder)
+    return _saved(folder, VisionEncoderDecoderModel, config, tokenizer)
+
+
 def _bert(folder: Path, further: Sequence[str]) -> Any:
     """A tokenizer whose tokens are words, as BLIP and Git have it. Its vocabulary is written to the folder."""
     from transformers import AutoTokenizer

@@ -1,4 +1,4 @@
-"""Check a dataset, and mend what is safe. Guide: docs/look_before_you_train.md.
+"""Check a dataset, and mend what is safe. Guide: docs/prepare_pictures.md.
 
 python tools/check_dataset.py my_pictures --output check.html
 """

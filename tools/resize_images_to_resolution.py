@@ -1,4 +1,4 @@
-"""Write smaller copies of pictures, by area, in one or several resolutions. Guide: docs/tool_options.md.
+"""Write smaller copies of pictures, by area, in one or several resolutions. Guide: docs/prepare_pictures.md.
 
 python tools/resize_images_to_resolution.py photos smaller --max_resolution 1024x1024 --copy_associated_files
 """

@@ -82,6 +82,12 @@ def test_every_flag_that_a_page_names_exists(page: Path):
     assert flags(prose) <= known
 
 
+@pytest.mark.parametrize("script", [text["prog"] for _, text in TOOL_SCRIPTS])
+def test_the_guide_that_a_script_names_tells_of_it(script: str):
+    found = re.search(r"Guide: (docs/\w+\.md)\.", (ROOT / script).read_text(encoding="utf-8"))
+    assert found and f"`{script}`" in (ROOT / found[1]).read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(("guide", "options"), [(GUIDE, OPTIONS), (FULL_GUIDE, FULL)], ids=["lora", "whole model"])
 def test_a_guide_lists_what_is_not_available_yet_and_recommends_none_of_it(guide: str, options: dict[str, Any]):
     later = {f"--{name}" for name, option in options.items() if option.declared.later}

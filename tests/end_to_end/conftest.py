@@ -399,6 +399,8 @@ def launch(tmp_path: Path, witness: Path) -> Callable[..., Launched]:
 @pytest.fixture(scope="session")
 def warm_python() -> Iterator[WarmPython]:
     """Starts scripts in processes of their own that need not import torch."""
+    if not hasattr(os, "fork"):
+        pytest.skip("processes are forked")
     started = WarmPython()
     yield started
     started.close()

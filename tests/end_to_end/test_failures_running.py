@@ -6,8 +6,6 @@ import math
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -572,17 +570,19 @@ def test_f16_errors_of_samples_do_not_end_the_run_and_three_in_a_row_end_the_sam
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "cp932"])
-def test_f20_neither_console_nor_time_zone_matters(launch, training, monkeypatch, encoding):
+def test_f20_neither_console_nor_time_zone_matters(training, warm_python, witness, tmp_path, encoding):
     pictures = training.pictures(to="Bilder é 日本 [1]")
-    monkeypatch.setenv("TZ", "Asia/Kathmandu")
     arguments = [
         w for w in training.arguments(training.dataset(pictures), "--max_train_steps=1") if w != "--no_metadata"
     ]
-    code = f"import os, sys; sys.stderr.reconfigure(encoding={encoding!r}); sys.argv.pop(0); "
-    code += "import runpy; runpy.run_path(sys.argv[0], run_name='__main__')"
-    run = launch(arguments, ("-c", code))
-    assert run.code == 0 and "UnicodeEncodeError" not in run.output, run.output
-    (saved,) = run.accounts[0]["saved"]
+    script = tmp_path / "console.py"
+    code = f"import runpy, sys, time; time.tzset(); sys.stderr.reconfigure(encoding={encoding!r}); sys.argv.pop(0)\n"
+    script.write_text(code + "runpy.run_path(sys.argv[0], run_name='__main__')\n", encoding="utf-8")
+    account = tmp_path / "account"
+    variables = {"TZ": "Asia/Kathmandu", "SCRIPT": "sd3_train_network", "WITNESS": str(account)}
+    run = warm_python.start([script, witness, *arguments], tmp_path / "printed.log", environment=variables)
+    assert warm_python.wait(run) == (0,) and "UnicodeEncodeError" not in run.printed(), run.printed()
+    (saved,) = json.loads((tmp_path / "account0").read_text(encoding="utf-8"))["saved"]
     from safetensors import safe_open
 
     with safe_open(saved, "pt") as file:
@@ -606,20 +606,21 @@ def test_f21_names_with_blanks_brackets_and_other_alphabets_work_for_everything_
     assert run.file.stat().st_mtime_ns == before  # the state was found, and nothing was left to do
 
 
-def test_f22_a_second_run_in_the_same_folder_is_refused_while_the_first_goes_on(training, dataset, refused):
+def test_f22_a_second_run_in_the_same_folder_is_refused_while_the_first_goes_on(training, dataset, warm_python):
     seen = []
 
     def second():
-        code = "import sys, sd3_train_network; sys.exit(sd3_train_network.main(sys.argv[1:]))"
         words = [
             w for w in training.arguments(dataset, NAME, "--max_train_steps=1") if not w.startswith("--output_dir")
         ]
-        command = [sys.executable, "-c", code, *words, f"--output_dir={training.folder / 'out1'}"]
-        seen.append(subprocess.run(command, cwd=ROOT, capture_output=True, text=True))
+        command = [ROOT / "sd3_train_network.py", *words, f"--output_dir={training.folder / 'out1'}"]
+        other = warm_python.start(command, training.folder / "second.log")
+        seen.append((*warm_python.wait(other), other.printed()))
 
     words = training.arguments(dataset, *CACHED, NAME, "--max_train_steps=2")
     first = training.run_arguments(words, after={"build_loop": second})
-    assert seen[0].returncode == 2 and f"in use by another run (process {os.getpid()} on" in seen[0].stderr
+    ((code, printed),) = seen
+    assert code == 2 and f"in use by another run (process {os.getpid()} on" in printed
     assert first.file.exists()
 
 

@@ -86,6 +86,8 @@ def refused(capsys: pytest.CaptureFixture[str], folder: Path, model: Path | str,
         ("llava", DRAW),
         ("qwen", SEARCH),
         ("qwen", DRAW),
+        ("blip2", DRAW),
+        ("pair", DRAW),
     ],
 )
 def test_captions_are_the_same_batched_and_one_by_one(models, pictures: Path, kind: str, flags: tuple[str, ...]):

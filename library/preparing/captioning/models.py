@@ -23,6 +23,7 @@ SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 _SAFE, _PICKLED = "*.safetensors", "*.bin"
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _NUM_LISTED = 3
+_PADS_WELL = (4, 57)
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,14 @@ class Captioner:
     model: Any
     device: torch.device
     dtype: torch.dtype
+
+    @property
+    def may_pad(self) -> bool:
+        """Whether prompts of different lengths may be in a batch: with older versions of transformers Qwen2.5-VL
+        then gives other words to the shorter ones."""
+        from transformers import __version__
+
+        return tuple(int(part) for part in __version__.split(".")[:2]) >= _PADS_WELL
 
 
 @dataclass(frozen=True)

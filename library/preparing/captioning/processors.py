@@ -81,8 +81,11 @@ def _parts_of(folder: Path, kind: CaptionerKind) -> Processor:
         return _checked(Processor(None, pictures, AutoTokenizer.from_pretrained(folder, **_QUIET)))
     try:
         whole = AutoProcessor.from_pretrained(folder, **_QUIET)
-    except ImportError as error:
-        whole = _without_videos(folder, kind, error)
+    except LOADING_FAULTS:
+        base = _video_class(kind)
+        if base is None:
+            raise
+        whole = _without_videos(folder, base)
     return _checked(Processor(whole, getattr(whole, "image_processor", None), getattr(whole, "tokenizer", None)))
 
 
@@ -95,25 +98,28 @@ def _checked(processor: Processor) -> Processor:
     return processor
 
 
-def _without_videos(folder: Path, kind: CaptionerKind, error: ImportError) -> Any:
-    """A processor for pictures only; raises `error` where that is not what is missing."""
-    from transformers import AutoImageProcessor, AutoTokenizer
+def _video_class(kind: CaptionerKind) -> Any:
+    """The class of a kind's processor where it asks for a part for videos and that cannot be had; else None."""
+    import inspect
+    from importlib.util import find_spec
+
+    import transformers
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
-    base = _class_of(PROCESSOR_MAPPING_NAMES.get(kind.model_type))
-    if base is None or "torchvision" not in str(error).lower():
-        raise error
+    name = PROCESSOR_MAPPING_NAMES.get(kind.model_type)
+    base = getattr(transformers, name, None) if name and find_spec("torchvision") is None else None
+    return base if base is not None and "video_processor" in inspect.signature(base.__init__).parameters else None
+
+
+def _without_videos(folder: Path, base: Any) -> Any:
+    """A processor of the class `base`, for pictures only."""
+    from transformers import AutoImageProcessor, AutoTokenizer
+
     settings = _processor_settings(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder, **_QUIET)
     settings.setdefault("chat_template", tokenizer.chat_template)
     pictures = AutoImageProcessor.from_pretrained(folder, **_QUIET)
     return _for_pictures(base)(pictures, tokenizer, None, **settings)
-
-
-def _class_of(name: str | None) -> Any:
-    import transformers
-
-    return None if name is None else getattr(transformers, name, None)
 
 
 def _for_pictures(base: Any) -> Any:
@@ -132,8 +138,10 @@ def _processor_settings(folder: Path) -> dict[str, Any]:
     """What processor_config.json says beside the parts, and the chat template, where that has a file."""
     import json
 
-    path, template = folder / "processor_config.json", folder / "chat_template.jinja"
-    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    content: dict[str, Any] = {}
+    for path in (folder / "chat_template.json", folder / "processor_config.json"):
+        content |= json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    template = folder / "chat_template.jinja"
     settings = {
         name: value
         for name, value in content.items()

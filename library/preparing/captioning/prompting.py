@@ -73,6 +73,12 @@ def behind_prompt(tokens: Tensor, prompt: Tensor | None) -> Tensor:
     return tokens[:, length:] if is_repeated else tokens
 
 
+def is_padded(inputs: Inputs) -> bool:
+    """Whether prompts of a batch differ in length, because their pictures take different numbers of tokens."""
+    mask = inputs.get("attention_mask")
+    return mask is not None and not bool(mask.all())
+
+
 def least_size(kind: CaptionerKind, processor: Processor) -> Size | None:
     """The size that every picture is brought to, so that large ones may be decoded smaller; None where there is none.
 

@@ -26,7 +26,7 @@ from library.preparing.captioning.models import (
     find_captioner,
     load_captioner,
 )
-from library.preparing.captioning.prompting import Encode, Inputs, encoder, least_size
+from library.preparing.captioning.prompting import Encode, Inputs, encoder, is_padded, least_size
 from library.preparing.captioning.wording import finished_caption, without_writing
 from library.preparing.decode_ahead import decoded_batches
 from library.preparing.options.captioning import LONG_CAPTION, CaptioningOptions, GitCaptionFileOptions
@@ -190,7 +190,8 @@ class CaptioningRun:
             on_fault=faults.append,
         )
         encode = encoder(captioner.kind, captioner.processor, captioner.prompt)
-        encoded = (result for batch in batches if (result := encode_batch(batch, encode, faults)) is not None)
+        may_pad = captioner.may_pad
+        encoded = (part for batch in batches for part in encode_batch(batch, encode, faults, may_pad=may_pad))
         return encoded if speed.max_data_loader_n_workers == 0 else one_ahead(encoded)
 
     def _finish(self, path: Path, text: str, writer: TextWriter, outcome: Outcome) -> None:
@@ -213,6 +214,8 @@ class CaptioningRun:
             return error
         size = self.options.speed.batch_size
         advice = f"Give a smaller --batch_size than {size}" if size > 1 else "Give --load_in_4bit or a smaller --model"
+        if self.options.generation.beam_search and self.options.generation.num_beams > 1:
+            advice += " or fewer --num_beams"
         return EnvironmentFault(
             f"out of memory with --batch_size {size}. {advice}, or close other programs; captions so far are written, "
             "and the next start goes on from there."
@@ -258,26 +261,33 @@ def word_choice(options: CaptioningOptions, *, is_told: bool) -> WordChoice:
 
 
 def encode_batch(
-    batch: Sequence[tuple[Path, Image]], encode: Encode, faults: list[Fault]
-) -> tuple[list[Path], Inputs] | None:
-    """The inputs of a batch, without pictures that the model's processor refuses; None where none is left.
+    batch: Sequence[tuple[Path, Image]], encode: Encode, faults: list[Fault], *, may_pad: bool = True
+) -> list[tuple[list[Path], Inputs]]:
+    """The inputs of a batch, without pictures that the model's processor refuses.
 
     Args:
         batch: Pictures, decoded.
         encode: Makes inputs.
         faults: Gets what is wrong with those that are refused.
+        may_pad: Prompts of different lengths may be together.
+
+    Returns:
+        One batch; each picture alone where they may not be together; nothing where none is left.
     """
     try:
-        return [path for path, _ in batch], encode([image for _, image in batch])
+        inputs = encode([image for _, image in batch])
     except ValueError as error:
         if len(batch) == 1:
             reason = " ".join(str(error).split())
             faults.append(Fault(batch[0][0], f"cannot be given to this model ({reason}); crop or remove it"))
-            return None
-    good = [item for item in batch if encode_batch([item], encode, faults) is not None]
-    if len(good) == len(batch):
-        raise RuntimeError("pictures can be encoded one by one and not together")
-    return encode_batch(good, encode, faults) if good else None
+            return []
+        good = [item for item in batch if encode_batch([item], encode, faults)]
+        if len(good) == len(batch):
+            raise
+        return encode_batch(good, encode, faults, may_pad=may_pad) if good else []
+    if len(batch) > 1 and not may_pad and is_padded(inputs):
+        return [alone for item in batch for alone in encode_batch([item], encode, faults)]
+    return [([path for path, _ in batch], inputs)]
 
 
 def _is_blank(file: Path) -> bool:

@@ -163,8 +163,22 @@ def test_a_picture_that_a_model_refuses_is_left_out_of_its_batch():
 
     faults = []
     batch = [(Path(name), name) for name in ("a", "long", "b")]
-    assert encode_batch(batch, encode, faults) == ([Path("a"), Path("b")], {"pixel_values": ["a", "b"]})
+    assert encode_batch(batch, encode, faults) == [([Path("a"), Path("b")], {"pixel_values": ["a", "b"]})]
     assert [str(fault.path) for fault in faults] == ["long"]
+
+
+@pytest.mark.parametrize(("lengths", "number"), [((3, 3), 1), ((3, 5), 2)])
+def test_prompts_of_different_lengths_stay_alone_where_they_have_to(lengths: tuple[int, int], number: int):
+    def encode(images):
+        mask = torch.zeros(len(images), max(images), dtype=torch.long)
+        for row, length in zip(mask, images, strict=True):
+            row[len(row) - length :] = 1
+        return {"attention_mask": mask}
+
+    batch = [(Path(str(index)), length) for index, length in enumerate(lengths)]
+    parts = encode_batch(batch, encode, [], may_pad=False)
+    assert len(parts) == number and [path for paths, _ in parts for path in paths] == [Path("0"), Path("1")]
+    assert len(encode_batch(batch, encode, [], may_pad=True)) == 1
 
 
 def test_what_is_made_ahead_comes_in_order_and_raises_in_its_turn():
