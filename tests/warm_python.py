@@ -31,6 +31,7 @@ IMPORTED_ONCE = (
     *("library.models.mmdit", "networks.lora_sd3", "networks.lora_unet", "networks.network", "sd3_train_network"),
     "sd3_train",
 )
+LONGEST = 600  # seconds; what takes longer hangs
 
 
 @dataclass(frozen=True)
@@ -157,11 +158,20 @@ def _begin(variables: Mapping[str, str], output: str) -> None:
 
 def _codes_of(pids: Sequence[int], codes: dict[int, int]) -> list[int]:
     """Exit codes; `codes` has those of processes that ended before they were asked for."""
+
+    def give_up(*_: object) -> None:
+        for pid in set(pids) - codes.keys():
+            os.kill(pid, signal.SIGKILL)
+
+    signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(LONGEST)
     while not codes.keys() >= set(pids):
         ended, status = os.wait()
         codes[ended] = os.waitstatus_to_exitcode(status)
         for other in set(pids) - codes.keys() if codes[ended] and ended in pids else ():
             os.kill(other, signal.SIGTERM)
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     return [codes[pid] for pid in pids]
 
 
