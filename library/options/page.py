@@ -97,11 +97,16 @@ def tools_page(tools: Sequence[Script], known: Collection[type[OptionGroup]], fa
     return "\n\n".join(parts) + "\n"
 
 
+def _cell(text: str) -> str:
+    """As Markdown shows it in a table: <CAPTION> would be taken for HTML."""
+    return text.replace("|", "\\|").replace("<", "&lt;")
+
+
 def _tool_row(option: Option) -> str:
     flags, value, default, meaning = _cells(option)
     reason = option.declared.no_effect
     texts = (flags, value, default, f"*No effect ({reason}).* {meaning}" if reason else meaning)
-    return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"
+    return "| " + " | ".join(_cell(text) for text in texts) + " |"
 
 
 _Forms = dict[tuple[str, str, str, str], _Entry]  # by the cells of the row
@@ -160,7 +165,7 @@ def _row(cells: tuple[str, str, str, str], entry: _Entry, words: Mapping[str, se
         where = "" if set(scripts) == set(entry.scripts) else f" for {_in_words(scripts, words)}"
         notes.append(f"*No effect{where} ({reason}).* ")
     texts = (flags, value, default, _in_words(entry.scripts, words), "".join(notes) + meaning)
-    return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"
+    return "| " + " | ".join(_cell(text) for text in texts) + " |"
 
 
 def _in_words(scripts: Collection[str], words: Mapping[str, set[str]]) -> str:
