@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(options: CleanOptions) -> None:
     """The work of the tool."""
-    clean_file(options.files.source, options.files.target, is_verbose=options.logging.debug)
+    clean_file(options.files, is_verbose=options.logging.debug)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ python finetune/prepare_buckets_latents.py pictures meta.json meta_lat.json mode
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -16,13 +15,8 @@ if __package__ in (None, ""):  # run as a file: the toolkit is one folder up
 
 from library.log import get_logger
 from library.options.entry import run_script
-from library.preparing.metadata.metadata_files import (
-    Entries,
-    check_output,
-    read_metadata_file,
-    refuse_loss,
-    write_metadata_file,
-)
+from library.preparing.metadata.metadata_files import Entries
+from library.preparing.metadata.rewriting import Rewriting
 from library.preparing.outcome import raise_faults
 from library.training.bucket_run import SIZE_KEYS, BucketCacheRun, buckets_in_words, entries_with_sizes
 from tools.bucket_options import BUCKET_LATENTS_SCRIPT, BucketLatentsOptions, caching_options, training_flags
@@ -39,13 +33,12 @@ class BucketLatentTool(BucketCacheRun):
 
     Args:
         given: Options of the script.
-        entries: Of its IN_JSON.
-        out_json: What is written at the end, by the first process.
+        rewriting: From its IN_JSON to its OUT_JSON, which the first process writes at the end.
     """
 
-    def __init__(self, given: BucketLatentsOptions, entries: Entries, out_json: Path) -> None:
+    def __init__(self, given: BucketLatentsOptions, rewriting: Rewriting) -> None:
         super().__init__(caching_options(given))
-        self.given, self.entries, self.out_json = given, entries, out_json
+        self.given, self.rewriting, self.entries = given, rewriting, rewriting.read()
 
     def make_family(self) -> ModelFamily:
         """See `choose_family`; from here on the options are those of the family."""
@@ -55,10 +48,9 @@ class BucketLatentTool(BucketCacheRun):
     def plan_run(self) -> None:
         """As for every run of its kind; and what OUT_JSON holds already must not be lost."""
         super().plan_run()
-        files = self.given.files
-        if files.in_json is not None and os.path.realpath(files.in_json) != os.path.realpath(self.out_json):
-            written = {name: dict.fromkeys(SIZE_KEYS) | values for name, values in self.new_entries().items()}
-            refuse_loss(self.out_json, written, "put that into IN_JSON")
+        self.rewriting.refuse_loss(
+            {name: dict.fromkeys(SIZE_KEYS) | values for name, values in self.new_entries().items()}
+        )
 
     def new_entries(self) -> Entries:
         """What is written."""
@@ -67,14 +59,26 @@ class BucketLatentTool(BucketCacheRun):
 
     def write(self) -> None:
         """Write the metadata, and tell what a training has to be given."""
+        is_changed = self._read_again()
         entries, fitted = self.new_entries(), self.fitted()
-        write_metadata_file(self.out_json, entries)
+        self.rewriting.write(entries)
         sizes = buckets_in_words(fitted.values())
-        logger.info("%s: %d entries, %d with train_resolution (%s)", self.out_json, len(entries), len(fitted), sizes)
-        if not self.faults:
+        logger.info(
+            "%s: %d entries, %d with train_resolution (%s)", self.given.files.out_json, len(entries), len(fitted), sizes
+        )
+        if not self.faults and not is_changed:
             without_captions = ["--missing_caption=allow", "--empty_caption=allow"] if self.needs_no_caption else []
-            flags = [*training_flags(self.given, self.out_json), *without_captions]
+            flags = [*training_flags(self.given, self.given.files.out_json), *without_captions]
             logger.info("train with these caches by: %s", shlex.join(flags))
+
+    def _read_again(self) -> bool:
+        """Take IN_JSON as it is now: hours may have gone by, and a person may have corrected it. Whether it is another."""
+        before, self.entries = self.entries, self.rewriting.read()
+        if self.entries == before:
+            return False
+        what = "%s was changed while this ran, and is taken as it is now. Give the same command again: valid caches are kept."
+        logger.warning(what, self.given.files.in_json)
+        return True
 
 
 def prepare(options: BucketLatentsOptions) -> None:
@@ -87,8 +91,7 @@ def prepare(options: BucketLatentsOptions) -> None:
     """
     in_json, out_json = options.files.in_json, options.files.out_json
     assert in_json is not None and out_json is not None  # both are needed options
-    check_output(out_json)
-    run = BucketLatentTool(options, read_metadata_file(in_json, "IN_JSON"), out_json)
+    run = BucketLatentTool(options, Rewriting(in_json, "IN_JSON", out_json, is_overwrite=options.files.overwrite))
     run.run()
     if run.accelerator.is_main_process:
         run.write()

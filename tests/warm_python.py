@@ -8,6 +8,7 @@ a launcher, the others get SIGTERM when one ends with an error. `WarmPython` giv
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -119,6 +120,7 @@ def main() -> None:
     """Answer jobs. Of what this starts, each process comes back from here with its script, and runs it."""
     for name in IMPORTED_ONCE:
         importlib.import_module(name)
+    gc.freeze()  # else every process looks through all of it when it ends, which takes two seconds
     codes: dict[int, int] = {}
     argv: list[str] | None = None
     while argv is None and (line := sys.stdin.readline()):

@@ -28,6 +28,10 @@ class BucketFileOptions(OptionGroup):
     out_json: Path | None = opt(
         None, "Metadata file to write, with image_size and train_resolution of each picture.", positional=True
     )
+    overwrite: bool = opt(
+        False,
+        "Write over an OUT_JSON that is there even where it has entries, keys or texts that the new one will not have.",
+    )
     full_path: bool = opt(False, "Write whole paths instead of names that start from TRAIN_DATA_DIR.")
     recursive: bool = opt(False, "Take pictures of sub-folders too.", no_effect="IN_JSON names the pictures")
     skip_existing: bool = opt(

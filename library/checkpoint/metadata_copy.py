@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,7 +26,7 @@ _ORDER = (  # in which the safetensors package writes types
 
 
 def copy_with_metadata(header: TensorHeader, target: Path, metadata: Mapping[str, str]) -> None:
-    """Write a copy of a file; it may take the place of the file itself.
+    """Write a copy of a file; it may take the place of the file itself. A link stays one: what it leads to is written.
 
     Args:
         header: Of the file.
@@ -48,7 +49,7 @@ def copy_with_metadata(header: TensorHeader, target: Path, metadata: Mapping[str
             for chunk in _chunks(source, header.path, start, size):
                 file.write(chunk)
 
-    write_atomically(target, write, size - start + len(written))
+    write_atomically(os.path.realpath(target), write, size - start + len(written))
 
 
 def _hashes(header: TensorHeader, metadata: Mapping[str, str]) -> dict[str, str]:

@@ -5,7 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+FaultKind = Literal[
+    "unusable",  # for a reason of its own, which the problem says
+    "broken",  # the header or decoding says that the picture's bytes are wrong
+    "too-large",
+    "missing-caption",
+    "empty-caption",
+    "encoding",
+    "shared-caption",
+    "mask",
+    "orphan-mask",
+    "type",
+    "filter",
+]
 
 
 class Fault(NamedTuple):
@@ -15,11 +29,13 @@ class Fault(NamedTuple):
         path: The file that is wrong: the picture, its caption file or its mask.
         problem: What is wrong and what to do, to follow the path; no full stop.
         image: The training picture that is affected, where that is another file.
+        kind: What sort of reason it is, for whoever counts or mends; words are for people.
     """
 
     path: Path
     problem: str
     image: Path | None = None
+    kind: FaultKind = "unusable"
 
     def __str__(self) -> str:
         return f"{self.path} {self.problem}"

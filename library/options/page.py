@@ -87,7 +87,7 @@ def tools_page(tools: Sequence[Script], known: Collection[type[OptionGroup]], fa
     """
     parts = [_TOOLS_INTRODUCTION]
     for options_class, script in tools:
-        parts += [f"## {script['prog']}", textwrap.fill(script["description"], 120), f"    {script['example']}"]
+        parts += [f"## {script['prog']}", textwrap.fill(script["description"], 120)]
         own = [group for group in group_classes(options_class).values() if group not in known]
         options = [option for group in own for option in group_options(group).values()]
         if issubclass(options_class, familiar):

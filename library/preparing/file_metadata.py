@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from library.checkpoint.metadata_copy import copy_with_metadata
-from library.checkpoint.metadata_scrub import TEXTS, Scrubbed, scrub
 from library.data.files.strict_json import parse_json
 from library.errors import CheckpointError, OptionError
 from library.log import get_logger
 from library.options.option import nearest_hint
 from library.pickled import ZIP_START
 from library.preparing.file_summary import summary_lines
+from library.preparing.metadata_scrub import TEXTS, Scrubbed, scrub
 from library.preparing.options.file_metadata import FileMetadataOptions
 from library.tensorfile import TensorHeader, read_header
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -15,11 +16,22 @@ WAITING = 256  # files that may wait to be written
 def write_text(path: Path, text: str) -> None:
     """Write a text file as UTF-8 with a line break at its end, if it is not empty.
 
+    Where `path` is a link, the file that it leads to is written. A file that is the same already is left alone.
+
     Raises:
         OutputError: It cannot be written; what was there is as it was.
     """
     data = (f"{text}\n" if text and not text.endswith("\n") else text).encode()
-    write_atomically(path, lambda place: _write(place, data), len(data))
+    if not _holds(path, data):
+        write_atomically(os.path.realpath(path), lambda place: _write(place, data), len(data))
+
+
+def _holds(path: Path, data: bytes) -> bool:
+    """Whether a file's content is known to be this; one that cannot be read is left to the writing."""
+    try:
+        return path.stat().st_size == len(data) and path.read_bytes() == data
+    except OSError:
+        return False
 
 
 def _write(place: Path, data: bytes) -> None:

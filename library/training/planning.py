@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -184,9 +184,16 @@ class DataPlan:
         if self.validation_records:
             logger.info("kept for validation: %s", counted(len(self.validation_records), "picture"))
 
-    def without(self, broken: Mapping[Path, str]) -> DataPlan:
-        """The same plan without pictures that turned out to be damaged; their reasons join the faults."""
-        faults = tuple(Fault(path, problem) for path, problem in broken.items())
+    def without(self, broken: Mapping[Path, str], bad_masks: Collection[Path] = ()) -> DataPlan:
+        """The same plan without pictures that turned out to be damaged; their reasons join the faults.
+
+        Args:
+            broken: {picture: what is wrong}.
+            bad_masks: Those of them whose mask is what is wrong.
+        """
+        faults = tuple(
+            Fault(path, problem, kind="mask" if path in bad_masks else "broken") for path, problem in broken.items()
+        )
         scan = replace(
             self.scan,
             records=tuple(record for record in self.scan.records if record.path not in broken),

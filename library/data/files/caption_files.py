@@ -17,7 +17,7 @@ from library.data.config.specs import SubsetSpec
 from library.data.files.caption_hints import NearFiles, captions_elsewhere
 from library.data.files.patience import read_all_patiently, why_not_its_fault
 from library.data.files.text_files import decode_text, is_text_encoding, likely_encoding, text_lines
-from library.data.findings import Fault, Findings
+from library.data.findings import Fault, FaultKind, Findings
 from library.data.problems import first_names
 
 _IS_FOLDER = "is a folder, not a caption file; rename it"
@@ -124,6 +124,7 @@ class _Content(NamedTuple):
     lines: list[str] | None = None
     codec: str = "utf-8"
     fault: str | None = None
+    kind: FaultKind = "unusable"
 
 
 class _Tally:
@@ -148,7 +149,7 @@ class _Tally:
 
     def add(self, image: Path, source: _Source, content: _Content) -> None:
         if content.fault is not None:
-            self.faults.append(Fault(Path(source.path), content.fault, image))
+            self.faults.append(Fault(Path(source.path), content.fault, image, content.kind))
         elif content.lines is None:
             self._add_missing(image, source)
         elif self.owners.setdefault(source, image) is not image:
@@ -164,7 +165,8 @@ class _Tally:
         pairs = [(owner, image), (image, owner)] if owner in self.captions else [(image, owner)]
         self.captions.pop(owner, None)
         for one, other in pairs:
-            self.faults.append(Fault(one, f"shares the caption file {source.name} with {other.name}; rename one"))
+            problem = f"shares the caption file {source.name} with {other.name}; rename one"
+            self.faults.append(Fault(one, problem, kind="shared-caption"))
 
     def findings(self) -> Findings:
         """All faults, and how many pictures each exception was made for."""
@@ -212,7 +214,8 @@ class _Tally:
         if caption is None:
             there = f" (there is {first_names(near)})" if near else ""
             advice = 'write one, or set class_tokens or missing_caption = "allow"'
-            self.faults.append(Fault(image, f"has no caption file {source.name}{there}; {advice}"))
+            problem = f"has no caption file {source.name}{there}; {advice}"
+            self.faults.append(Fault(image, problem, kind="missing-caption"))
             return
         self.missing.append(image.name)
         self.overlooked += near
@@ -221,7 +224,8 @@ class _Tally:
     def _add_empty(self, image: Path, source: _Source) -> None:
         caption = caption_for_empty(self.subset)
         if caption is None:
-            self.faults.append(Fault(Path(source.path), f"has no text; {empty_advice(self.subset)}", image))
+            problem = f"has no text; {empty_advice(self.subset)}"
+            self.faults.append(Fault(Path(source.path), problem, image, "empty-caption"))
             return
         self.empty.append(source.name)
         self.captions[image] = caption
@@ -268,5 +272,5 @@ def _read_source(encoding: str | None, source: _Source) -> _Content | OSError:
     except ValueError as error:
         example = f'caption_encoding = "{likely_encoding(data)}"'
         declare = "" if encoding else f", or declare its encoding, for instance {example}"
-        return _Content(fault=f"{error}; save it again as UTF-8{declare}")
+        return _Content(fault=f"{error}; save it again as UTF-8{declare}", kind="encoding")
     return _Content(lines=text_lines(text), codec=codec)

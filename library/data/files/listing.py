@@ -215,7 +215,7 @@ def _pictures_of(folders: list[Folder], root: Path) -> tuple[list[tuple[str, Pat
                 continue
             path = folder.path / name
             if reason is not None:
-                left_out.append(Fault(path, reason))
+                left_out.append(Fault(path, reason, kind="type"))
                 continue
             images.append((prefix + name, path))
             if name in folder.links:

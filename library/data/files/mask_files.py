@@ -55,20 +55,21 @@ def pair_masks(images: Sequence[Path], subset: SubsetSpec) -> MaskPairs:
             faults.append(fault)
         else:
             masks[image] = candidates[0]
-    unused = [Fault(path, _of_no_picture(subset)) for _, path in found if path not in owners]
+    unused = [Fault(path, _of_no_picture(subset), kind="orphan-mask") for _, path in found if path not in owners]
     return MaskPairs(masks, Findings(faults=tuple(faults), left_out=tuple(unused), remarks=remarks))
 
 
 def _fault_of(image: Path, candidates: Sequence[Path], owners: Mapping[Path, Path], folder: Path) -> Fault | None:
+    owner = owners.get(candidates[0]) if candidates else None
     if not candidates:
-        return Fault(image, f"has no mask in {folder}; add a picture {image.stem}.png there, or remove this one")
-    if len(candidates) > 1:
-        names = ", ".join(path.name for path in candidates)
-        return Fault(image, f"has several masks in {folder}: {names}; keep one")
-    owner = owners.get(candidates[0])
-    if owner is not None:
-        return Fault(image, f"and {owner.name} share the mask {candidates[0]}; rename one")
-    return None
+        problem = f"has no mask in {folder}; add a picture {image.stem}.png there, or remove this one"
+    elif len(candidates) > 1:
+        problem = f"has several masks in {folder}: {', '.join(path.name for path in candidates)}; keep one"
+    elif owner is not None:
+        problem = f"and {owner.name} share the mask {candidates[0]}; rename one"
+    else:
+        return None
+    return Fault(image, problem, kind="mask")
 
 
 def _of_no_picture(subset: SubsetSpec) -> str:

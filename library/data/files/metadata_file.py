@@ -20,7 +20,7 @@ from library.data.files.caption_files import caption_for_empty, caption_for_miss
 from library.data.files.headers import IMAGE_SUFFIXES
 from library.data.files.metadata_json import RawEntry, read_entries
 from library.data.files.text_files import is_whole, text_lines
-from library.data.findings import Fault, Findings
+from library.data.findings import Fault, FaultKind, Findings
 from library.data.plan.captions import CaptionRules
 from library.data.problems import first_names
 from library.errors import DatasetError
@@ -116,7 +116,7 @@ class _Reader:
         self.unused_keys.update(key for key in value if key not in _KNOWN)
         problem = wrong_types(value)
         if problem is not None:
-            self._add_fault(name, path, problem)
+            self._add_fault(name, path, problem, "unusable")
             return None
         caption = self._caption(name, path, value)
         if caption is None:
@@ -172,17 +172,19 @@ class _Reader:
         if any(value.get(key) is not None for key in _TEXTS):
             self.without_text.append(name)
             instead, problem = caption_for_empty(subset), f"has no text; {empty_advice(subset)}"
+            kind: FaultKind = "empty-caption"
         else:
             if subset.class_tokens is None:
                 self.without_caption.append(name)
             instead = caption_for_missing(subset)
             problem = 'has no caption and no tags; write them, or set class_tokens or missing_caption = "allow"'
+            kind = "missing-caption"
         if instead is None:
-            self._add_fault(name, path, problem)
+            self._add_fault(name, path, problem, kind)
         return instead
 
-    def _add_fault(self, name: str, path: Path, problem: str) -> None:
-        self.faults.append(Fault(self.file, f'entry "{name}": {problem}', path))
+    def _add_fault(self, name: str, path: Path, problem: str, kind: FaultKind) -> None:
+        self.faults.append(Fault(self.file, f'entry "{name}": {problem}', path, kind))
 
 
 class NamedPictures:

@@ -64,7 +64,7 @@ def too_large(path: Path, header: PictureHeader, subset: SubsetSpec) -> Fault | 
     if number <= subset.max_image_pixels:
         return None
     problem = f"has {number:,} pixels ({header.size}), more than max_image_pixels {subset.max_image_pixels:,}"
-    return Fault(path, f"{problem}; make it smaller, or raise the limit")
+    return Fault(path, f"{problem}; make it smaller, or raise the limit", kind="too-large")
 
 
 def has_shape_of(size: Size, other: Size) -> bool:
@@ -78,7 +78,7 @@ def mask_fault(mask: Path, mask_size: Size, picture: Path, size: Size) -> Fault 
     if has_shape_of(mask_size, size):
         return None
     problem = f"is {mask_size} but its picture {picture.name} is {size}; give both one shape"
-    return Fault(mask, problem, picture)
+    return Fault(mask, problem, picture, "mask")
 
 
 def _is_plain(seen: SeenPicture) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from library.data.files.caption_hints import CAPTION_SUFFIXES
@@ -35,9 +36,9 @@ def quarantine(
         OutputError: A file cannot be moved.
     """
     moved = []
-    endings = {*CAPTION_SUFFIXES, *(extension.lower() for extension in caption_extensions)}
+    extensions = tuple(caption_extensions)
     for picture in _movable(faults, used):
-        for path in (picture, *captions_beside(picture, endings)):
+        for path in (picture, *CaptionsBeside(extensions).of(picture)):  # listed anew, as files have moved
             place = free_place(path.parent / FOLDER / path.name)
             try:
                 place.parent.mkdir(exist_ok=True)
@@ -61,19 +62,40 @@ def _movable(faults: Sequence[Fault], used: Iterable[Path]) -> list[Path]:
     return [picture for picture in pictures if os.path.realpath(picture) not in places]
 
 
-def captions_beside(picture: Path, endings: Collection[str]) -> list[Path]:
-    """The picture's caption files, unless another picture shares them.
+class CaptionsBeside:
+    """Finds the caption files of pictures. Each folder is listed once, so no file may be moved meanwhile.
 
     Args:
-        picture: The file.
-        endings: What captions end in, in small letters.
+        extensions: What captions end in, beside the usual endings.
     """
-    with os.scandir(picture.parent) as entries:
-        names = [entry.name for entry in entries if entry.name.startswith(picture.stem) and entry.is_file()]
-    others = [Path(name) for name in names if name != picture.name]
-    if any(name.stem == picture.stem and name.suffix.lower() in IMAGE_SUFFIXES for name in others):
-        return []
-    return [picture.with_name(name) for name in sorted(names) if name[len(picture.stem) :].lower() in endings]
+
+    def __init__(self, extensions: Iterable[str] = ()) -> None:
+        self.endings = {*CAPTION_SUFFIXES, *(extension.lower() for extension in extensions)}
+        self._folders: dict[Path, tuple[Counter[str], dict[str, list[str]]]] = {}
+
+    def of(self, picture: Path) -> list[Path]:
+        """The picture's caption files by name, unless another picture shares them."""
+        folder = picture.parent
+        if folder not in self._folders:
+            self._folders[folder] = self._listed(folder)
+        pictures, captions = self._folders[folder]
+        stem = picture.stem
+        others = pictures[stem] - (picture.suffix.lower() in IMAGE_SUFFIXES)
+        return [] if others > 0 else [folder / name for name in captions.get(stem, ())]
+
+    def _listed(self, folder: Path) -> tuple[Counter[str], dict[str, list[str]]]:
+        """How many pictures have a stem, and which captions."""
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_file())
+        pictures: Counter[str] = Counter()
+        captions: dict[str, list[str]] = {}
+        for name in names:
+            stem, suffix = os.path.splitext(name)
+            pictures[stem] += suffix.lower() in IMAGE_SUFFIXES
+            for ending in self.endings:
+                if name.lower().endswith(ending):
+                    captions.setdefault(name[: -len(ending)], []).append(name)
+        return pictures, captions
 
 
 def free_place(place: Path) -> Path:

@@ -16,12 +16,13 @@ from pathlib import Path
 from library.data.config.specs import DatasetSpec, SubsetSpec
 from library.data.files.caption_files import read_captions
 from library.data.files.header_reading import HeaderReader
+from library.data.files.headers import IMAGE_SUFFIXES, why_unreadable
 from library.data.files.index import PictureIndex
 from library.data.files.listing import Listing, list_pictures
 from library.data.files.mask_files import pair_masks
 from library.data.files.metadata_file import read_metadata
 from library.data.files.picture_notes import SeenPicture, mask_fault, picture_findings, too_large
-from library.data.findings import Fault, Findings, joined
+from library.data.findings import Fault, FaultKind, Findings, joined
 from library.data.problems import first_names
 from library.records import ImageRecord, Size
 
@@ -173,7 +174,8 @@ class _Scanner:
     def _sizes(self, pictures: _Pictures, subset: SubsetSpec) -> dict[Path, Size]:
         """Sizes of the pictures that can be used."""
         self._read_headers(pictures.images)
-        faults = [Fault(path, self.headers.problems[path]) for path in pictures.images if path in self.headers.problems]
+        problems = self.headers.problems
+        faults = [Fault(path, problems[path], kind=_kind(path)) for path in pictures.images if path in problems]
         sizes = {}
         for path in pictures.images:
             header = self.headers.headers.get(path)
@@ -197,12 +199,12 @@ class _Scanner:
         for picture, mask in pairs.masks.items():
             header = self.headers.headers.get(mask)
             if mask in self.headers.problems:
-                faults.append(Fault(mask, self.headers.problems[mask], picture))
+                faults.append(Fault(mask, self.headers.problems[mask], picture, "mask"))
             if header is None or picture not in sizes:
                 continue
             fault = mask_fault(mask, header.size, picture, sizes[picture]) or too_large(mask, header, subset)
             if fault is not None:
-                faults.append(fault._replace(image=picture))
+                faults.append(fault._replace(image=picture, kind="mask"))
                 continue
             usable[picture] = mask
             if header.size != sizes[picture]:
@@ -224,6 +226,12 @@ class _Scanner:
             self.key_prefixes.add(name)
             return f"{name}/"
         return f"{dataset}.{number}/{name}/"
+
+
+def _kind(path: Path) -> FaultKind:
+    """Of what a header says: a file of a type that cannot be read at all is not broken for it."""
+    suffix = path.suffix.lower()
+    return "broken" if suffix in IMAGE_SUFFIXES and why_unreadable(suffix) is None else "unusable"
 
 
 def _mask_folders(specs: Sequence[DatasetSpec]) -> set[Path]:

@@ -28,10 +28,12 @@ class Pixels(NamedTuple):
     Attributes:
         broken: For each picture that cannot be used, why: to follow its path, without full stop.
         black_masks: Masks that can be used but let nothing be learned.
+        bad_masks: Those of the broken whose mask is what cannot be used.
     """
 
     broken: dict[Path, str]
     black_masks: tuple[Path, ...]
+    bad_masks: frozenset[Path] = frozenset()
 
 
 def broken_pictures(
@@ -60,6 +62,7 @@ def check_pixels(records: Sequence[ImageRecord], index: PictureIndex | None = No
     is_short = len(unknown) < WORTH_A_BAR
     broken: dict[Path, str] = {}
     black_masks: dict[Path, None] = {}
+    bad_masks: set[Path] = set()
     unreadable: dict[str, None] = {}
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as threads:
         found = threads.map(_verdict, unknown)
@@ -70,6 +73,8 @@ def check_pixels(records: Sequence[ImageRecord], index: PictureIndex | None = No
                 continue
             if verdict.problem is not None:
                 broken[record.path] = verdict.problem
+            if verdict.is_of_mask:
+                bad_masks.add(record.path)
             if verdict.has_black_mask and record.mask is not None:
                 black_masks[record.mask] = None
             if index is not None:
@@ -78,7 +83,7 @@ def check_pixels(records: Sequence[ImageRecord], index: PictureIndex | None = No
         index.save()
     if unreadable:
         raise UnreadableError("\n".join(unreadable))
-    return Pixels(broken, tuple(black_masks))
+    return Pixels(broken, tuple(black_masks), frozenset(bad_masks))
 
 
 def num_never_decoded(records: Iterable[ImageRecord], index: PictureIndex) -> int:
@@ -93,6 +98,7 @@ class _Verdict(NamedTuple):
 
     problem: str | None = None
     has_black_mask: bool = False
+    is_of_mask: bool = False
 
 
 def _note(record: ImageRecord, states: dict[Path, FileState], index: PictureIndex, verdict: _Verdict) -> None:
@@ -154,7 +160,7 @@ def _mask_verdict(mask: Path) -> _Verdict:
     except UnreadableError:
         raise
     except DatasetError as error:
-        return _Verdict(f"has a mask that cannot be used: {mask} {_without_path(error, mask)}")
+        return _Verdict(f"has a mask that cannot be used: {mask} {_without_path(error, mask)}", is_of_mask=True)
     return _Verdict(has_black_mask=values.getextrema()[1] == 0)
 
 

@@ -86,7 +86,7 @@ def fit_buckets(records: Sequence[ImageRecord], specs: Sequence[DatasetSpec]) ->
         if reason is None:
             kept.append(record)
         else:
-            left_out.append(Fault(record.path, reason))
+            left_out.append(Fault(record.path, reason, kind="filter"))
     crops = [plan(record.size, record.dataset) for record in kept]
     names = first_names([fault.path.name for fault in left_out])
     problem = f"filters leave nothing of {counted(len(left_out), 'picture')} ({names})"

@@ -2,65 +2,84 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from library.data.problems import first_names
 from library.log import get_logger
-from library.preparing.metadata.cleaning_rules import clean_caption, clean_tags
-from library.preparing.metadata.metadata_files import (
-    Entry,
-    check_output,
-    read_metadata_file,
-    refuse_loss,
-    write_metadata_file,
-)
+from library.preparing.metadata.cleaning_rules import clean_caption, clean_tags, common_tags
+from library.preparing.metadata.metadata_files import Entries
+from library.preparing.metadata.rewriting import Rewriting
 from library.preparing.metadata.tag_lists import has_wildcards
+from library.preparing.options.metadata import CleaningFileOptions
 
 logger = get_logger(__name__)
 
-_RULES: Mapping[str, Callable[[str], str]] = {"tags": clean_tags, "caption": clean_caption}
+_TEXTS = ("tags", "caption")
 
 
-def clean_file(source: Path, target: Path, *, is_verbose: bool) -> None:
+def clean_file(options: CleaningFileOptions, *, is_verbose: bool) -> None:
     """Clean all captions and tags of a metadata file.
 
     Args:
-        source: The file.
-        target: What is written; it may be the same file.
+        options: The files, and what stays.
         is_verbose: Tell each change.
 
     Raises:
         UserError: A file cannot be read or written, or the one that is there would lose something.
     """
-    check_output(target)
-    entries = read_metadata_file(source, "IN_JSON")
-    cleaned = {name: clean_entry(entry) for name, entry in entries.items()}
-    if not (target.exists() and source.samefile(target)):
-        refuse_loss(target, cleaned, "move it away")
-    write_metadata_file(target, cleaned)
+    rewriting = Rewriting(options.source, "IN_JSON", options.target, is_overwrite=options.overwrite)
+    entries = rewriting.read()
+    cleaned, counts = clean_entries(entries, options.keep_tokens)
+    rewriting.write(cleaned)
     if is_verbose:
         for name, entry in entries.items():
             _tell_changes(name, entry, cleaned[name])
-    _tell(target, entries, cleaned)
+    _tell_rules(counts)
+    _tell(str(options.target), entries, cleaned)
 
 
-def clean_entry(entry: Mapping[str, Any]) -> Entry:
-    """An entry with its texts mended; a key that it does not have is not added."""
-    texts = {key: rule(entry[key]) for key, rule in _RULES.items() if entry.get(key)}
-    return {**entry, **texts}
+def clean_entries(entries: Mapping[str, Mapping[str, Any]], num_kept: int) -> tuple[Entries, Counter[str]]:
+    """Entries with their texts mended; a key that one does not have is not added.
+
+    Args:
+        entries: By name.
+        num_kept: How many tags at the start of each stay.
+
+    Returns:
+        The entries, and how many tags each rule has changed or dropped, see `CleanedTags`.
+    """
+    common = common_tags((entry.get("tags") or "" for entry in entries.values()), num_kept)
+    counts: Counter[str] = Counter()
+    cleaned: Entries = {}
+    for name, entry in entries.items():
+        cleaned[name] = dict(entry)
+        if entry.get("tags"):
+            cleaned[name]["tags"], own = clean_tags(entry["tags"], num_kept=num_kept, common=common)
+            counts += own
+        if entry.get("caption"):
+            cleaned[name]["caption"] = clean_caption(entry["caption"])
+    return cleaned, counts
 
 
 def _tell_changes(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-    for key in _RULES:
+    for key in _TEXTS:
         if before.get(key) != after.get(key):
             logger.info("%s: %s: %r -> %r", name, key, before[key], after[key])
 
 
-def _tell(target: Path, entries: Mapping[str, Entry], cleaned: Mapping[str, Entry]) -> None:
-    changed = {key: sum(entries[name].get(key) != cleaned[name].get(key) for name in entries) for key in _RULES}
-    absent = {key: [name for name in entries if not entries[name].get(key)] for key in _RULES}
+def _tell_rules(counts: Mapping[str, int]) -> None:
+    what = (
+        "tags: underscores became spaces in %d; dropped %d ratings, %d of hair, eyes and sleeves that may be another "
+        "person's, %d that are there twice or in a longer tag."
+    )
+    logger.info(what, *(counts.get(rule, 0) for rule in ("underscores", "ratings", "contradictions", "repeats")))
+
+
+def _tell(target: str, entries: Mapping[str, Entry], cleaned: Mapping[str, Entry]) -> None:
+    changed = {key: sum(entries[name].get(key) != cleaned[name].get(key) for name in entries) for key in _TEXTS}
+    absent = {key: [name for name in entries if not entries[name].get(key)] for key in _TEXTS}
     for key, names in absent.items():
         if names:
             logger.info("entries without %s: %d (%s).", key, len(names), first_names(names))

@@ -11,21 +11,15 @@ from library.data.findings import Fault
 from library.data.problems import counted, dataset_error, first_names
 from library.log import get_logger
 from library.preparing.metadata.merging import Merged, merge_entries
-from library.preparing.metadata.metadata_files import (
-    Entries,
-    Entry,
-    check_output,
-    read_metadata_file,
-    refuse_loss,
-    write_metadata_file,
-)
+from library.preparing.metadata.metadata_files import Entry
 from library.preparing.metadata.picture_names import NameMatch, match_names, picture_names
 from library.preparing.metadata.picture_texts import read_texts
+from library.preparing.metadata.rewriting import Rewriting
 from library.preparing.metadata.tag_lists import normal_tags
 from library.preparing.options.folder import PictureFolderOptions
 from library.preparing.options.metadata import MergeOptions
 from library.preparing.outcome import raise_faults
-from library.preparing.pictures import Pictures, find_pictures
+from library.preparing.pictures import Pictures, find_pictures, text_file_of
 from library.records import Size
 
 logger = get_logger(__name__)
@@ -54,33 +48,20 @@ def _merge(
     folder: PictureFolderOptions, merge: MergeOptions, key: str, normal: Callable[[str], str], is_verbose: bool
 ) -> None:
     assert folder.train_data_dir is not None and merge.out_json is not None
-    out = merge.out_json
-    check_output(out)
-    existing, source = _existing_entries(out, merge.in_json)
+    rewriting = Rewriting(merge.in_json, "--in_json", merge.out_json, is_overwrite=merge.overwrite)
+    existing = rewriting.read()
     pictures = find_pictures(folder.train_data_dir, is_recursive=folder.recursive)
     names = picture_names(pictures, is_full_path=merge.full_path)
-    match = match_names(source, existing, names, pictures.root)
+    match = match_names(merge.in_json or merge.out_json, existing, names, pictures.root)
     known, faults = _known_of(pictures, merge.extension, key, normal)
     merged = merge_entries(existing, match.renamed, {names[path]: values for path, values in known.items()})
-    if not _is_same(source, out):
-        refuse_loss(out, merged.entries, f"merge into it with --in_json {out}")
     if merged.entries:
-        write_metadata_file(out, merged.entries)
+        rewriting.write(merged.entries)
     if is_verbose:
         _tell_pictures(merged, key)
-    _tell(out, merged, match, pictures, faults)
+    _tell_empty(merged, {path: names[path] for path, values in known.items() if values.get(key) == ""}, merge.extension)
+    _tell(merge.out_json, merged, match, pictures, faults)
     raise_faults(faults)
-
-
-def _existing_entries(out: Path, in_json: Path | None) -> tuple[Entries, Path]:
-    """Entries that are there already, and the file they are from."""
-    if in_json is not None:
-        return read_metadata_file(in_json, "--in_json"), in_json
-    return (read_metadata_file(out, "OUT_JSON") if out.exists() else {}), out
-
-
-def _is_same(source: Path, out: Path) -> bool:
-    return source == out or (out.exists() and source.samefile(out))
 
 
 def _known_of(
@@ -117,6 +98,15 @@ def _tell_pictures(merged: Merged, key: str) -> None:
 
 def _shown(entry: Mapping[str, Any], key: str) -> str:
     return f"{key} {entry[key]!r}" if key in entry else f"no {key}"
+
+
+def _tell_empty(merged: Merged, empty: Mapping[Path, str], extension: str) -> None:
+    kept = set(merged.unemptied)
+    kinds = (("entries keep the text that they have", True), ("an empty text is noted", False))
+    for what, is_kept in kinds:
+        files = [text_file_of(path, extension).name for path, name in empty.items() if (name in kept) is is_kept]
+        if files:
+            logger.warning("files without text, %s: %d (%s).", what, len(files), first_names(files))
 
 
 def _tell(out: Path, merged: Merged, match: NameMatch, pictures: Pictures, faults: list[Fault]) -> None:

@@ -18,12 +18,14 @@ class Merged:
         new: Names of those that were not there.
         updated: Names of those that were there and have changed, by more than their name.
         unchanged: Names of those of given pictures that are as they were.
+        unemptied: Names of those that keep the text they have, since an empty one does not replace it.
     """
 
     entries: Entries
     new: tuple[str, ...]
     updated: tuple[str, ...]
     unchanged: tuple[str, ...]
+    unemptied: tuple[str, ...]
 
 
 def merge_entries(
@@ -31,7 +33,8 @@ def merge_entries(
     renamed: Mapping[str, str],
     values: Mapping[str, Mapping[str, Any]],
 ) -> Merged:
-    """Put values into entries. Other keys of an entry stay, and so do entries without new values.
+    """Put values into entries. Other keys of an entry stay, and so do entries without new values, and texts for which
+    there would be an empty one.
 
     Args:
         existing: Entries by name.
@@ -44,9 +47,13 @@ def merge_entries(
     new: list[str] = []
     updated: list[str] = []
     unchanged: list[str] = []
+    unemptied: list[str] = []
     for name, known in values.items():
         before = entries.get(name)
-        entries[name] = {**(before or {}), **known}
+        kept = {key: before[key] for key, value in known.items() if value == "" and before.get(key)} if before else {}
+        entries[name] = {**(before or {}), **known, **kept}
+        if kept:
+            unemptied.append(name)
         kind = new if before is None else unchanged if entries[name] == before else updated
         kind.append(name)
-    return Merged(entries, tuple(new), tuple(updated), tuple(unchanged))
+    return Merged(entries, tuple(new), tuple(updated), tuple(unchanged), tuple(unemptied))

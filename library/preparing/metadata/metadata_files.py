@@ -7,7 +7,6 @@ told in library/data/files/metadata_file.py.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ from library.data.files.listing import natural_order
 from library.data.files.metadata_file import wrong_types
 from library.data.files.metadata_json import read_entries
 from library.data.files.missing import place_hint
-from library.data.problems import dataset_error, first_names
+from library.data.problems import dataset_error
 from library.errors import DatasetError, OptionError
 from library.preparing.text_writing import write_text
 
@@ -46,7 +45,7 @@ def read_metadata_file(file: Path, name: str) -> Entries:
     found = list(problems)
     entries: Entries = {}
     for picture, values in read:
-        problem = wrong_types(values)
+        problem = wrong_types(values) or wrong_numbers(values)
         if problem is not None:
             found.append(f'{file}: entry "{picture}": {problem}')
         if picture in entries:
@@ -71,7 +70,7 @@ def write_metadata_file(file: Path, entries: Mapping[str, Mapping[str, Any]]) ->
     names = sorted(entries, key=natural_order)
     is_lines = file.suffix.lower() == ENDINGS[1]
     for name in names:
-        problem = wrong_types(entries[name])
+        problem = wrong_types(entries[name]) or wrong_numbers(entries[name])
         if is_lines and _NAME in entries[name]:
             problem = f"has a key {_NAME} of its own ({entries[name][_NAME]!r:.60}); remove it, or write a .json file"
         if problem is not None:
@@ -104,29 +103,14 @@ def check_output(file: Path, name: str = "OUT_JSON") -> None:
         )
 
 
-def refuse_loss(file: Path, entries: Mapping[str, Mapping[str, Any]], advice: str, name: str = "OUT_JSON") -> None:
-    """See that a file which is there already has no entry, and no key of one, that will be missing in the new one.
+def wrong_numbers(values: Mapping[str, Any]) -> str | None:
+    """What is wrong with numbers of an entry, to follow its name; None where nothing is.
 
-    Args:
-        file: What will be written over, or a new file.
-        entries: What will be written.
-        advice: How to keep what would be lost, without full stop.
-        name: How the user gave the file, for messages.
-
-    Raises:
-        DatasetError: It has, or it is no metadata file.
+    Python reads NaN, Infinity and 1e400, and would write what other programs cannot read.
     """
-    if not os.path.lexists(file):
-        return
-    lost = []
-    for picture, values in read_metadata_file(file, name).items():
-        missing = [key for key in values if key not in entries.get(picture, {})]
-        if picture not in entries:
-            lost.append(picture)
-        elif missing:
-            lost.append(f"{picture} ({', '.join(missing)})")
-    if lost:
-        raise DatasetError(
-            f"{name} {file} is there already and has what the new one would not have ({len(lost)}): "
-            f"{first_names(lost)}. {advice[0].upper()}{advice[1:]}, or name another file."
-        )
+    for key, value in values.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except ValueError:
+            return f"{key} holds a number that JSON cannot hold ({value!r:.60}); correct or remove it"
+    return None

@@ -1,12 +1,14 @@
 """Which entries of a metadata file mean which pictures of a folder, however their names are spelled.
 
 Programs name a picture by its path below the folder, with slashes or backslashes, with or without its ending, by its
-absolute path, or by a path that starts in the current folder.
+absolute path, or by a path that starts in the current folder; and with "ü" as one sign or as two.
 """
 
 from __future__ import annotations
 
 import os
+import unicodedata
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -83,6 +85,10 @@ class _Finder:
         self.files = NamedPictures()
         self.folders: dict[str, str] = {}
         self.wanted = {self._place(os.fspath(path)): name for path, name in names.items()}
+        self.looks: dict[str, list[str]] = defaultdict(list)  # places by what they look like
+        for place in self.wanted:
+            for spelling in (place, os.path.splitext(place)[0]):
+                self.looks[unicodedata.normalize("NFC", spelling)].append(place)
 
     def find(self, name: str) -> list[str]:
         """Places of the picture; several where it cannot be told which."""
@@ -94,6 +100,10 @@ class _Finder:
             places = self._places(spelling)
             if len(places) == 1 and places[0] in self.wanted:
                 return places
+        for spelling in spellings:
+            for path in (os.path.join(self.root, spelling), spelling):
+                if alike := self.looks.get(unicodedata.normalize("NFC", self._place(path))):
+                    return sorted(alike)
         return []
 
     def _places(self, path: str) -> list[str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,19 +54,47 @@ def read_texts(pictures: Pictures, extension: str) -> PictureTexts:
         missing_caption="allow",
         empty_caption="allow",
     )
-    with_file = {path for path in pictures.paths if _has_file(path, extension, pictures)}
+    respelled = _respelled(
+        [path for path in pictures.paths if not _has_file(path, extension, pictures)], extension, pictures
+    )
+    with_file = {path for path in pictures.paths if path in respelled or _has_file(path, extension, pictures)}
     if not with_file:
         raise DatasetError(_nothing_to_read(subset, pictures))
-    reading = read_captions(subset, pictures.paths, pictures.other_files)
+    reading = read_captions(subset, [respelled.get(path, path) for path in pictures.paths], pictures.other_files)
     if reading.findings.problems:
         raise dataset_error("TRAIN_DATA_DIR", reading.findings.problems)
     for remark in reading.findings.remarks:
         logger.info("%s.", remark)
-    texts = {path: text for path, text in reading.captions.items() if path in with_file}
-    faulty = {fault.picture for fault in reading.findings.faults}
-    _tell_missing([path for path in pictures.paths if path not in with_file and path not in faulty], subset, pictures)
-    _tell_empty([path for path, text in texts.items() if not text], extension)
-    return PictureTexts(texts, reading.findings.faults)
+    own = {other: path for path, other in respelled.items()}
+    texts = {own.get(path, path): text for path, text in reading.captions.items()}
+    faults = tuple(fault._replace(image=own.get(fault.picture, fault.image)) for fault in reading.findings.faults)
+    missing = set(pictures.paths) - with_file - {fault.picture for fault in faults}
+    _tell_missing([path for path in pictures.paths if path in missing], subset, pictures)
+    _tell_respelled(list(respelled.values()), extension)
+    return PictureTexts({path: text for path, text in texts.items() if path in with_file}, faults)
+
+
+def _respelled(without: Sequence[Path], extension: str, pictures: Pictures) -> dict[Path, Path]:
+    """{picture: its path in the spelling of its text file} where names only look alike: "ü" is one sign or two.
+
+    Args:
+        without: Pictures for which there is no file of just their name.
+        extension: Of text files.
+        pictures: All of the folder.
+    """
+    taken = {text_file_of(path, extension) for path in pictures.paths}
+    looks: dict[Path, list[str]] = defaultdict(list)
+    for folder, names in pictures.other_files.items():
+        for name in names:
+            if not name.isascii() and name.endswith(extension) and folder / name not in taken:
+                looks[folder / unicodedata.normalize("NFC", name)].append(name)
+    found = {}
+    for path in without:
+        alike = looks.get(path.with_name(unicodedata.normalize("NFC", text_file_of(path, extension).name)), [])
+        if len(alike) == 1:
+            found[path] = path.with_name(alike[0].removesuffix(extension) + os.path.splitext(path.name)[1])
+    number = Counter(found.values())  # of one look may be several pictures; then it is the text of none
+    return {path: other for path, other in found.items() if number[other] == 1}
 
 
 def _has_file(picture: Path, extension: str, pictures: Pictures) -> bool:
@@ -95,7 +125,8 @@ def _tell_missing(missing: list[Path], subset: SubsetSpec, pictures: Pictures) -
     logger.warning(what, extension, len(missing), names, hint)
 
 
-def _tell_empty(empty: list[Path], extension: str) -> None:
-    if empty:
-        names = first_names([text_file_of(path, extension).name for path in empty])
-        logger.warning("files without text, which is noted as an empty one: %d (%s).", len(empty), names)
+def _tell_respelled(respelled: list[Path], extension: str) -> None:
+    if respelled:
+        names = first_names([text_file_of(path, extension).name for path in respelled])
+        what = "files whose names only look like those of their pictures (é as one sign, or as two), read all the same: %d (%s)."
+        logger.info(what, len(respelled), names)

@@ -23,7 +23,8 @@ class FileMetadataOptions(OptionGroup):
     scrub: bool = opt(
         False,
         "Write a copy without what is personal (names and paths of files and folders, tags, comments, dates, "
-        "thumbnail, what is not known here) and show what that says of itself.",
+        "thumbnail, what is not known here) and show what that says of itself. Texts for readers, such as title and "
+        "description, stay where no path is in them; the log names them.",
     )
     output: Path | None = opt(None, "The copy of --scrub.")
     overwrite: bool = opt(False, "--output may be there already; it may be the file itself.")

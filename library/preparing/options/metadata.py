@@ -13,6 +13,14 @@ from library.options.spec import OptionGroup, ScriptText, opt
 from library.preparing.options.folder import PictureFolderOptions
 
 _ENDINGS = (".json", ".jsonl")
+_MAY_GO = (
+    "write over an OUT_JSON that is there even where it has entries, keys or texts that the new one will not have."
+)
+
+
+def _overwrite_remark(is_overwrite: bool, source: Path | None, target: Path | None) -> Iterator[str]:
+    if is_overwrite and source in (None, target):
+        yield "--overwrite has no effect: OUT_JSON is the file that is read, and only what is new in it is changed."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +37,7 @@ class MergeOptions(OptionGroup):
     full_path: bool = opt(
         False, "Name pictures by their absolute paths. Otherwise they are named by their paths below TRAIN_DATA_DIR."
     )
+    overwrite: bool = opt(False, f"With --in_json: {_MAY_GO}")
 
     @property
     def extension(self) -> str:
@@ -41,6 +50,9 @@ class MergeOptions(OptionGroup):
             yield f"OUT_JSON must end in .json or .jsonl, got {self.out_json}."
         if len(self.extension) < 2 or set(self.extension) & set("/\\"):
             yield f"--caption_extension needs the ending of files, for instance .txt, got '{self.caption_extension}'."
+
+    def remarks(self) -> Iterator[str]:
+        yield from _overwrite_remark(self.overwrite, self.in_json, self.out_json)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +83,13 @@ class CleaningFileOptions(OptionGroup):
         "OUT_JSON; the folder is not used.",
         positional=True,
     )
+    overwrite: bool = opt(False, f"{_MAY_GO[0].upper()}{_MAY_GO[1:]}")
+    keep_tokens: int = opt(
+        1,
+        "That many tags at the start of each picture are trigger words: they are never dropped, and keep their underscores "
+        "unless other pictures have them further behind. Ratings before them are dropped.",
+        minimum=0,
+    )
 
     @property
     def source(self) -> Path:
@@ -100,6 +119,7 @@ class CleaningFileOptions(OptionGroup):
     def remarks(self) -> Iterator[str]:
         if self.out_json_after_folder:
             yield f"The folder {self.in_json} is not needed: IN_JSON and OUT_JSON are enough."
+        yield from _overwrite_remark(self.overwrite, self.source, self.target)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,25 +130,28 @@ class MetadataLogOptions(ConsoleOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MergeCaptionsOptions(CommonOptions):
-    """Options of finetune/merge_captions_to_metadata.py."""
+class MergingOptions(CommonOptions):
+    """What both tools that merge have."""
 
     logging: MetadataLogOptions = field(default_factory=MetadataLogOptions)
     pictures: PictureFolderOptions = field(default_factory=PictureFolderOptions)
-    merge: MergedCaptionOptions = field(default_factory=MergedCaptionOptions)
+    merge: MergeOptions = field(default_factory=MergeOptions)
 
     leading: ClassVar[tuple[str, ...]] = ("pictures", "merge")
 
 
 @dataclass(frozen=True, kw_only=True)
-class MergeTagsOptions(CommonOptions):
+class MergeCaptionsOptions(MergingOptions):
+    """Options of finetune/merge_captions_to_metadata.py."""
+
+    merge: MergedCaptionOptions = field(default_factory=MergedCaptionOptions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeTagsOptions(MergingOptions):
     """Options of finetune/merge_dd_tags_to_metadata.py."""
 
-    logging: MetadataLogOptions = field(default_factory=MetadataLogOptions)
-    pictures: PictureFolderOptions = field(default_factory=PictureFolderOptions)
     merge: MergedTagOptions = field(default_factory=MergedTagOptions)
-
-    leading: ClassVar[tuple[str, ...]] = ("pictures", "merge")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from unicodedata import normalize
 
+from library.data.files.caption_hints import CAPTION_SUFFIXES
 from library.data.files.headers import IMAGE_SUFFIXES
 from library.data.files.listing import OTHER_PICTURE_SUFFIXES, VIDEO_SUFFIXES
 from library.data.findings import Fault
@@ -77,26 +80,53 @@ def why_not_written(result: Path) -> str | None:
     return None
 
 
-def associated_files(
-    pictures: Collection[Path], other_files: Mapping[Path, Collection[str]]
-) -> Mapping[Path, tuple[str, ...]]:
-    """{picture: what follows its stem in the names of its captions and other files, for instance ".txt"}.
+@dataclass(frozen=True)
+class AssociatedFiles:
+    """Which files are captions and the like of which picture.
 
-    A file belongs to the longest stem that its name begins with. Pictures, videos and caches belong to none.
+    Attributes:
+        of: {picture: {what follows its stem, for instance ".txt": name of the file}}.
+        captions_of_none: Files that end as captions do, and belong to no picture.
+    """
+
+    of: Mapping[Path, Mapping[str, str]]
+    captions_of_none: tuple[Path, ...]
+
+
+def associated_files(pictures: Collection[Path], other_files: Mapping[Path, Collection[str]]) -> AssociatedFiles:
+    """Find the files that belong to pictures.
+
+    A file belongs to the longest stem that its name begins with. Pictures, videos and caches belong to none. A letter
+    with an accent may be one sign or two, as file systems differ in that; the picture's way goes first.
 
     Args:
         pictures: All of them.
         other_files: Names of the files that are no pictures, by folder.
     """
-    found = defaultdict(list)
-    by_stem = {(picture.parent, stem_of(picture)): picture for picture in pictures}
+    owners = {(picture.parent, normalize("NFC", stem_of(picture))): picture for picture in pictures}
+    owners |= {(picture.parent, stem_of(picture)): picture for picture in pictures}
+    found: defaultdict[Path, dict[str, str]] = defaultdict(dict)
+    of_none = []
     for folder, names in other_files.items():
         for name in sorted(names):
-            stem, suffix = os.path.splitext(name)
-            if suffix.lower() in _NEVER_COPIED:
+            suffix = os.path.splitext(name)[1].lower()
+            owned = None if suffix in _NEVER_COPIED else _owner_of(name, folder, owners)
+            if owned is None and suffix in CAPTION_SUFFIXES:
+                of_none.append(folder / name)
+            if owned is None:
                 continue
-            while stem and (folder, stem) not in by_stem:
-                stem = stem.rpartition(".")[0]
-            if stem:
-                found[by_stem[folder, stem]].append(name[len(stem) :])
-    return {picture: tuple(endings) for picture, endings in found.items()}
+            picture, ending = owned
+            if ending not in found[picture] or name == stem_of(picture) + ending:
+                found[picture][ending] = name
+    return AssociatedFiles(found, tuple(of_none))
+
+
+def _owner_of(name: str, folder: Path, owners: Mapping[tuple[Path, str], Path]) -> tuple[Path, str] | None:
+    """The picture whose stem a file's name begins with, and what follows the stem."""
+    stem = os.path.splitext(name)[0]
+    while stem:
+        picture = owners.get((folder, stem)) or owners.get((folder, normalize("NFC", stem)))
+        if picture is not None:
+            return picture, name[len(stem) :]
+        stem = stem.rpartition(".")[0]
+    return None

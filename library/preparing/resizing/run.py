@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from library.data.findings import Fault
 from library.data.problems import counted, first_names
+from library.errors import DatasetError
 from library.log import get_logger
 from library.preparing.decode_ahead import decoded_batches
 from library.preparing.options.resizing import ResizeOptions
 from library.preparing.outcome import Outcome
 from library.preparing.pictures import Pictures, find_pictures
+from library.preparing.resizing.done import Done, tell_details
 from library.preparing.resizing.file_names import (
     associated_files,
     of_one_name,
@@ -41,29 +43,6 @@ from library.tensorfile import write_atomically
 logger = get_logger(__name__)
 
 
-@dataclass
-class Done:
-    """What was done about one picture.
-
-    Attributes:
-        written: Results that were written.
-        kept: Results that were there.
-        copied: Captions and other files that were copied.
-        left: Those that were there.
-        faults: What could not be done.
-        is_png_for_alpha: PNG was taken because it can be transparent.
-        has_lost_exif: Its EXIF could not be taken over.
-    """
-
-    written: int = 0
-    kept: int = 0
-    copied: int = 0
-    left: int = 0
-    faults: list[Fault] = field(default_factory=list)
-    is_png_for_alpha: bool = False
-    has_lost_exif: bool = False
-
-
 @dataclass(frozen=True)
 class Resizer:
     """Resizes pictures of one folder.
@@ -72,13 +51,13 @@ class Resizer:
         source: The folder.
         target: The folder to write to.
         options: What to do.
-        associated: From `associated_files`.
+        associated: `AssociatedFiles.of`, or nothing.
     """
 
     source: Path
     target: Path
     options: ResizeOptions
-    associated: Mapping[Path, Sequence[str]]
+    associated: Mapping[Path, Mapping[str, str]]
 
     def resize(self, path: Path) -> Done:
         """Write what is missing of a picture.
@@ -87,9 +66,8 @@ class Resizer:
             DatasetError: The picture cannot be read; nothing is written.
             OutputError: Something cannot be written.
         """
-        done = Done()
+        done = Done(path)
         header = look_at(path)
-        done.is_png_for_alpha = header.has_alpha and not self.options.save_as_png
         suffix = ".png" if header.has_alpha or self.options.save_as_png else ".jpg"
         folder = self.target / path.parent.relative_to(self.source)
         results = {size: folder / result_name(path, size, suffix) for size in self.options.resolutions}
@@ -99,6 +77,8 @@ class Resizer:
                 done.faults.append(Fault(path, fault))
             elif result.exists() and not self.options.overwrite:
                 done.kept += 1
+                if not _has_size(result, self._crop_of(header.size, size).bucket):
+                    done.other_sizes.append(result.name)
                 self._copy_associated(path, result, done)
             else:
                 missing[size] = result
@@ -106,11 +86,15 @@ class Resizer:
             picture = read_picture(path, header)
             for size, result in missing.items():
                 self._write(picture, size, result, done)
+            done.is_png_for_alpha = header.has_alpha and not self.options.save_as_png and done.written > 0
         return done
 
+    def _crop_of(self, picture: Size, limit: Size) -> CropPlan:
+        resized = fitted_size(picture, limit, may_grow=self.options.upscale)
+        return central_cut(resized, self.options.divisible_by)
+
     def _write(self, picture: Picture, limit: Size, result: Path, done: Done) -> None:
-        resized = fitted_size(picture.size, limit, may_grow=self.options.upscale)
-        crop = central_cut(resized, self.options.divisible_by)
+        crop = self._crop_of(picture.size, limit)
         if (fault := self._fault_of(crop, result.suffix)) is not None:
             done.faults.append(Fault(picture.path, fault))
             return
@@ -137,8 +121,8 @@ class Resizer:
         return None
 
     def _copy_associated(self, path: Path, result: Path, done: Done) -> None:
-        for ending in self.associated.get(path, ()):
-            source, target = path.with_name(stem_of(path) + ending), result.with_name(stem_of(result) + ending)
+        for ending, name in self.associated.get(path, {}).items():
+            source, target = path.with_name(name), result.with_name(stem_of(result) + ending)
             if target.exists() and not self.options.overwrite:
                 done.left += 1
                 continue
@@ -156,6 +140,13 @@ def _write_bytes(content: bytes, place: Path) -> None:
     place.write_bytes(content)
 
 
+def _has_size(result: Path, size: Size) -> bool:
+    try:
+        return look_at(result).size == size
+    except DatasetError:
+        return False
+
+
 def resize_folder(options: ResizeOptions) -> None:
     """Resize the pictures of a folder, and tell what was done.
 
@@ -171,24 +162,27 @@ def resize_folder(options: ResizeOptions) -> None:
     if pictures.left_out:
         lines = [str(fault) for fault in pictures.left_out]
         logger.warning("left out %s: %s.", counted(len(lines), "file"), first_names(lines))
-    associated = associated_files(pictures.paths, pictures.other_files) if options.copy_associated_files else {}
-    resizer = Resizer(source, target, options, associated)
+    associated = associated_files(pictures.paths, pictures.other_files)
+    if options.copy_associated_files and associated.captions_of_none:
+        names = [path.name for path in associated.captions_of_none]
+        logger.warning("left out %s of no picture: %s.", counted(len(names), "caption"), first_names(names))
+    resizer = Resizer(source, target, options, associated.of if options.copy_associated_files else {})
     shares = Shares.of_launch()
     started = time.monotonic()
     outcome, done = _resize_all(resizer, pictures, shares)
     outcome.seconds = time.monotonic() - started
-    _tell_details(done)
+    tell_details(done, shares)
     outcome.tell("resized pictures", shares, unit="files")
 
 
-def _resize_all(resizer: Resizer, pictures: Pictures, shares: Shares) -> tuple[Outcome, dict[Path, Done]]:
+def _resize_all(resizer: Resizer, pictures: Pictures, shares: Shares) -> tuple[Outcome, list[Done]]:
     from tqdm import tqdm
 
     outcome = Outcome()
     doubles = of_one_name(pictures.paths)
     outcome.faults += doubles.values() if shares.is_first else ()
     paths = shares.own([path for path in pictures.paths if path not in doubles])
-    done: dict[Path, Done] = {}
+    done: list[Done] = []
     with tqdm(total=len(paths), desc="resizing", unit=" pictures", disable=not shares.is_first) as bar:
 
         def pass_over(fault: Fault) -> None:
@@ -197,23 +191,10 @@ def _resize_all(resizer: Resizer, pictures: Pictures, shares: Shares) -> tuple[O
 
         threads = resizer.options.max_data_loader_n_workers
         batches = decoded_batches(paths, resizer.resize, batch_size=1, num_threads=threads, on_fault=pass_over)
-        for ((path, one),) in batches:
-            done[path] = one
+        for ((_, one),) in batches:
+            done.append(one)
             outcome.written += one.written
             outcome.kept += one.kept
             outcome.faults += one.faults
             bar.update()
     return outcome, done
-
-
-def _tell_details(done: Mapping[Path, Done]) -> None:
-    copied, left = sum(one.copied for one in done.values()), sum(one.left for one in done.values())
-    if copied or left:
-        logger.info("captions and other files: copied %d, kept %d that were there", copied, left)
-    if number := sum(one.is_png_for_alpha for one in done.values()):
-        logger.info("%s can be transparent and became PNG: JPEG cannot be", counted(number, "picture"))
-    if lost := [path.name for path, one in done.items() if one.has_lost_exif]:
-        logger.warning(
-            "the EXIF of %s is damaged or too long for a JPEG and was left out: %s",
-            *(counted(len(lost), "picture"), first_names(lost)),
-        )

@@ -116,7 +116,7 @@ def _with_damage(report: DataReport, pictures: Sequence[PagePicture]) -> DataRep
 
     known = {fault.picture for fault in (*report.findings.faults, *report.findings.left_out)}
     broken = [picture for picture in pictures if picture.problem is not None and picture.path not in known]
-    faults = tuple(Fault(picture.path, _problem_of(picture)) for picture in broken)
+    faults = tuple(Fault(picture.path, _problem_of(picture), kind="broken") for picture in broken)
     findings = report.findings + Findings(faults=faults)
     return replace(report, findings=findings, skipped=group_by_reason(findings))
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from library.checkpoint.metadata import tensor_hashes
 from library.checkpoint.metadata_copy import stored_hashes
-from library.checkpoint.metadata_scrub import scrub
+from library.preparing.metadata_scrub import scrub
 from library.tensorfile import read_header
 from tools.show_metadata import main
 
@@ -183,15 +183,48 @@ def test_keep_and_remove_decide(lora, tmp_path):
 
 @pytest.mark.parametrize(
     "value",
-    ["/home/joe/a", "see C:\\joe", "D:/joe", "\\\\server\\joe", "~/joe", "x=/mnt/joe", "file:///joe", "in ../joe"],
+    [
+        *("/home/joe/a", "see C:\\joe", "D:/joe", "\\\\server\\joe", "~/joe", "x=/mnt/joe", "file:///joe", "in ../joe"),
+        *("./joe", "of joe/face.safetensors", "joe\\face.png", "a (x=joe/2024.07/face.pt)"),
+    ],
 )
 def test_a_value_with_a_path_goes_whatever_its_name(value):
     assert scrub({"modelspec.description": value}).metadata == {}
 
 
-@pytest.mark.parametrize("value", ["https://joe.example/a", "he/she and / or 16:9", "use it at 0.8...", "v1/lora", ""])
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("https://joe.example/a", "(see https://joe.example/a/b.html)", "he/she and / or 16:9", "use it at 0.8..."),
+        *("v3.5-large/lora", "for v1/v1.5", "lamps etc./no hats", "with negative.safetensors", ""),
+    ],
+)
 def test_what_only_looks_like_a_path_stays(value):
     assert scrub({"modelspec.description": value}).metadata == {"modelspec.description": value}
+
+
+def test_options_name_no_file_at_all():
+    arguments = {"weights": "joe/pre", "preset": "joe.toml", "bases": ["joe/a", "b"], "conv_dim": 4, "algo": "lora"}
+    optimizer = "torch.optim.adamw.AdamW(betas=(0.9, 0.99))"
+    given = {
+        "ss_network_args": json.dumps(arguments),
+        "ss_optimizer": optimizer,
+        "ss_lr_scheduler": "my.Schedule(state=joe/x.pt)",
+        "config": '{"repo": "./private/x", "layers": 2}',
+    }
+    scrubbed = scrub(given)
+    assert scrubbed.removed == ("ss_lr_scheduler",) and scrubbed.metadata["ss_optimizer"] == optimizer
+    left = {name: json.loads(scrubbed.metadata[name]) for name in ("ss_network_args", "config")}
+    assert left == {"ss_network_args": {"bases": ["b"], "conv_dim": 4, "algo": "lora"}, "config": {"layers": 2}}
+
+
+@pytest.mark.parametrize(
+    ("title", "is_left"), [("joe_face", False), ("LoRA@1700000000", False), ("joe_face of mine", True)]
+)
+def test_a_title_that_nobody_wrote_goes_as_the_name_of_the_file_does(title, is_left):
+    given = {"ss_output_name": "joe_face", "modelspec.title": title}
+    assert ("modelspec.title" in scrub(given).metadata) == is_left
+    assert scrub(given, keep=["modelspec.title"]).metadata == {"modelspec.title": title}
 
 
 def test_notes_of_peft_stay_without_the_name_of_the_base():
@@ -213,6 +246,14 @@ def test_a_file_is_replaced_only_when_told(lora, tmp_path, capsys):
     assert "ss_tag_frequency" not in metadata_of(own)
     assert all(torch.equal(tensor, TENSORS[name]) for name, tensor in load_file(own).items())
     assert [path.name for path in tmp_path.iterdir()] == ["own.safetensors"]
+
+
+def test_a_link_stays_a_link(lora, tmp_path):
+    own, link = tmp_path / "own.safetensors", tmp_path / "link.safetensors"
+    own.write_bytes(lora.read_bytes())
+    link.symlink_to(own.name)
+    assert main(["--model", str(link), "--scrub", "--output", str(link), "--overwrite"]) == 0
+    assert link.is_symlink() and "ss_tag_frequency" not in metadata_of(own)
 
 
 def pickled(path):

@@ -2,7 +2,8 @@
 
 What is known to be harmless stays: how the weights are built and what they were trained with, which loaders and web
 interfaces read, and the texts that an author writes for readers (title, licence ...). Everything else goes, what is not
-known as well, since it can hold anything. A value in which the path of a file stands goes whatever its name.
+known as well, since it can hold anything. A value in which the path of a file stands goes whatever its name, and so
+does a title that is only the name of the output file.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 from library.checkpoint.metadata import RECORDED_OPTIONS
 
+_TITLE = "modelspec.title"
 TEXTS = tuple(  # that an author writes for readers
     f"modelspec.{name}"
     for name in ("title", "author", "description", "license", "tags", "trigger_phrase", "usage_hint", "preprocessor")
@@ -45,9 +47,17 @@ KEPT = frozenset(
         *(*TEXTS, *_OF_LOADERS, *_HASHES),
     )
 )
-_PATH = re.compile(  # the beginning of an absolute path, or of one in a home folder
-    r"""(?:^|[\s"'=(,\[:])(?:~?[\\/](?![\\/\s])|[A-Za-z]:[\\/]|\\\\)\S|file://|(?<!\.)\.\.[\\/]"""
+_MADE_TITLE = re.compile(r"\w+@\d{9,}")  # of a file that was given no name: when it was saved
+_URL = re.compile(r"""\bhttps?://[^\s"'(),]+""")
+_BEFORE = r"""(?:^|[\s"'=(,\[:])"""
+_ENDINGS = "safetensors|ckpt|pth?|bin|gguf|toml|ya?ml|jsonl?|txt|csv|png|jpe?g|webp"
+_PATHS = (
+    rf"{_BEFORE}(?:~?[\\/](?![\\/\s])|[A-Za-z]:[\\/]|\\\\)\S",  # absolute, or in a home folder
+    rf"file://|(?<!\.)\.\.[\\/]|{_BEFORE}\.[\\/]",
+    r"""[^\s"'=(,\[:\\/][\\/][^\s"'\\/]*\w\.[A-Za-z]\w{0,11}\b""",  # folder/name.ending
 )
+_PATHS_IN_OPTIONS = (*_PATHS, r"[\w.-][\\/][\w.-]", rf"\w\.(?i:{_ENDINGS})\b")  # these values are no prose
+_PATH, _PATH_IN_OPTION = (re.compile("|".join(patterns)) for patterns in (_PATHS, _PATHS_IN_OPTIONS))
 _NAME_OF_FILE = "name_or_path"  # how keys end in which the configurations of models say where they came from
 
 
@@ -74,12 +84,13 @@ def scrub(metadata: Mapping[str, str], *, keep: Collection[str] = (), remove: Co
         keep: Names that stay as they are, whatever they hold.
         remove: Names that go too.
     """
+    removed = {*remove, *_made_titles(metadata)}
     left, shortened = {}, {}
     for name, value in metadata.items():
         if name in keep:
             left[name] = value
-        elif name in KEPT and name not in remove:
-            cleaned, gone = _without_paths(value)
+        elif name in KEPT and name not in removed:
+            cleaned, gone = _without_paths(value, _PATH_IN_OPTION if name.startswith("ss_") else _PATH)
             if cleaned is not None:
                 left[name] = cleaned
             if cleaned is not None and gone:
@@ -87,7 +98,14 @@ def scrub(metadata: Mapping[str, str], *, keep: Collection[str] = (), remove: Co
     return Scrubbed(left, tuple(sorted(set(metadata) - set(left))), shortened)
 
 
-def _without_paths(value: str) -> tuple[str | None, tuple[str, ...]]:
+def _made_titles(metadata: Mapping[str, str]) -> tuple[str, ...]:
+    """The name of the title where nobody wrote it: it is the name of the output file, or a time."""
+    title = metadata.get(_TITLE, "")
+    is_made = title == metadata.get("ss_output_name") or _MADE_TITLE.fullmatch(title)
+    return (_TITLE,) if is_made else ()
+
+
+def _without_paths(value: str, path: re.Pattern[str]) -> tuple[str | None, tuple[str, ...]]:
     """A value without paths: of JSON, what holds none, and the names of what is gone; of a text, all or nothing."""
     if value[:1] in ("{", "["):
         try:
@@ -96,27 +114,28 @@ def _without_paths(value: str) -> tuple[str | None, tuple[str, ...]]:
             found = None
         if found is not None:
             gone: list[str] = []
-            cleaned = _cleaned(found, gone)
+            cleaned = _cleaned(found, path, gone)
             return (json.dumps(cleaned), tuple(gone)) if gone else (value, ())
-    return (None if _PATH.search(value) else value), ()
+    return (None if _is_path(value, path) else value), ()
 
 
-def _cleaned(found: Any, gone: list[str]) -> Any:
+def _cleaned(found: Any, path: re.Pattern[str], gone: list[str]) -> Any:
     """A JSON value without entries that name files; their names are added to `gone`."""
     if isinstance(found, dict):
         entries = {}
         for key, value in found.items():
-            if (key.endswith(_NAME_OF_FILE) and value is not None) or _PATH.search(key) or _is_path(value):
+            is_name = key.endswith(_NAME_OF_FILE) and value is not None
+            if is_name or _is_path(key, path) or _is_path(value, path):
                 gone.append(key)
             else:
-                entries[key] = _cleaned(value, gone)
+                entries[key] = _cleaned(value, path, gone)
         return entries
     if isinstance(found, list):
-        kept = [value for value in found if not _is_path(value)]
+        kept = [value for value in found if not _is_path(value, path)]
         gone += ["an entry of a list"] * (len(found) - len(kept))
-        return [_cleaned(value, gone) for value in kept]
+        return [_cleaned(value, path, gone) for value in kept]
     return found
 
 
-def _is_path(value: object) -> bool:
-    return isinstance(value, str) and _PATH.search(value) is not None
+def _is_path(value: object, path: re.Pattern[str]) -> bool:
+    return isinstance(value, str) and path.search(_URL.sub("", value)) is not None
