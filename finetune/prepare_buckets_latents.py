@@ -18,7 +18,7 @@ from library.options.entry import run_script
 from library.preparing.metadata.metadata_files import Entries
 from library.preparing.metadata.rewriting import Rewriting
 from library.preparing.outcome import raise_faults
-from library.training.bucket_run import SIZE_KEYS, BucketCacheRun, buckets_in_words, entries_with_sizes
+from library.training.bucket_run import BucketCacheRun, buckets_in_words, entries_with_sizes
 from tools.bucket_options import BUCKET_LATENTS_SCRIPT, BucketLatentsOptions, caching_options, training_flags
 from tools.model_family import choose_family
 
@@ -48,9 +48,7 @@ class BucketLatentTool(BucketCacheRun):
     def plan_run(self) -> None:
         """As for every run of its kind; and what OUT_JSON holds already must not be lost."""
         super().plan_run()
-        self.rewriting.refuse_loss(
-            {name: dict.fromkeys(SIZE_KEYS) | values for name, values in self.new_entries().items()}
-        )
+        self.rewriting.refuse_loss(self.new_entries())
 
     def new_entries(self) -> Entries:
         """What is written."""
@@ -62,22 +60,21 @@ class BucketLatentTool(BucketCacheRun):
         is_changed = self._read_again()
         entries, fitted = self.new_entries(), self.fitted()
         self.rewriting.write(entries)
-        sizes = buckets_in_words(fitted.values())
-        logger.info(
-            "%s: %d entries, %d with train_resolution (%s)", self.given.files.out_json, len(entries), len(fitted), sizes
-        )
+        out_json, sizes = self.given.files.out_json, buckets_in_words(fitted.values())
+        number = sum(name in self.entries for name in fitted)
+        logger.info("%s: %d entries, %d with train_resolution (%s)", out_json, len(entries), number, sizes)
         if not self.faults and not is_changed:
             without_captions = ["--missing_caption=allow", "--empty_caption=allow"] if self.needs_no_caption else []
-            flags = [*training_flags(self.given, self.given.files.out_json), *without_captions]
+            flags = [*training_flags(self.given, out_json), *without_captions]
             logger.info("train with these caches by: %s", shlex.join(flags))
 
     def _read_again(self) -> bool:
-        """Take IN_JSON as it is now: hours may have gone by, and a person may have corrected it. Whether it is another."""
+        """Take IN_JSON as it is now, since a person may have corrected it meanwhile; whether that is so."""
         before, self.entries = self.entries, self.rewriting.read()
         if self.entries == before:
             return False
-        what = "%s was changed while this ran, and is taken as it is now. Give the same command again: valid caches are kept."
-        logger.warning(what, self.given.files.in_json)
+        again = "Give the same command again for what is new in it: valid caches are kept"
+        logger.warning("%s was changed while this ran, and is taken as it is now. %s.", self.given.files.in_json, again)
         return True
 
 

@@ -77,7 +77,7 @@ def _tell_rules(counts: Mapping[str, int]) -> None:
     logger.info(what, *(counts.get(rule, 0) for rule in ("underscores", "ratings", "contradictions", "repeats")))
 
 
-def _tell(target: str, entries: Mapping[str, Entry], cleaned: Mapping[str, Entry]) -> None:
+def _tell(target: str, entries: Mapping[str, Mapping[str, Any]], cleaned: Mapping[str, Mapping[str, Any]]) -> None:
     changed = {key: sum(entries[name].get(key) != cleaned[name].get(key) for name in entries) for key in _TEXTS}
     absent = {key: [name for name in entries if not entries[name].get(key)] for key in _TEXTS}
     for key, names in absent.items():

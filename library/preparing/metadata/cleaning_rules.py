@@ -58,7 +58,7 @@ class CleanedTags(NamedTuple):
 
     Attributes:
         text: The tags.
-        counts: How many were respelled, and dropped by each rule: "underscores", "ratings", "contradictions", "repeats".
+        counts: How many were changed ("underscores") or dropped ("ratings", "contradictions", "repeats") by each rule.
     """
 
     text: str

@@ -128,5 +128,5 @@ def _tell_missing(missing: list[Path], subset: SubsetSpec, pictures: Pictures) -
 def _tell_respelled(respelled: list[Path], extension: str) -> None:
     if respelled:
         names = first_names([text_file_of(path, extension).name for path in respelled])
-        what = "files whose names only look like those of their pictures (é as one sign, or as two), read all the same: %d (%s)."
+        what = "files that are named like their pictures but for é as one sign or two, read all the same: %d (%s)."
         logger.info(what, len(respelled), names)

@@ -98,9 +98,10 @@ class Rewriting:
 
 
 def _goes(key: str, value: object, new: Mapping[str, Any]) -> bool:
-    if key not in new:
-        return True
-    return key not in _MEASURED and value not in (None, "") and bool(value != new[key])
+    """Whether the value of an entry is lost. An empty one may be filled, and what was measured is measured anew."""
+    if key in _MEASURED:
+        return False
+    return key not in new or (value not in (None, "") and bool(value != new[key]))
 
 
 def _are_same(one: Path, other: Path) -> bool:

@@ -86,8 +86,8 @@ class CleaningFileOptions(OptionGroup):
     overwrite: bool = opt(False, f"{_MAY_GO[0].upper()}{_MAY_GO[1:]}")
     keep_tokens: int = opt(
         1,
-        "That many tags at the start of each picture are trigger words: they are never dropped, and keep their underscores "
-        "unless other pictures have them further behind. Ratings before them are dropped.",
+        "That many tags at the start of each picture may be trigger words: they are never dropped, and keep their "
+        "underscores unless other pictures have them further behind. Ratings before them are dropped.",
         minimum=0,
     )
 

@@ -85,12 +85,12 @@ class AssociatedFiles:
     """Which files are captions and the like of which picture.
 
     Attributes:
-        of: {picture: {what follows its stem, for instance ".txt": name of the file}}.
-        captions_of_none: Files that end as captions do, and belong to no picture.
+        of: {picture: {what follows its stem, for instance ".txt": the file}}.
+        of_none: Files that end as captions do and belong to no picture, or whose place another one has.
     """
 
-    of: Mapping[Path, Mapping[str, str]]
-    captions_of_none: tuple[Path, ...]
+    of: Mapping[Path, Mapping[str, Path]]
+    of_none: tuple[Path, ...]
 
 
 def associated_files(pictures: Collection[Path], other_files: Mapping[Path, Collection[str]]) -> AssociatedFiles:
@@ -105,19 +105,22 @@ def associated_files(pictures: Collection[Path], other_files: Mapping[Path, Coll
     """
     owners = {(picture.parent, normalize("NFC", stem_of(picture))): picture for picture in pictures}
     owners |= {(picture.parent, stem_of(picture)): picture for picture in pictures}
-    found: defaultdict[Path, dict[str, str]] = defaultdict(dict)
+    claims: defaultdict[tuple[Path, str], list[Path]] = defaultdict(list)
     of_none = []
     for folder, names in other_files.items():
         for name in sorted(names):
             suffix = os.path.splitext(name)[1].lower()
-            owned = None if suffix in _NEVER_COPIED else _owner_of(name, folder, owners)
-            if owned is None and suffix in CAPTION_SUFFIXES:
-                of_none.append(folder / name)
-            if owned is None:
+            if suffix in _NEVER_COPIED:
                 continue
-            picture, ending = owned
-            if ending not in found[picture] or name == stem_of(picture) + ending:
-                found[picture][ending] = name
+            if (owned := _owner_of(name, folder, owners)) is not None:
+                claims[owned].append(folder / name)
+            elif suffix in CAPTION_SUFFIXES:
+                of_none.append(folder / name)
+    found: defaultdict[Path, dict[str, Path]] = defaultdict(dict)
+    for (picture, ending), files in claims.items():
+        chosen = next((file for file in files if file.name == stem_of(picture) + ending), files[0])
+        found[picture][ending] = chosen
+        of_none += [file for file in files if file != chosen]
     return AssociatedFiles(found, tuple(of_none))
 
 

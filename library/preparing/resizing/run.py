@@ -57,7 +57,7 @@ class Resizer:
     source: Path
     target: Path
     options: ResizeOptions
-    associated: Mapping[Path, Mapping[str, str]]
+    associated: Mapping[Path, Mapping[str, Path]]
 
     def resize(self, path: Path) -> Done:
         """Write what is missing of a picture.
@@ -121,8 +121,8 @@ class Resizer:
         return None
 
     def _copy_associated(self, path: Path, result: Path, done: Done) -> None:
-        for ending, name in self.associated.get(path, {}).items():
-            source, target = path.with_name(name), result.with_name(stem_of(result) + ending)
+        for ending, source in self.associated.get(path, {}).items():
+            target = result.with_name(stem_of(result) + ending)
             if target.exists() and not self.options.overwrite:
                 done.left += 1
                 continue
@@ -163,9 +163,9 @@ def resize_folder(options: ResizeOptions) -> None:
         lines = [str(fault) for fault in pictures.left_out]
         logger.warning("left out %s: %s.", counted(len(lines), "file"), first_names(lines))
     associated = associated_files(pictures.paths, pictures.other_files)
-    if options.copy_associated_files and associated.captions_of_none:
-        names = [path.name for path in associated.captions_of_none]
-        logger.warning("left out %s of no picture: %s.", counted(len(names), "caption"), first_names(names))
+    if options.copy_associated_files and associated.of_none:
+        names = [path.name for path in associated.of_none]
+        logger.warning("%s of no picture not copied: %s.", counted(len(names), "text file"), first_names(names))
     resizer = Resizer(source, target, options, associated.of if options.copy_associated_files else {})
     shares = Shares.of_launch()
     started = time.monotonic()

@@ -16,6 +16,7 @@ from typing import Any
 from library.data.files.metadata_json import read_entries
 from library.data.problems import dataset_error
 from library.errors import DatasetError
+from library.preparing.metadata.metadata_files import wrong_numbers
 from library.preparing.pictures import Pictures
 from library.preparing.tagging.choosing import appended
 from library.preparing.tagging.journal import Found
@@ -43,6 +44,8 @@ def read_existing(file: Path) -> dict[str, Entry]:
     for name, values in entries:
         key = _text_key(file, values)
         text = values.get(key)
+        if (wrong := wrong_numbers(values)) is not None:
+            problems += (f'{file}: entry "{name}": {wrong}',)
         if text is not None and (not isinstance(text, str) or "\n" in text.strip()):
             problems += (f'{file}: entry "{name}": {key} must be a text of one line, got {text!r:.60}',)
     if problems:

@@ -1,6 +1,11 @@
 """tools/resize_images_to_resolution.py: sizes, names, what goes along, and what is refused."""
 
 import io
+import subprocess
+import sys
+import time
+from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -228,6 +233,66 @@ def test_what_is_there_stays_unless_told(folder, resize, capsys):
     assert {path.read_text() for path in results.values()} == {"by hand"}
     resize("--copy_associated_files", "--overwrite")
     assert results["a+32x32.txt"].read_text() == "new" and size_of(results["a+32x32.jpg"]) == (32, 32)
+
+
+@pytest.mark.parametrize(("picture", "caption"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_an_accent_may_be_a_sign_of_its_own(folder, resize, picture, caption):
+    (folder / f"{normalize(picture, 'grün')}.png").write_bytes(encoded(noise()))
+    (folder / f"{normalize(caption, 'grün')}.v2.txt").write_text("a green car")
+    _, results = resize("--copy_associated_files")
+    assert results[normalize(picture, "grün+32x32") + ".v2.txt"].read_text() == "a green car"
+
+
+def test_captions_of_no_picture_are_told(folder, resize, capsys):
+    (folder / f"{normalize('NFC', 'grün')}.png").write_bytes(encoded(noise()))
+    for name in ("other.caption", *(f"{normalize(form, 'grün')}.txt" for form in ("NFC", "NFD"))):
+        (folder / name).write_text(name)
+    _, results = resize("--copy_associated_files")
+    told = capsys.readouterr().err
+    assert f"2 text files of no picture not copied: other.caption, {normalize('NFD', 'grün')}.txt." in told
+    assert results[normalize("NFC", "grün+32x32") + ".txt"].read_text() == normalize("NFC", "grün.txt")
+
+
+def test_results_of_another_size_are_kept_and_told(folder, resize, capsys):
+    for name in ("a", "b"):
+        (folder / f"{name}.png").write_bytes(encoded(noise(64, 64 if name == "a" else 40)))
+    resize()
+    resize("--save_as_png", resolutions="16x16")
+    capsys.readouterr()
+    assert resize("--divisible_by=8")[0] == 0
+    told = capsys.readouterr().err
+    assert "wrote 0, kept 2" in told and "kept 1 result of another size than these" in told and "b+32x32.jpg" in told
+    resize("--divisible_by=8", "--overwrite")
+    capsys.readouterr()
+    resize("--divisible_by=8")
+    assert "another size" not in capsys.readouterr().err
+
+
+def test_what_became_png_is_told_when_it_is_written(folder, resize, capsys):
+    (folder / "a.png").write_bytes(hidden_red())
+    told = "1 picture can be transparent and became PNG"
+    resize()
+    assert told in capsys.readouterr().err
+    resize()
+    assert told not in capsys.readouterr().err
+
+
+def test_what_is_killed_leaves_whole_results_and_goes_on(folder, resize, tmp_path):
+    for number in range(40):
+        (folder / f"{number}.png").write_bytes(encoded(noise(300, 300)))
+    script = Path(__file__).parents[3] / "tools" / "resize_images_to_resolution.py"
+    command = [sys.executable, script, folder, tmp_path / "out", "--max_resolution=280x280", "--save_as_png"]
+    with subprocess.Popen([*command, "--max_data_loader_n_workers=0"], stderr=subprocess.DEVNULL) as process:
+        while not list(tmp_path.glob("out/*.png")):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+    done = {path.name: path.read_bytes() for path in tmp_path.glob("out/*.png")}
+    assert 1 <= len(done) < 40
+    code, results = resize("--save_as_png", resolutions="280x280")
+    assert (code, len(results)) == (0, 40)
+    assert {size_of(path) for path in results.values()} == {(280, 280)}
+    assert all(results[name].read_bytes() == content for name, content in done.items())
 
 
 # What cannot be done
