@@ -1,13 +1,17 @@
 """What it brings that pictures are decoded while the model works: threads against a serial loop, in one run.
 
-    python -m benchmarks.decode_overlap tags [--pictures 48] [--rounds 7] [--batch_size 4]
+    python -m benchmarks.decode_overlap tags|captions [--pictures 48] [--rounds 7] [--batch_size 4] [--gpu_ms 0]
 
 Pictures are generated JPEGs of 1 to 4 megapixels. Both variants go through the same files with the same model, in
 turns, and differ in nothing but --max_data_loader_n_workers: 0 decodes between batches, not set decodes in threads.
-What is told is the time of the loop without loading, and the median of the ratios of neighbours.
+What is told is the time of the loop without loading, also that of all processors, and the median of the ratios of
+neighbours.
 
-- tags: a tagger as a graph of convolutions; --width sets how long it computes. It takes the processors that decoding
-  needs too. With --gpu_ms it waits that long for each picture instead, and the processors are free, as beside a GPU.
+- tags: a tagger as a graph of convolutions.
+- captions: a BLIP with random weights, which draws captions of 12 tokens.
+
+--width sets how long they compute. They take the processors that decoding needs too. With --gpu_ms they compute nothing
+and wait that long for each picture instead, so that the processors are free, as beside a GPU: a simulation.
 """
 
 from __future__ import annotations
@@ -16,8 +20,11 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -28,6 +35,9 @@ Loop = Callable[[int | None], float]
 SIZES = ((1024, 1024), (1216, 832), (1600, 1200), (2048, 1536), (2400, 1600))
 NUM_TAGS = 1000
 SIDE = 448
+NUM_TOKENS = 12
+FIRST_WORD = 5
+WIDTHS = {"tags": 128, "captions": 256}
 
 
 def make_pictures(folder: Path, number: int) -> None:
@@ -47,10 +57,10 @@ def tagging_loop(folder: Path, pictures: Path, *, batch_size: int, width: int, g
     from library.preparing.shares import Shares
     from library.preparing.tagging.choosing import TagChooser
     from library.preparing.tagging.labels import read_labels
+    from library.preparing.tagging.loop import Tagging
     from library.preparing.tagging.model_files import TaggerFiles
     from library.preparing.tagging.onnx_model import OnnxTagger
     from library.preparing.tagging.rules import rules_of
-    from library.preparing.tagging.run import Tagging
 
     class WaitingTagger(OnnxTagger):
         def scores(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
@@ -118,40 +128,98 @@ def make_tagger(files: tuple[Path, Path], width: int) -> None:
     files[1].write_text("\n".join(["tag_id,name,category,count", *rows]), encoding="utf-8")
 
 
+def captioning_loop(folder: Path, pictures: Path, *, batch_size: int, width: int, gpu_ms: float) -> Loop:
+    """Everything that the captioner does between loading and its summary."""
+    from library.options.spec import parse_options
+    from library.preparing.captioning.run import CaptioningRun, Progress
+    from library.preparing.options.captioning import CAPTIONING_SCRIPT, CaptioningOptions
+
+    make_captioner(folder, width)
+    names = {path: path.name for path in sorted(pictures.iterdir())}
+    arguments = [str(pictures), f"--model={folder}", f"--batch_size={batch_size}", "--device=cpu"]
+    arguments += [f"--max_length={NUM_TOKENS}", f"--min_length={NUM_TOKENS}"]
+    captioner = CaptioningRun(parse_options(CaptioningOptions, arguments, **CAPTIONING_SCRIPT)).load()
+    if gpu_ms:
+        captioner = replace(captioner, model=waiting_model(gpu_ms))
+
+    def loop(num_threads: int | None) -> float:
+        threads = [] if num_threads is None else [f"--max_data_loader_n_workers={num_threads}"]
+        run = CaptioningRun(parse_options(CaptioningOptions, [*arguments, *threads], **CAPTIONING_SCRIPT))
+        start = time.perf_counter()
+        run.caption(captioner, names, Progress())
+        return time.perf_counter() - start
+
+    return loop
+
+
+def waiting_model(gpu_ms: float) -> Any:
+    """Takes its time as a model on a GPU would, and says one word over and over."""
+    import torch
+
+    def generate(pixel_values: torch.Tensor, **rest: Any) -> torch.Tensor:
+        time.sleep(gpu_ms / 1000 * len(pixel_values))
+        return torch.full((len(pixel_values), NUM_TOKENS), FIRST_WORD)
+
+    return SimpleNamespace(generate=generate, generation_config=SimpleNamespace(eos_token_id=None))
+
+
+def make_captioner(folder: Path, width: int) -> None:
+    """A BLIP that sees 384 x 384 pixels in patches of 32, with few layers."""
+    from transformers import (
+        BertTokenizer,
+        BlipConfig,
+        BlipForConditionalGeneration,
+        BlipImageProcessor,
+        BlipProcessor,
+    )
+
+    words = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{index}" for index in range(2000)))
+    tokenizer = BertTokenizer(vocab={word: place for place, word in enumerate(words)})
+    sizes = {"hidden_size": width, "intermediate_size": 4 * width, "num_attention_heads": 4}
+    ends = {"bos_token_id": 2, "eos_token_id": 3, "sep_token_id": 3, "pad_token_id": 0}
+    text = {**sizes, **ends, "vocab_size": len(words), "num_hidden_layers": 2, "encoder_hidden_size": width}
+    eye = {**sizes, "num_hidden_layers": 6, "image_size": 384, "patch_size": 32}
+    BlipForConditionalGeneration(BlipConfig(text_config=text, vision_config=eye)).save_pretrained(folder)
+    BlipProcessor(BlipImageProcessor(), tokenizer).save_pretrained(folder)
+
+
 def measure(loop: Loop, rounds: int) -> None:
     """Take turns, the first of each not counted, and tell the medians."""
     for num_threads in (0, None):
         loop(num_threads)
-    pairs = []
+    pairs, busy = [], []
     for index in range(rounds):
         order: list[int | None] = [0, None] if index % 2 == 0 else [None, 0]
-        seconds = {num_threads: loop(num_threads) for num_threads in order}
+        seconds, busy_seconds = {}, {}
+        for num_threads in order:
+            start = time.process_time()
+            seconds[num_threads] = loop(num_threads)
+            busy_seconds[num_threads] = time.process_time() - start
         pairs.append((seconds[0], seconds[None]))
+        busy.append((busy_seconds[0], busy_seconds[None]))
     ratios = sorted(serial / overlapped for serial, overlapped in pairs)
-    serial, overlapped = (median(times) for times in zip(*pairs, strict=True))
-    print(f"serial {serial:.2f} s, overlapped {overlapped:.2f} s: medians of {rounds} rounds")
+    for what, rows in (("wall time", pairs), ("time of all processors", busy)):
+        serial, overlapped = (median(times) for times in zip(*rows, strict=True))
+        print(f"{what}: serial {serial:.2f} s, overlapped {overlapped:.2f} s, medians of {rounds} rounds")
     print(f"ratio {median(ratios):.2f} (from {ratios[0]:.2f} to {ratios[-1]:.2f})")
 
 
 def main() -> None:
     """Read the command line and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("subject", choices=("tags",))
-    parser.add_argument("--pictures", type=int, default=48)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--batch_size", type=int, default=4)
-    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("subject", choices=tuple(WIDTHS))
+    for name, default in (("pictures", 48), ("rounds", 7), ("batch_size", 4), ("width", None)):
+        parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--gpu_ms", type=float, default=0)
-    arguments = parser.parse_args()
+    asked = parser.parse_args()
+    make_loop = tagging_loop if asked.subject == "tags" else captioning_loop
     with tempfile.TemporaryDirectory() as folder:
         pictures, model = Path(folder) / "pictures", Path(folder) / "model"
         pictures.mkdir()
         model.mkdir()
-        make_pictures(pictures, arguments.pictures)
-        loop = tagging_loop(
-            model, pictures, batch_size=arguments.batch_size, width=arguments.width, gpu_ms=arguments.gpu_ms
-        )
-        measure(loop, arguments.rounds)
+        make_pictures(pictures, asked.pictures)
+        width = asked.width or WIDTHS[asked.subject]
+        measure(make_loop(model, pictures, batch_size=asked.batch_size, width=width, gpu_ms=asked.gpu_ms), asked.rounds)
 
 
 if __name__ == "__main__":

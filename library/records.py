@@ -25,6 +25,9 @@ class Size(NamedTuple):
         return f"{self.width}x{self.height}"
 
 
+INTERPOLATIONS = ("lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic", "area", "box")  # ways to resize
+
+
 @dataclass(frozen=True)
 class CropPlan:
     """How a stored picture becomes a training picture: resize to `resized`, then cut `bucket` out at (left, top)."""

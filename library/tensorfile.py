@@ -381,6 +381,19 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]
             temporary.unlink(missing_ok=True)
 
 
+def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
+    """`write_atomically` of what is in memory. Where `path` is a link, the file that it leads to is written.
+
+    Raises:
+        OutputError: With the reason; what was there is as it was.
+    """
+
+    def write(place: Path) -> None:
+        place.write_bytes(content)
+
+    write_atomically(os.path.realpath(path), write, len(content))
+
+
 def temporary_name(process: int) -> str:
     """A new name for what a process of this machine has not finished."""
     return f".{process}-{_machine_mark()}{secrets.token_hex(3)}.tmp"

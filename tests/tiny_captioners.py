@@ -13,6 +13,7 @@ SIDE = 32  # of the pictures that they see, in pixels
 WORDS = (
     *("a", "the", "red", "green", "blue", "cat", "dog", "tree", "car", "sun", "on", "in", "of", "with", "big", "old"),
     *("new", "sky", "sea", "road", "house", "bird", "stone", "cloud", "grass", "light", "Describe", "picture", "user"),
+    *("man", "'", "s", "t", "-", "shirt"),
 )
 _BERT = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _TEXT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
@@ -55,7 +56,8 @@ def build_blip(folder: Path) -> Path:
 
 
 def build_git(folder: Path) -> Path:
-    """A Git."""
+    """A Git. Tokens that are no words are never likely."""
+    import torch
     from transformers import GitConfig, GitForCausalLM, GitProcessor
 
     tokenizer = _bert(folder, ())
@@ -69,7 +71,12 @@ def build_git(folder: Path) -> Path:
         initializer_range=0.6,
         **ends,
     )
-    return _saved(folder, GitForCausalLM, config, GitProcessor(_clip_pictures(), tokenizer))
+    _saved(folder, GitForCausalLM, config, GitProcessor(_clip_pictures(), tokenizer))
+    model = GitForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.output.bias[ids(["[PAD]", "[UNK]", "[CLS]", "[MASK]"])] = -100.0
+    model.save_pretrained(folder)
+    return folder
 
 
 def build_florence(folder: Path) -> Path:

@@ -11,6 +11,8 @@ from library.options.groups import CommonOptions
 from library.options.groups.data import parse_size
 from library.options.groups.tools import FamilyChoiceOptions
 from library.options.spec import OptionGroup, ScriptText, opt, options_of, parse_options
+from library.preparing.options.metadata import MAY_GO, overwrite_remark
+from library.records import INTERPOLATIONS
 from tools.cache_options import LATENT_CACHING_SCRIPT, LatentCachingOptions
 
 _YES, _NO = ("true", "1", "yes", "on"), ("", "false", "0", "no", "off")
@@ -28,15 +30,15 @@ class BucketFileOptions(OptionGroup):
     out_json: Path | None = opt(
         None, "Metadata file to write, with image_size and train_resolution of each picture.", positional=True
     )
-    overwrite: bool = opt(
-        False,
-        "Write over an OUT_JSON that is there even where it has entries, keys or texts that the new one will not have.",
-    )
+    overwrite: bool = opt(False, MAY_GO)
     full_path: bool = opt(False, "Write whole paths instead of names that start from TRAIN_DATA_DIR.")
     recursive: bool = opt(False, "Take pictures of sub-folders too.", no_effect="IN_JSON names the pictures")
     skip_existing: bool = opt(
         False, "Keep the caches that are there.", no_effect="valid ones are always kept, and others always made again"
     )
+
+    def remarks(self) -> Iterator[str]:
+        yield from overwrite_remark(self.overwrite, self.in_json, self.out_json)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +91,7 @@ class BucketSizeOptions(OptionGroup):
     resize_interpolation: str | None = opt(
         None,
         "How pictures are resized. Not set means area to shrink, lanczos to enlarge.",
-        choices=("lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic", "area", "box"),
+        choices=INTERPOLATIONS,
     )
     background: str = opt("white", "What shows through transparency.", unit="white, black or #rrggbb")
     flip_aug: bool = opt(False, "Keep the mirrored pictures too.")

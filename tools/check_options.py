@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +28,7 @@ class CheckingOptions(OptionGroup):
     fix: bool = opt(
         False,
         "Mend what is safe and can be undone: move captions without picture, equal files and broken pictures to "
-        ".set_aside beside them, save marked captions as UTF-8, correct the letter case of endings.",
+        ".set_aside beside them, save marked captions as UTF-8, correct names of captions that are not read.",
     )
     strict: bool = opt(False, "End with exit code 2 for warnings too, not only for what would stop a training.")
     json: str | None = opt(None, "File for the findings as JSON; - writes them to stdout in place of the text.")
@@ -47,10 +48,28 @@ class CheckingOptions(OptionGroup):
     def check(self) -> Iterator[str]:
         if self.trigger_word is not None and not self.trigger_word.strip():
             yield "--trigger_word has only blanks. Give the word, or leave the option out."
+        if self.json and self.output and os.path.realpath(self.json) == os.path.realpath(self.output):
+            yield f"--json and --output both name {self.output}. Give each a file of its own."
 
     def without_effect(self) -> Iterator[tuple[str, str]]:
         if self.output is None:
             yield "max_pictures", "no page is written without --output"
+
+
+def _folder_problem(folder: str) -> Iterator[str]:
+    """Why FOLDER is none: often the dataset file is meant."""
+    from library.data.config.spec_building import expand_home
+    from library.data.files.missing import place_hint
+
+    path = expand_home(folder)
+    if path.is_dir():
+        return
+    if not path.exists():
+        yield f"FOLDER {folder} does not exist{place_hint(path, '') or '; correct the name'}."
+        return
+    meant = {".toml": "--dataset_config", ".json": "--in_json", ".jsonl": "--in_json"}.get(path.suffix.lower())
+    advice = f"give it as {meant} {folder}" if meant else "name the folder it is in"
+    yield f"FOLDER {folder} is a file: {advice}."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +86,8 @@ class CheckOptions(AnyFamilyOptions):
         named = [f"--{name}" for name, place in self.data.places.items() if place is not None]
         if self.preview.folder and named:
             yield f"FOLDER {self.preview.folder} and {', '.join(named)} both name pictures. Leave out one of them."
+        elif self.preview.folder:
+            yield from _folder_problem(self.preview.folder)
 
 
 CHECK_SCRIPT: ScriptText = {

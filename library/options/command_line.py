@@ -27,17 +27,19 @@ class CommandLine:
         values: Typed values by option name; None where an empty text means "not given".
         problems: One sentence each.
         repeated: Names of the options that were given more than once.
+        loose: Arguments without a flag, for `fill_places`, each with the option that it follows, if there is one.
     """
 
     values: dict[str, object] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     repeated: list[str] = field(default_factory=list)
+    loose: list[tuple[str, Option | None]] = field(default_factory=list)
 
 
 def read_command_line(
     argv: Sequence[str], options: Mapping[str, Option], prog: str, elsewhere: Mapping[str, str] = NOWHERE
 ) -> CommandLine:
-    """Read all arguments.
+    """Read all arguments; those that are values by their place are kept for `fill_places`.
 
     Args:
         argv: The arguments after the script's name.
@@ -46,6 +48,7 @@ def read_command_line(
         elsewhere: {option of neighbouring scripts: what to do here instead}.
     """
     flags = {flag: option for option in options.values() for flag in option.flags}
+    has_places = any(option.declared.is_positional for option in options.values())
     result = CommandLine()
     previous: Option | None = None
     position = 0
@@ -55,10 +58,9 @@ def read_command_line(
         position += 1
         name, equals, attached = token.partition("=")
         option = flags.get(name)
-        place = _next_place(token, options, result)
-        if option is None and place is not None:
-            _set_value(result, place, [token], flags)
-            previous = place
+        if option is None and has_places and _is_loose(token):
+            result.loose.append((token, previous))
+            previous = None
             continue
         if option is None:
             result.problems.append(_explain_stray(token, flags, previous, prog, elsewhere))
@@ -79,12 +81,40 @@ def read_command_line(
     return result
 
 
-def _next_place(token: str, options: Mapping[str, Option], result: CommandLine) -> Option | None:
-    """The option that an argument without a flag is the value of, by its place."""
-    if token[:1] in f"-{_DASHES}" or _is_line_end(token):
-        return None
-    places = (option for option in options.values() if option.declared.is_positional)
-    return next((option for option in places if option.name not in result.values), None)
+def fill_places(line: CommandLine, options: Mapping[str, Option], in_file: Mapping[str, object], prog: str) -> None:
+    """Give the arguments without a flag to the options that have a place, in the order of these.
+
+    What has a value already, by its flag or in the file, has no place any more; so it does not matter in which order
+    flags and arguments stand.
+
+    Args:
+        line: From `read_command_line`; values and problems are added.
+        options: The script's options by name.
+        in_file: Values of `--config_file`.
+        prog: Name of the script, for messages.
+    """
+    flags = {flag: option for option in options.values() for flag in option.flags}
+    free, taken = [], []
+    for option in options.values():
+        if option.name in line.values and option.declared.is_positional:
+            taken.append(f"{option.place} is given by {option.flag}")
+        elif in_file.get(option.name) is not None and option.declared.is_positional:
+            taken.append(f"{option.place} is given in --config_file")
+        elif option.declared.is_positional:
+            free.append(option)
+    for option, (token, _) in zip(free, line.loose, strict=False):
+        _set_value(line, option, [token], flags)
+    for token, previous in line.loose[len(free) :]:
+        if taken:
+            what = f"'{token}' is one argument too many: {', '.join(taken)}."
+            line.problems.append(f"{what} Leave one out, and quote values that have blanks.")
+        else:
+            line.problems.append(_explain_stray(token, flags, previous or free[-1], prog, NOWHERE))
+
+
+def _is_loose(token: str) -> bool:
+    """Whether an argument that is no flag is none that was misspelt either."""
+    return token[:1] not in f"-{_DASHES}" and not _is_line_end(token)
 
 
 def _is_flag(token: str) -> bool:

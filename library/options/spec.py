@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypedDict, TypeVar
 
 from library.errors import OptionError
-from library.options.command_line import read_command_line
+from library.options.command_line import fill_places, read_command_line
 from library.options.config_file import config_path, read_config_file, write_config_file
 from library.options.option import Declared, Kind, Option
 
@@ -71,8 +71,8 @@ def opt(
         free_text: The value is prose and may mention flags.
         zero_is_off: 0 means not given.
         words: Values that a switch takes beside true and false, attached with `=`.
-        positional: The value is given by its place among the arguments, in the order of declaration; the flag works
-            too. Needed if the default is None.
+        positional: The value is given by its place among the arguments, in the order of declaration; by the flag or in
+            `--config_file` it is too, and then has no place. Needed if the default is None.
     """
     if nargs not in (None, "*"):
         raise ValueError(f"nargs must be None or '*', got {nargs!r}")
@@ -234,7 +234,9 @@ def parse_options(
 
         raise Finished(help_text(options_class, prog=prog, description=description, example=example, ignored=ignored))
     line = read_command_line(argv, options, prog, options_class.elsewhere)
-    values, problems = _with_config_file(line.values, options, options_class.elsewhere)
+    in_file, problems = _config_file_values(line.values, options, options_class.elsewhere)
+    fill_places(line, options, in_file, prog)
+    values = {**in_file, **line.values}
     if line.problems or problems:
         raise OptionError(" ".join([*line.problems, *problems]))
     if values.get("output_config"):
@@ -340,17 +342,16 @@ def _kind_of(hint: Any) -> tuple[Kind, bool]:
     return _KINDS[hint], False
 
 
-def _with_config_file(
+def _config_file_values(
     line_values: Mapping[str, object], options: Mapping[str, Option], elsewhere: Mapping[str, str]
 ) -> tuple[dict[str, object], list[str]]:
     given = line_values.get("config_file")
     if not isinstance(given, Path) or line_values.get("output_config"):
-        return dict(line_values), []
+        return {}, []
     try:
-        file_values, problems = read_config_file(config_path(given), options, elsewhere)
+        return read_config_file(config_path(given), options, elsewhere)
     except OptionError as fault:
-        return dict(line_values), [str(fault)]
-    return {**file_values, **line_values}, problems
+        return {}, [str(fault)]
 
 
 def _output_config(values: Mapping[str, object], options: Mapping[str, Option]) -> str:
@@ -386,7 +387,7 @@ def _missing(options_class: type[ScriptOptions], values: Mapping[str, object]) -
         yield f"{', '.join(single)} {'is' if len(single) == 1 else 'are'} needed."
     for names in absent:
         if len(names) > 1:
-            yield f"One of {', '.join(f'--{name}' for name in names)} is needed."
+            yield f"One of {', '.join(options[name].shown for name in names)} is needed."
 
 
 def _value_problems(group: OptionGroup) -> Iterator[str]:

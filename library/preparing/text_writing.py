@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
-from library.tensorfile import write_atomically
+from library.tensorfile import write_bytes
 
 WAITING = 256  # files that may wait to be written
 
@@ -23,7 +22,7 @@ def write_text(path: Path, text: str) -> None:
     """
     data = (f"{text}\n" if text and not text.endswith("\n") else text).encode()
     if not _holds(path, data):
-        write_atomically(os.path.realpath(path), lambda place: _write(place, data), len(data))
+        write_bytes(path, data)
 
 
 def _holds(path: Path, data: bytes) -> bool:
@@ -32,10 +31,6 @@ def _holds(path: Path, data: bytes) -> bool:
         return path.stat().st_size == len(data) and path.read_bytes() == data
     except OSError:
         return False
-
-
-def _write(place: Path, data: bytes) -> None:
-    place.write_bytes(data)
 
 
 class TextWriter:

@@ -14,8 +14,7 @@ from library.data.findings import Fault
 from library.records import Size
 from library.training.cache_run import LatentCacheRun
 
-SIZE_KEYS = _SIZE_KEY, _BUCKET_KEY = "image_size", "train_resolution"
-"""Keys of an entry that the run writes."""
+_SIZE_KEY, _BUCKET_KEY = "image_size", "train_resolution"  # of an entry
 
 
 class Fitted(NamedTuple):

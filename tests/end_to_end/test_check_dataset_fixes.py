@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from PIL import Image
 
 from library.data.files.fixing import FOLDER
 from tools.check_dataset import main
+from tools.preview_dataset import main as preview_main
 
 SMALL = ("--resolution=64", "--bucket_reso_steps=32")
 
@@ -47,7 +47,7 @@ def picture(path: Path, seed: int = 0, text: str = "a dog") -> Path:
 def dataset(tmp_path: Path, *subsets: dict) -> str:
     own = [{"caption_extension": ".txt", **{key: str(value) for key, value in subset.items()}} for subset in subsets]
     file = tmp_path / "dataset.toml"
-    file.write_text(toml.dumps({"datasets": [{"enable_bucket": True, "subsets": own}]}), encoding="utf-8")
+    file.write_text(toml.dumps({"datasets": [{"subsets": own}]}), encoding="utf-8")
     return f"--dataset_config={file}"
 
 
@@ -67,12 +67,11 @@ def test_a_copy_that_another_subset_needs_stays(tmp_path, fix):
 def test_a_copy_that_a_link_points_to_stays(tmp_path, fix):
     picture(tmp_path / "p" / "a.png")
     picture(tmp_path / "p" / "b.png")
-    picture(tmp_path / "q" / "c.png", 1, "a cat")
-    (tmp_path / "q" / "link.png").symlink_to(tmp_path / "p" / "b.png")
-    (tmp_path / "q" / "link.txt").write_text("a dog")
-    mended, _ = fix(dataset(tmp_path, {"image_dir": tmp_path / "p"}, {"image_dir": tmp_path / "q"}))
+    (tmp_path / "p" / "link.png").symlink_to("b.png")
+    (tmp_path / "p" / "link.txt").write_text("a dog")
+    mended, found = fix(tmp_path / "p")
     assert mended == set()
-    assert (tmp_path / "q" / "link.png").is_file()
+    assert found["exact-duplicate"]["cases"][0]["detail"] == "named by a metadata file or a link"
 
 
 @pytest.mark.parametrize("is_link", [False, True])
@@ -168,6 +167,15 @@ def test_what_was_not_written_here_is_not_overwritten(tmp_path, monkeypatch, cap
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+def test_the_preview_does_not_overwrite_either(tmp_path, capsys):
+    picture(tmp_path / "p" / "a.png")
+    (tmp_path / "page.html").write_text("<html>by hand")
+    flags = [f"--output={tmp_path / 'page.html'}", "--resolution=64", f"--train_data_dir={tmp_path / 'p'}"]
+    assert preview_main(flags) == 2
+    assert "page.html is there already" in capsys.readouterr().err
+    assert (tmp_path / "page.html").read_text() == "<html>by hand"
+
+
 def test_what_was_written_here_is_written_again(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     picture(Path("p/a.png"))
@@ -207,6 +215,16 @@ def test_a_folder_that_is_none_is_refused_by_its_name(tmp_path, monkeypatch, cap
     assert said in capsys.readouterr().err
 
 
+def test_a_caption_that_a_link_points_to_keeps_its_copy(tmp_path, fix):
+    picture(tmp_path / "p" / "e.png")
+    picture(tmp_path / "p" / "f.png")
+    picture(tmp_path / "q" / "c.png", 1).with_suffix(".txt").unlink()
+    os.symlink(tmp_path / "p" / "f.txt", tmp_path / "q" / "c.txt")
+    mended, found = fix(dataset(tmp_path, {"image_dir": tmp_path / "p"}, {"image_dir": tmp_path / "q"}))
+    assert mended == set()
+    assert found["exact-duplicate"]["cases"][0]["detail"] == "named by a metadata file or a link"
+
+
 def test_a_caption_file_that_a_link_points_to_stays(tmp_path, fix):
     picture(tmp_path / "p" / "dog_1.png")
     (tmp_path / "p" / "dog_2.txt").write_text("of a picture elsewhere")
@@ -215,4 +233,3 @@ def test_a_caption_file_that_a_link_points_to_stays(tmp_path, fix):
     mended, _ = fix(dataset(tmp_path, {"image_dir": tmp_path / "p"}, {"image_dir": tmp_path / "q"}))
     assert mended == set()
     assert not (tmp_path / "p" / FOLDER).exists()
-    shutil.rmtree(tmp_path / "q")

@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 
+from finetune.prepare_buckets_latents import BucketLatentTool
 from tests.end_to_end.conftest import ROOT
+from tools.bucket_options import BUCKET_LATENTS_SCRIPT, BucketLatentsOptions
 
 PICTURES = {  # of the examples, by their place; two have the same stem
     "red_circle.png": "red_circle.png",
@@ -210,6 +212,31 @@ def test_two_processes_share_the_work_and_one_writes_the_metadata(training: Any,
     assert cache_contents(pictures) == contents
 
 
+def test_what_is_corrected_while_it_runs_is_in_the_file_that_it_writes(training: Any, pictures: Path, caplog: Any):
+    from accelerate.state import AcceleratorState
+
+    from library.options.spec import parse_options
+    from library.preparing.metadata.rewriting import Rewriting
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    caplog.set_level("INFO", logger="easel")
+    file, prepared = pictures.parent / "meta.json", pictures.parent / "lat.json"
+    file.write_text(json.dumps({"star.png": {"tags": "shape"}, "red_circle.png": {}}), encoding="utf-8")
+    flags = [str(path) for path in (pictures, file, prepared, training.model)]
+    options = parse_options(BucketLatentsOptions, [*flags, *SIZES], **BUCKET_LATENTS_SCRIPT)
+    tool = BucketLatentTool(options, Rewriting(file, "IN_JSON", prepared, is_overwrite=False))
+    tool.run()
+    file.write_text(json.dumps({"star.png": {"tags": "by hand"}, "two/shape.jpg": {}}), encoding="utf-8")
+    tool.write()
+    written = entries_of(prepared)
+    assert written["star.png"].keys() == {"tags", "image_size", "train_resolution"}
+    assert (written["star.png"]["tags"], written["two/shape.jpg"]) == ("by hand", {})
+    assert len(written) == 2
+    assert "was changed while this ran" in caplog.text
+    assert "2 entries, 1 with train_resolution" in caplog.text
+    assert "train with these caches" not in caplog.text
+
+
 def nothing_of_a_model(folder: Path) -> str:
     from safetensors.numpy import save_file
 
@@ -225,6 +252,10 @@ def nothing_of_a_model(folder: Path) -> str:
         ({"pictures": "nowhere"}, "--train_data_dir {0}/nowhere is not a folder"),
         ({"model": "nothing.safetensors"}, "nothing.safetensors is no model that is known here"),
         ({"out_json": "old.json"}, "old.json is there already and has what the new one would not have (1): other.png"),
+        (
+            {"out_json": "hand.json"},
+            "hand.json is there already and has what the new one would not have (1): star.png (tags)",
+        ),
         ({"flags": "--max_resolution=96,32"}, "has a side below bucket_reso_steps 64"),
     ],
 )
@@ -235,6 +266,7 @@ def test_what_is_wrong_is_one_sentence_and_nothing_is_written(
     nothing_of_a_model(folder)
     (folder / "meta.json").write_text(json.dumps({"star.png": {"tags": "shape"}}), encoding="utf-8")
     (folder / "old.json").write_text(json.dumps({"other.png": {"caption": "by hand"}}), encoding="utf-8")
+    (folder / "hand.json").write_text(json.dumps({"star.png": {"tags": "by hand"}}), encoding="utf-8")
     before = sorted(folder.rglob("*"))
     named = {"pictures": "pictures", "in_json": "meta.json", "out_json": "lat.json", "model": str(training.model)}
     places = [folder / (named | changed)[name] for name in named]
@@ -242,3 +274,4 @@ def test_what_is_wrong_is_one_sentence_and_nothing_is_written(
     assert message.format(folder) in shown[shown.index("error: ") :]
     assert sorted(folder.rglob("*")) == before
     assert json.loads((folder / "old.json").read_text(encoding="utf-8")) == {"other.png": {"caption": "by hand"}}
+    assert json.loads((folder / "hand.json").read_text(encoding="utf-8")) == {"star.png": {"tags": "by hand"}}

@@ -1,10 +1,12 @@
 """The tagger from its command line, on graphs of which it is known what they find."""
 
+import contextlib
+import fcntl
 import json
-import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,9 @@ from tiny_taggers import BLACK, BLUE, CSV_ROWS, GREEN, RED, WHITE, make_pictures
 from finetune.tag_images_by_wd14_tagger import main
 from library.data.config.specs import SubsetSpec
 from library.data.files.metadata_file import read_metadata
+from library.preparing.outcome import Outcome
+from library.preparing.tagging.text_output import TextOutput
+from library.preparing.text_writing import TextWriter
 from tests.hub_server import running_hub
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -104,6 +109,19 @@ def test_append_leaves_texts_that_it_cannot_add_to(tagger, pictures, capsys):
     told = capsys.readouterr().err
     assert "red.txt has 2 lines" in told and "blue.txt is not UTF-8" in told
     assert (pictures / "green.txt").read_text() == "green_tree\n"
+
+
+@pytest.mark.parametrize(("is_appended", "text"), [(False, "by hand\n"), (True, "by hand, red_hat\n")])
+def test_a_text_that_appears_while_the_model_works_is_not_lost(pictures, is_appended, text):
+    outcome, waiting = Outcome(), [pictures / "blue.png", pictures / "red.png"]
+    with TextWriter() as writer:
+        output = TextOutput(writer, outcome, ".txt", ", ", is_appended=is_appended)
+        assert not output.kept(waiting)
+        (pictures / "red.txt").write_text("by hand\n")
+        for picture in waiting:
+            output.put(picture, ["red_hat"])
+    assert texts(pictures) == {"blue": "red_hat\n", "red": text}
+    assert (outcome.written, outcome.kept) == ((2, 0) if is_appended else (1, 1))
 
 
 def test_broken_pictures_are_listed_and_the_rest_is_tagged(tagger, pictures, capsys):
@@ -202,18 +220,76 @@ def test_append_adds_to_entries_and_keeps_all_else(tagger, pictures, tmp_path):
     assert new["blue.png"] == {"rating": 5, "tags": "blue_sky", "image_size": [20, 20]}
 
 
-def test_a_metadata_file_is_replaced_only_if_that_is_asked_for(tagger, pictures, tmp_path, capsys):
+@pytest.mark.parametrize("ending", ["json", "jsonl"])
+def test_entries_in_other_spellings_are_added_to_and_trained(tagger, pictures, tmp_path, capsys, ending):
+    make_pictures(pictures / "sub", **{"a": RED, "ü": BLUE})
+    file = tmp_path / f"tags.{ending}"
+    names = ["./red.png", "sub\\a.png", "green", str(pictures / "blue.png"), "sub/u\u0308.png"]
+    entries = {name: {"tags": f"mine {number}"} for number, name in enumerate(names)}
+    lines = (json.dumps({"image_path": name, **entry}) for name, entry in entries.items())
+    file.write_text(json.dumps(entries) if ending == "json" else "\n".join(lines))
+    command = [str(pictures), "--model_dir", str(tagger), "--output_path", str(file), "--append_tags", "--recursive"]
+    assert main(command) == 0
+    found = {name: caption for name, (caption, _) in read_with_training(file, pictures).items()}
+    assert found["red.png"] == "mine 0, red_hat, ruby_(gems)"
+    assert found["sub/a.png"] == "mine 1, red_hat, ruby_(gems)"
+    assert (found["green.png"], found["blue.png"]) == ("mine 2, green_tree", "mine 3, blue_sky")
+    assert found["sub/ü.png"] == "mine 4, blue_sky"
+    assert len(found) == 6
+    assert '"sub\\a.png" is now "sub/a.png"' in capsys.readouterr().err
+    before = file.read_text()
+    assert main(command) == 0
+    assert file.read_text() == before
+
+
+def test_entries_of_one_picture_are_refused_before_any_is_tagged(tagger, pictures, tmp_path, capsys):
     file = tmp_path / "tags.json"
-    file.write_text('{"mine.png": {}}')
+    file.write_text('{"red.png": {"tags": "a"}, "./red.png": {"tags": "b"}}')
+    before = file.read_text()
+    assert main([str(pictures), "--model_dir", str(tagger), "--output_path", str(file), "--append_tags"]) == 2
+    told = capsys.readouterr().err
+    assert 'the entries "red.png" and "./red.png" are both of' in told and "takes 16x16" not in told
+    assert file.read_text() == before
+
+
+def test_entries_of_a_metadata_file_stay_unless_it_shall_be_replaced(tagger, pictures, tmp_path, capsys):
+    file = tmp_path / "tags.json"
+    mine = {
+        "red.png": {"tags": "mine", "rating": 5},
+        "gone.png": {},
+        "blue": {"caption": "a sky"},
+        "white": {"tags": ""},
+    }
+    file.write_text(json.dumps(mine))
     command = [str(pictures), "--model_dir", str(tagger), "--output_path", str(file)]
-    assert main(command) == 2
-    assert file.read_text() == '{"mine.png": {}}'
-    assert "--append_tags to add to what it holds, --overwrite to replace" in capsys.readouterr().err
+    assert main(command) == 0
+    told = capsys.readouterr().err
+    assert "wrote 2, kept 2 that were there" in told and "entries that stay empty: 1;" in told
+    entry = {"caption": "a sky", "tags": "blue_sky", "image_size": [20, 20]}
+    new = {"green.png": {"tags": "green_tree", "image_size": [20, 20]}}
+    assert json.loads(file.read_text()) == {**mine, "blue": entry, **new}
     assert main([*command, "--overwrite"]) == 0
-    assert len(json.loads(file.read_text())) == 4
+    assert list(json.loads(file.read_text())) == ["blue.png", "green.png", "red.png", "white.png"]
 
 
-@pytest.mark.parametrize("content", ["{", '{"a.png": {"tags": 5}}', '{"a.png": {}, "a.png": {}}', "[]"])
+def test_the_same_command_tags_the_pictures_that_were_mended(tagger, pictures, tmp_path, capsys):
+    file, other = tmp_path / "tags.json", tmp_path / "other.json"
+    whole = (pictures / "red.png").read_bytes()
+    (pictures / "red.png").write_bytes(whole[:40])
+    command = [str(pictures), "--model_dir", str(tagger), "--debug"]
+    assert main([*command, "--output_path", str(file)]) == 2
+    assert "red.png" not in file.read_text()
+    (pictures / "red.png").write_bytes(whole)
+    capsys.readouterr()
+    assert main([*command, "--output_path", str(file)]) == 0
+    assert tagged_in(capsys.readouterr().err) == ["red.png"]
+    assert main([*command, "--output_path", str(other)]) == 0
+    assert json.loads(file.read_text()) == json.loads(other.read_text())
+
+
+@pytest.mark.parametrize(
+    "content", ["{", '{"a.png": {"tags": 5}}', '{"a.png": {"score": NaN}}', '{"a.png": {}, "a.png": {}}', "[]"]
+)
 def test_a_damaged_metadata_file_is_not_added_to(tagger, pictures, tmp_path, content):
     file = tmp_path / "tags.json"
     file.write_text(content)
@@ -221,90 +297,132 @@ def test_a_damaged_metadata_file_is_not_added_to(tagger, pictures, tmp_path, con
     assert file.read_text() == content
 
 
-# Runs that are killed
+# Runs that are stopped in the middle, and runs of several processes
 
-KILLED = """
-import os, signal, sys, time
-from pathlib import Path
-from library.preparing.tagging.onnx_model import OnnxTagger
-real, calls = OnnxTagger.scores, []
-def scores(self, pixels):
-    calls.append(1)
-    if len(calls) == 3:
-        while not any(Path(sys.argv[1]).glob("*.txt")) and "--output_path" not in sys.argv:
-            time.sleep(0.01)  # files are written by a thread
-        os.kill(os.getpid(), signal.SIGKILL)
-    return real(self, pixels)
-OnnxTagger.scores = scores
-from finetune.tag_images_by_wd14_tagger import main
-sys.exit(main(sys.argv[1:]))
-"""
+MANY = 120
 
 
-def killed(arguments):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    code = subprocess.run([sys.executable, "-c", KILLED, *arguments], env=environment, capture_output=True).returncode
-    assert code == -signal.SIGKILL
+def tagged_in(log):
+    """Names of the pictures that a run with --debug has put through the model, in its order."""
+    lines = (line.partition(".png: ") for line in log.splitlines())
+    return [f"{Path(start).name}.png" for start, sign, tags in lines if sign and not tags.startswith("cannot")]
 
 
-def counted_scores(monkeypatch):
-    from library.preparing.tagging.onnx_model import OnnxTagger
+@contextlib.contextmanager
+def in_the_middle(arguments):
+    """A run that stands still after some of MANY pictures: what it tells fills a pipe that nobody reads."""
+    command = [sys.executable, "finetune/tag_images_by_wd14_tagger.py", *map(str, arguments), "--debug"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    fcntl.fcntl(process.stderr, fcntl.F_SETPIPE_SZ, 4096)
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
-    numbers, real = [], OnnxTagger.scores
 
-    def scores(self, pixels):
-        numbers.append(len(pixels))
-        return real(self, pixels)
-
-    monkeypatch.setattr(OnnxTagger, "scores", scores)
-    return numbers
+def many_pictures(folder):
+    return make_pictures(folder, **{f"{number:03}_{'with_a_long_name_' * 4}": BLUE for number in range(MANY)})
 
 
-def test_a_killed_run_goes_on_with_text_files(tagger, pictures, tmp_path, monkeypatch):
-    other = make_pictures(tmp_path / "other")
-    killed([str(pictures), "--model_dir", str(tagger)])
-    done = len(texts(pictures))
-    assert 1 <= done < 3
-    numbers = counted_scores(monkeypatch)
-    assert main([str(pictures), "--model_dir", str(tagger)]) == 0
-    assert sum(numbers) == 4 - done
+def wait_for(is_so):
+    for _ in range(6000):
+        if is_so():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it has not come in a minute")
+
+
+def lines_of(file):
+    return len(file.read_text(encoding="utf-8").splitlines()) if file.exists() else 0
+
+
+def killed(arguments, is_begun):
+    with in_the_middle(arguments) as process:
+        wait_for(is_begun)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+
+
+def test_a_killed_run_goes_on_with_text_files(tagger, tmp_path, capsys):
+    folder, other = many_pictures(tmp_path / "pictures"), many_pictures(tmp_path / "other")
+    killed([folder, "--model_dir", tagger], lambda: len(texts(folder)) >= 2)
+    done = texts(folder)
+    assert 2 <= len(done) < MANY
+    assert main([str(folder), "--model_dir", str(tagger), "--debug"]) == 0
+    names = sorted(path.name for path in folder.glob("*.png"))
+    assert tagged_in(capsys.readouterr().err) == [name for name in names if name[:-4] not in done]
     assert main([str(other), "--model_dir", str(tagger)]) == 0
-    assert texts(pictures) == texts(other)
+    assert texts(folder) == texts(other)
 
 
-def test_a_killed_run_goes_on_with_a_metadata_file(tagger, pictures, tmp_path, monkeypatch):
-    file, other = tmp_path / "tags.json", tmp_path / "other.json"
-    killed([str(pictures), "--model_dir", str(tagger), "--output_path", str(file)])
-    with (tmp_path / "tags.json.0.part").open("a") as journal:
-        journal.write('{"run": "cut o')
-    Image.new("RGB", (20, 20), WHITE).save(pictures / "blue.png")  # tagged already, and changed since
-    numbers = counted_scores(monkeypatch)
-    assert main([str(pictures), "--model_dir", str(tagger), "--output_path", str(file)]) == 0
-    assert sum(numbers) == 3
-    assert main([str(pictures), "--model_dir", str(tagger), "--output_path", str(other)]) == 0
+def test_a_killed_run_goes_on_with_a_metadata_file(tagger, tmp_path, capsys):
+    folder, file, other = many_pictures(tmp_path / "pictures"), tmp_path / "tags.json", tmp_path / "other.json"
+    journal = tmp_path / "tags.json.0.part"
+    killed([folder, "--model_dir", tagger, "--output_path", file], lambda: lines_of(journal) >= 4)
+    assert not file.exists()
+    done = {json.loads(line)["name"] for line in journal.read_text().splitlines() if line.endswith("}")}
+    with journal.open("a") as opened:
+        opened.write('{"run": "cut o')
+    changed = min(done)
+    Image.new("RGB", (20, 20), WHITE).save(folder / changed)  # tagged already, and changed since
+    command = [str(folder), "--model_dir", str(tagger), "--debug"]
+    assert main([*command, "--output_path", str(file)]) == 0
+    names = sorted(path.name for path in folder.glob("*.png"))
+    assert tagged_in(capsys.readouterr().err) == [name for name in names if name not in done - {changed}]
+    assert main([*command, "--output_path", str(other)]) == 0
     assert file.read_text() == other.read_text()
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_other_settings_do_not_go_on_with_what_was_found(tagger, pictures, tmp_path):
-    file = tmp_path / "tags.json"
-    killed([str(pictures), "--model_dir", str(tagger), "--output_path", str(file)])
-    command = [str(pictures), "--model_dir", str(tagger), "--output_path", str(file), "--remove_underscore"]
-    assert main(command) == 0
-    assert json.loads(file.read_text())["blue.png"]["tags"] == "blue sky"
+def test_other_settings_do_not_go_on_with_what_was_found(tagger, tmp_path):
+    folder, file = many_pictures(tmp_path / "pictures"), tmp_path / "tags.json"
+    asked = [folder, "--model_dir", tagger, "--output_path", file]
+    killed(asked, lambda: lines_of(tmp_path / "tags.json.0.part") >= 4)
+    assert main([*map(str, asked), "--remove_underscore"]) == 0
+    assert {entry["tags"] for entry in json.loads(file.read_text()).values()} == {"blue sky"}
 
 
-def test_processes_share_the_work(tagger, pictures, monkeypatch):
-    monkeypatch.setattr("library.preparing.shares.Shares.gathered", lambda self, value: [value])
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    written = []
-    for rank in ("0", "1"):
-        monkeypatch.setenv("RANK", rank)
-        before = set(texts(pictures))
-        assert main([str(pictures), "--model_dir", str(tagger)]) == 0
-        written.append(set(texts(pictures)) - before)
-    assert [len(names) for names in written] == [2, 2]
-    assert texts(pictures)["red"] == RED_TAGS
+def test_what_a_person_writes_during_a_run_stays(tagger, tmp_path):
+    folder = many_pictures(tmp_path / "pictures")
+    last = max(folder.glob("*.png")).with_suffix(".txt")
+    with in_the_middle([folder, "--model_dir", tagger]) as process:
+        wait_for(lambda: any(folder.glob("*.txt")))
+        last.write_text("by hand")
+        told = process.communicate()[1].decode()
+    assert process.returncode == 0
+    assert last.read_text() == "by hand" and len(texts(folder)) == MANY
+    assert f"wrote {MANY - 1}, kept 1 that were there" in told
+
+
+def test_what_a_person_writes_into_a_metadata_file_during_a_run_stays(tagger, tmp_path):
+    folder, file = many_pictures(tmp_path / "pictures"), tmp_path / "tags.json"
+    name = max(path.name for path in folder.iterdir())
+    with in_the_middle([folder, "--model_dir", tagger, "--output_path", file]) as process:
+        wait_for(lambda: lines_of(tmp_path / "tags.json.0.part") >= 2)
+        file.write_text(json.dumps({"other.png": {"caption": "x"}, name: {"tags": "by hand"}}))
+        told = process.communicate()[1].decode()
+    assert process.returncode == 0
+    new = json.loads(file.read_text())
+    assert (new["other.png"], new[name]) == ({"caption": "x"}, {"tags": "by hand"})
+    assert len(new) == MANY + 1
+    assert f"wrote {MANY - 1}, kept 1 that were there" in told
+
+
+def test_processes_share_the_work(tagger, pictures, tmp_path, launch_pair):
+    make_pictures(pictures, fifth=RED)
+    script = {"script": "finetune/tag_images_by_wd14_tagger", "is_watched": False}
+    asked = [str(pictures), f"--model_dir={tagger}", "--debug"]
+    done = launch_pair(asked, **script)
+    assert done.code == 0, done.output
+    assert "wrote 5, kept 0 that were there" in done.output
+    assert texts(pictures)["red"] == texts(pictures)["fifth"] == RED_TAGS
+    file, other = tmp_path / "tags.json", tmp_path / "other.json"
+    done = launch_pair([*asked, f"--output_path={file}"], **script)
+    assert done.code == 0, done.output
+    assert tagged_in(done.output) == ["blue.png", "green.png", "white.png"]  # by the first, which tells of itself
+    assert main([*asked, f"--output_path={other}"]) == 0
+    assert file.read_text() == other.read_text()
 
 
 # Models of the hub
@@ -350,8 +468,12 @@ def test_a_repository_without_a_tagger_is_refused(tmp_path, pictures, monkeypatc
         (["--batch_size", "0"], "--batch_size"),
         (["--tag_replacement", "a,b,c"], "--tag_replacement needs pairs"),
         (["--caption_separator="], "--caption_separator"),
-        (["--caption_extension", "txt"], "--caption_extension begins with a dot"),
-        (["--caption_extension", ".PNG"], "is what pictures end with"),
+        (["--caption_separator", ",\n"], "--caption_separator must be a text without line breaks"),
+        (["--tag_replacement", "a,b\nc"], "--tag_replacement must be a text without line breaks"),
+        (["--caption_extension", "a/txt"], "--caption_extension needs the ending of text files"),
+        (["--caption_extension", ".PNG"], "--caption_extension needs the ending of text files"),
+        (["--caption_extension", ".safetensors"], "--caption_extension needs the ending of text files"),
+        (["--caption_extension", ".npz"], "--caption_extension needs the ending of text files"),
         (["--append_tags", "--overwrite"], "exclude each other"),
         (["--output_path", "tags.txt"], "ends with .json or .jsonl"),
         (["--output_path", "nowhere/tags.json"], "the folder nowhere does not exist"),

@@ -12,11 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from library.data.config.keys import INTERPOLATIONS
 from library.data.config.specs import DatasetSpec, SubsetSpec
 from library.data.pixels.pictures import prepare_picture
 from library.data.plan.buckets import plan_crop
-from library.records import ImageRecord, Size
+from library.records import INTERPOLATIONS, ImageRecord, Size
 
 CELLS = 8
 ORIENTATION = 0x0112

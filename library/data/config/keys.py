@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Literal
 
+from library.records import INTERPOLATIONS
+
 Level = Literal["top", "general", "dataset", "subset"]
 Kind = Literal["int", "num", "bool", "str", "path", "size", "encoding", "colour", "range", "attributes"]
-
-INTERPOLATIONS = ("lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic", "area", "box")
 
 TABLE_NAMES: dict[Level, str] = {
     "general": "[general]",

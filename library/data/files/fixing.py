@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 from library.data.files.quarantine import free_place
 from library.data.files.text_files import decode_text
 from library.errors import OutputError
-from library.tensorfile import write_atomically
+from library.tensorfile import write_bytes
 
 FOLDER = ".set_aside"  # names with a dot are never scanned
 LOG = "fixed.jsonl"
@@ -68,55 +68,67 @@ def mend(remedies: Iterable[Remedy]) -> list[Mended]:
         if not remedy.path.is_file():
             continue
         try:
-            place = _DO[remedy.action](remedy)
-            mended = Mended(remedy.action, remedy.path, place)
-            _note(mended)
+            done.append(_mend_one(remedy))
         except OSError as error:
             raise OutputError(
                 f"{remedy.path} cannot be {remedy.action} ({error.strerror or error}). Make its folder writable, or "
                 "leave out --fix."
             ) from None
-        done.append(mended)
     return done
 
 
-def _set_aside(remedy: Remedy) -> Path:
-    place = _place_aside(remedy.path)
-    os.rename(remedy.path, place)
-    return place
+def _mend_one(remedy: Remedy) -> Mended:
+    """First the file is in its new place too, then it is in the log, and then its old name goes: wherever this is
+    broken off, nothing is lost and no change is missing in the log."""
+    content = None
+    if remedy.action == "saved as UTF-8":
+        content = decode_text(remedy.path.read_bytes(), remedy.encoding)[0].encode("utf-8")
+    place = remedy.target or _free_place_aside(remedy.path)
+    is_same = place.exists() and place.samefile(remedy.path)  # where letter case is no difference, it is the file
+    if not is_same:
+        _copy(remedy.path, place, is_link_kept=content is None)
+    mended = Mended(remedy.action, remedy.path, place)
+    _note(mended)
+    if content is not None:
+        write_bytes(remedy.path, content)
+    elif is_same:
+        remedy.path.rename(place)
+    else:
+        remedy.path.unlink()
+    return mended
 
 
-def _save_as_utf8(remedy: Remedy) -> Path:
-    """The text with its line ends, as UTF-8 without mark; the former file is kept aside."""
-    text, _ = decode_text(remedy.path.read_bytes(), remedy.encoding)
-    content = text.encode("utf-8")
-    kept = _place_aside(remedy.path)
-    shutil.copy2(remedy.path, kept)
+def _copy(path: Path, place: Path, *, is_link_kept: bool) -> None:
+    """Have a file in a second place, as a hard link where that can be.
 
-    def write(place: Path) -> None:
-        place.write_bytes(content)
+    Args:
+        path: The file.
+        place: Where nothing may be yet.
+        is_link_kept: A symbolic link is itself what is kept, not the file that it leads to.
 
-    write_atomically(remedy.path, write, len(content))
-    return kept
+    Raises:
+        FileExistsError: Something is there already.
+    """
+    try:
+        if is_link_kept or not path.is_symlink():
+            os.link(path, place, follow_symlinks=False)
+            return
+    except FileExistsError:
+        raise FileExistsError(None, f"{place.name} is there already") from None
+    except (OSError, NotImplementedError):
+        pass  # not every drive has links: then the file is copied
+    with place.open("xb"):  # from here on the name is ours
+        pass
+    try:
+        if is_link_kept and path.is_symlink():
+            place.unlink()
+        shutil.copy2(path, place, follow_symlinks=not is_link_kept)
+    except OSError:
+        place.unlink(missing_ok=True)
+        raise
 
 
-def _rename(remedy: Remedy) -> Path:
-    target = remedy.target
-    assert target is not None
-    if target.exists() and not target.samefile(remedy.path):  # where letter case is no difference, it is the file
-        raise FileExistsError(None, f"{target.name} is there already")
-    os.rename(remedy.path, target)
-    return target
-
-
-_DO: dict[Action, Callable[[Remedy], Path]] = {
-    "set aside": _set_aside,
-    "saved as UTF-8": _save_as_utf8,
-    "renamed": _rename,
-}
-
-
-def _place_aside(path: Path) -> Path:
+def _free_place_aside(path: Path) -> Path:
     folder = path.parent / FOLDER
     folder.mkdir(exist_ok=True)
     return free_place(folder / path.name)

@@ -114,15 +114,10 @@ def list_folder(
         mask_folders: Folders that are passed over.
         words: For messages.
     """
-    problems, remarks = [], []
-    folders = []
-    for found in walk_folders(root, is_recursive=is_recursive, passed=mask_folders):
-        if isinstance(found, Folder):
-            folders.append(found)
-        elif isinstance(found, OSError):
-            problems.append(_folder_problem(root, found, source, words))
-        else:
-            remarks.append(found)
+    found = list(walk_folders(root, is_recursive=is_recursive, passed=mask_folders))
+    folders = [one for one in found if isinstance(one, Folder)]
+    problems = [_folder_problem(root, one, source, words) for one in found if isinstance(one, OSError)]
+    remarks = [one for one in found if isinstance(one, str)]
     if not folders:
         return Listing(findings=Findings(problems=tuple(problems)))
     images, links, left_out = _pictures_of(folders, root)
@@ -132,11 +127,7 @@ def list_folder(
     elif not is_recursive and folders[0].folders:
         names = first_names(folders[0].folders)
         remarks.append(f"{root}: sub-folders are not read ({words.recursive} to read them): {names}")
-    remarks += [
-        f"{folder.path / _FOREIGN_INDEX} of another program is not used; sizes and captions come from the files"
-        for folder in folders
-        if _FOREIGN_INDEX in folder.files
-    ]
+    remarks += _foreign_files(folders)
     return Listing(
         images=tuple(path for _, path in images),
         names=tuple(name for name, _ in images),
@@ -145,6 +136,14 @@ def list_folder(
         links=frozenset(links),
         findings=Findings(problems=tuple(problems), left_out=tuple(left_out), remarks=tuple(remarks)),
     )
+
+
+def _foreign_files(folders: Sequence[Folder]) -> list[str]:
+    return [
+        f"{folder.path / _FOREIGN_INDEX} of another program is not used; sizes and captions come from the files"
+        for folder in folders
+        if _FOREIGN_INDEX in folder.files
+    ]
 
 
 def natural_order(name: str) -> tuple[list[tuple[int, int, str]], str]:

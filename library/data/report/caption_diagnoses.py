@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from library.data.config.specs import DatasetSpec
 from library.data.files.fixing import Remedy
@@ -19,19 +21,34 @@ _SHOWN = 60  # signs of a caption
 def stray_diagnoses(strays: StrayCaptions) -> Iterator[Diagnosis]:
     """Files that are no picture's caption, or read only by luck."""
     orphans = tuple(Case((path,), "", (Remedy("set aside", path),)) for path in strays.orphans)
-    yield Diagnosis("warning", "orphan-caption", "captions without picture", "Find their pictures", orphans)
-    renamings = tuple(
-        Case((path,), f"has to be called {right.name}", (Remedy("renamed", path, right),))
-        for path, right in strays.renamings
-    )
-    advice = "Rename them"
-    yield Diagnosis("warning", "caption-ending", "captions not read for the case of their ending", advice, renamings)
+    doubtful = tuple(Case((path,), "may be another text") for path in strays.doubtful)
+    summary, advice = "captions without picture", "Find their pictures, or move them to another folder"
+    yield Diagnosis("warning", "orphan-caption", summary, advice, (*orphans, *doubtful))
+    summary, advice = "captions not read for the case of their ending", "Rename them"
+    yield Diagnosis("warning", "caption-ending", summary, advice, _renamings(strays.endings))
+    summary = "captions not read for how their names are written"
+    yield Diagnosis("warning", "caption-name", summary, advice, _renamings(strays.names))
     encoded = tuple(
         Case((path,), codec.upper(), (Remedy("saved as UTF-8", path, encoding=declared),))
         for path, codec, declared in strays.encoded
     )
     summary = "captions that are read, but are marked or declared as no plain UTF-8"
     yield Diagnosis("note", "marked-encoding", summary, "Save them as UTF-8 for other programs", encoded)
+
+
+def _renamings(found: Sequence[tuple[Path, Path]]) -> tuple[Case, ...]:
+    return tuple(
+        Case((path,), f"has to be called {_told_name(path, right)}", (Remedy("renamed", path, right),))
+        for path, right in found
+    )
+
+
+def _told_name(path: Path, right: Path) -> str:
+    """The right name; where it looks like the wrong one, with what differs."""
+    if unicodedata.normalize("NFC", path.name) != unicodedata.normalize("NFC", right.name):
+        return right.name
+    form = "composed (NFC)" if unicodedata.is_normalized("NFC", right.name) else "decomposed (NFD)"
+    return f"{right.name} with {form} letters, as the picture is"
 
 
 def repeated_captions(records: Sequence[ImageRecord], specs: Sequence[DatasetSpec]) -> Diagnosis:

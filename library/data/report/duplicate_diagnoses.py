@@ -9,15 +9,41 @@ import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from library.data.files.fixing import Remedy
+from library.data.files.quarantine import CaptionsBeside
 from library.data.pixels.perceptual_hash import PictureHash
 from library.data.report.diagnosis import Case, Diagnosis
 from library.data.report.lookalikes import lookalikes
 from library.data.report.plan_diagnoses import set_aside
 from library.errors import UnreadableError
 from library.records import ImageRecord
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file that pictures are of, under one name or several.
+
+    Attributes:
+        path: Its first name.
+        place: Where it really is.
+        records: All that are of it.
+    """
+
+    path: Path
+    place: str
+    records: tuple[ImageRecord, ...]
+
+    @property
+    def subsets(self) -> set[tuple[int, int]]:
+        return {(record.dataset, record.subset) for record in self.records}
+
+    @property
+    def uses(self) -> set[tuple[int, int, str]]:
+        """In which subset it is trained with which caption."""
+        return {(record.dataset, record.subset, record.caption) for record in self.records}
 
 
 def duplicate_diagnoses(
@@ -27,68 +53,76 @@ def duplicate_diagnoses(
     num_training: int,
     distance: int,
     caption_endings: Iterable[str],
-    pinned: Collection[Path] = (),
+    pinned: Collection[str] = (),
 ) -> Iterator[Diagnosis]:
-    """Compare all pictures. Copies and links of one name in several subsets are one picture.
+    """Compare all pictures. Links, and one name in several subsets, are one picture.
 
     Args:
         records: All pictures, training first.
         hashes: Of those that can be decoded.
         num_training: How many records train.
         distance: How many signs of hashes may differ.
-        caption_endings: Endings of caption files.
-        pinned: Pictures that stay where they are, as a metadata file names them.
+        caption_endings: Endings of caption files, beside the usual ones.
+        pinned: Real paths of files that stay where they are, as a metadata file or a link names them.
 
     Raises:
         UnreadableError: A file is gone, or the drive fails.
     """
-    owners = _owners(records)
-    kept = _real_paths(records[num_training:])
-    trained = _real_paths(records[:num_training]) - kept
-    equal = list(_equal_files(list(owners)))
-    seen = [path for path in owners if path in hashes]
-    alike = [[seen[index] for index in group] for group in lookalikes([hashes[path] for path in seen], distance)]
-    firsts = {path: group[0] for group in equal for path in group}
-    near = [group for group in alike if len({firsts.get(path, path) for path in group}) > 1]
-    endings = {ending.lower() for ending in caption_endings}
-    exact_cases = tuple(_exact_case(group, owners, endings, pinned) for group in equal)
+    files = _files_of(records)
+    equal = list(_equal_files([file.path for file in files]))
+    seen = [index for index, file in enumerate(files) if file.path in hashes]
+    found = lookalikes([hashes[files[index].path] for index in seen], distance)
+    alike = [[seen[index] for index in group] for group in found]
+    beside = CaptionsBeside(caption_endings)
+    exact_cases = tuple(_exact_case([files[index] for index in group], beside, pinned) for group in equal)
     yield Diagnosis("warning", "exact-duplicate", "equal files", "Keep one of each, and raise num_repeats", exact_cases)
-    leaks = [group for group in _joined(equal, alike) if _has_both(group, trained, kept)]
-    leak_cases = tuple(Case(tuple(group), _sides(group, kept)) for group in leaks)
-    summary, advice = "pictures both trained and kept for validation", "Move all copies to one side"
-    yield Diagnosis("warning", "leak", summary, advice, leak_cases)
+    yield _leaks(
+        [[files[index] for index in group] for group in joined_groups((*equal, *alike))], records, num_training
+    )
+    firsts = {index: group[0] for group in equal for index in group}
+    near = [group for group in alike if len({firsts.get(index, index) for index in group}) > 1]
+    near_cases = tuple(Case(tuple(files[index].path for index in group)) for group in near)
     advice = "Look at them side by side, and keep the best one"
-    near_cases = tuple(Case(tuple(group)) for group in near)
     yield Diagnosis("warning", "near-duplicate", "pictures that look alike", advice, near_cases)
 
 
-def _owners(records: Sequence[ImageRecord]) -> dict[Path, ImageRecord]:
-    """{path: a record of it}; of several names of one file the first."""
-    owners: dict[Path, ImageRecord] = {}
-    real: set[str] = set()
+def joined_groups(groups: Iterable[Sequence[int]]) -> list[list[int]]:
+    """Groups that have a member in common as one."""
+    parents: dict[int, int] = {}
+
+    def root(member: int) -> int:
+        while parents.setdefault(member, member) != member:
+            parents[member] = parents[parents[member]]
+            member = parents[member]
+        return member
+
+    for first, *others in groups:
+        for other in others:
+            parents[root(other)] = root(first)
+    joined: dict[int, list[int]] = {}
+    for member in parents:
+        joined.setdefault(root(member), []).append(member)
+    return list(joined.values())
+
+
+def _files_of(records: Sequence[ImageRecord]) -> list[_File]:
+    by_place: dict[str, list[ImageRecord]] = {}
     for record in records:
-        place = os.path.realpath(record.path)
-        if place not in real:
-            real.add(place)
-            owners[record.path] = record
-    return owners
+        by_place.setdefault(os.path.realpath(record.path), []).append(record)
+    return [_File(own[0].path, place, tuple(own)) for place, own in by_place.items()]
 
 
-def _real_paths(records: Sequence[ImageRecord]) -> set[str]:
-    return {os.path.realpath(record.path) for record in records if not record.is_reg}
-
-
-def _equal_files(paths: Sequence[Path]) -> Iterator[list[Path]]:
-    """Groups of files with the same bytes; only those of one length are read."""
-    by_length: defaultdict[int, list[Path]] = defaultdict(list)
-    for path in paths:
-        by_length[_length(path)].append(path)
+def _equal_files(paths: Sequence[Path]) -> Iterator[list[int]]:
+    """Groups of files with the same bytes, as places in the list; only those of one length are read."""
+    by_length: defaultdict[int, list[int]] = defaultdict(list)
+    for index, path in enumerate(paths):
+        by_length[_length(path)].append(index)
     for group in by_length.values():
         if len(group) < 2:
             continue
-        by_content: defaultdict[bytes, list[Path]] = defaultdict(list)
-        for path in group:
-            by_content[_digest(path)].append(path)
+        by_content: defaultdict[bytes, list[int]] = defaultdict(list)
+        for index in group:
+            by_content[_digest(paths[index])].append(index)
         yield from (equal for equal in by_content.values() if len(equal) > 1)
 
 
@@ -116,43 +150,47 @@ def _gone(path: Path, error: OSError) -> UnreadableError:
     )
 
 
-def _exact_case(
-    group: Sequence[Path], owners: Mapping[Path, ImageRecord], endings: set[str], pinned: Collection[Path]
-) -> Case:
-    """All but the first can go, if they are of its subset, say nothing else, and nothing else is bound to them."""
+def _exact_case(group: Sequence[_File], beside: CaptionsBeside, pinned: Collection[str]) -> Case:
+    """All but the first can go, if nothing tells them apart and nothing else is bound to them."""
     first, *others = group
-    own = owners[first]
-    place = (own.dataset, own.subset)
-    same = [path for path in others if (owners[path].dataset, owners[path].subset) == place]
-    mendable = [path for path in same if owners[path].caption == own.caption]
-    bound = {path for path in mendable if path in pinned or owners[path].mask is not None}
-    movable = [path for path in mendable if path not in bound]
-    remedies: list[Remedy] = [remedy for path in movable for remedy in set_aside(path, endings)]
-    reasons = []
-    if len(same) < len(others):
-        reasons.append("in several subsets")
-    if len(mendable) < len(same):
-        reasons.append("with different captions")
-    if bound:
-        reasons.append("named by a metadata file, or with masks")
-    return Case(tuple(group), " and ".join(reasons), tuple(remedies))
+    remedies: list[Remedy] = []
+    reasons: dict[str, None] = {}
+    for file in others:
+        reason = _why_needed(file, first, beside)
+        own = () if reason else set_aside(file.path, beside, pinned)
+        if own:
+            remedies += own
+        else:
+            reasons[reason or "named by a metadata file or a link"] = None
+    return Case(tuple(file.path for file in group), " and ".join(reasons), tuple(remedies))
 
 
-def _joined(*groupings: Sequence[Sequence[Path]]) -> list[list[Path]]:
-    """Groups that have a picture in common as one, in order."""
-    joined: list[dict[Path, None]] = []
-    for group in (group for groups in groupings for group in groups):
-        touching = [other for other in joined if not other.keys().isdisjoint(group)]
-        merged = {path: None for other in (*touching, dict.fromkeys(group)) for path in other}
-        joined = [other for other in joined if other not in touching] + [merged]
-    return [list(group) for group in joined]
+def _why_needed(file: _File, kept: _File, beside: CaptionsBeside) -> str | None:
+    """Why a training needs a file though another one has the same bytes; None where it does not."""
+    if not file.subsets <= kept.subsets:
+        return "in several subsets"
+    if not file.uses <= kept.uses or not _texts(file.path, beside).items() <= _texts(kept.path, beside).items():
+        return "with different captions"
+    return "with masks" if any(record.mask is not None for record in file.records) else None
 
 
-def _has_both(group: Sequence[Path], trained: set[str], kept: set[str]) -> bool:
-    places = {os.path.realpath(path) for path in group}
-    return bool(places & trained) and bool(places & kept)
+def _texts(picture: Path, beside: CaptionsBeside) -> dict[str, bytes]:
+    """The caption files of a picture, read or not in a training: {ending: content}."""
+    try:
+        return {path.name[len(picture.stem) :].lower(): path.read_bytes() for path in beside.of(picture)}
+    except OSError as error:
+        raise _gone(Path(error.filename or picture), error) from None
 
 
-def _sides(group: Sequence[Path], kept: set[str]) -> str:
-    names = [path.name for path in group if os.path.realpath(path) in kept]
-    return f"kept for validation: {', '.join(names)}"
+def _leaks(groups: Iterable[Sequence[_File]], records: Sequence[ImageRecord], num_training: int) -> Diagnosis:
+    """Groups with members on both sides of the validation split; regularisation pictures are on neither."""
+    own = {id(record) for record in records[num_training:] if not record.is_reg}
+    cases = []
+    for group in groups:
+        is_kept = [any(id(record) in own for record in file.records) for file in group]
+        is_trained = [not all(record.is_reg for record in file.records) for file in group]
+        if any(is_kept) and any(trained and not kept for trained, kept in zip(is_trained, is_kept, strict=True)):
+            names = ", ".join(file.path.name for file, kept in zip(group, is_kept, strict=True) if kept)
+            cases.append(Case(tuple(file.path for file in group), f"kept for validation: {names}"))
+    summary, advice = "pictures both trained and kept for validation", "Move all copies to one side"
+    return Diagnosis("warning", "leak", summary, advice, tuple(cases))

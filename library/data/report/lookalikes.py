@@ -32,25 +32,20 @@ def lookalikes(hashes: Sequence[PictureHash], distance: int = DISTANCE) -> list[
     stand_ins: dict[bytes, int] = {}
     owners = [stand_ins.setdefault(each.to_bytes(), index) for index, each in enumerate(hashes)]
     distinct = list(stand_ins.values())
-    roots = {index: index for index in distinct}
-
-    def root(index: int) -> int:
-        while roots[index] != index:
-            roots[index] = roots[roots[index]]
-            index = roots[index]
-        return index
-
-    for first, second in _pairs([hashes[index] for index in distinct], distance):
-        low, high = sorted((root(distinct[first]), root(distinct[second])))
-        roots[high] = low
+    labels = np.arange(len(distinct))
+    for first, others in _pairs([hashes[index] for index in distinct], distance):
+        found = labels[others]
+        for label in np.unique(found[found != labels[first]]):
+            labels[labels == label] = labels[first]
+    label_of = dict(zip(distinct, labels.tolist(), strict=True))
     groups: dict[int, list[int]] = {}
     for index, owner in enumerate(owners):
-        groups.setdefault(root(owner), []).append(index)
+        groups.setdefault(label_of[owner], []).append(index)
     return [group for group in groups.values() if len(group) > 1]
 
 
-def _pairs(hashes: Sequence[PictureHash], distance: int) -> Iterator[tuple[int, int]]:
-    """Indices of all pairs that look alike."""
+def _pairs(hashes: Sequence[PictureHash], distance: int) -> Iterator[tuple[int, np.ndarray]]:
+    """For each picture the indices of those after it that it looks like, if there are any."""
     if len(hashes) < 2:
         return
     signs = np.stack([each.signs for each in hashes]).astype(np.float32)  # [N, 63]
@@ -68,8 +63,9 @@ def _pairs(hashes: Sequence[PictureHash], distance: int) -> Iterator[tuple[int, 
         is_alike = _differing(signs[rows], signs[columns]) <= distance
         allowed = np.minimum(limits[rows, None], limits[None, columns])
         is_alike &= _squares(colours[rows], colours[columns]) <= allowed**2 + 1e-3
-        for first, second in zip(*np.nonzero(np.triu(is_alike, 1)), strict=True):
-            yield int(order[start + first]), int(order[start + second])
+        is_alike = np.triu(is_alike, 1)
+        for row in np.flatnonzero(is_alike.any(1)):
+            yield int(order[start + row]), order[start + np.flatnonzero(is_alike[row])]
 
 
 def _differing(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:

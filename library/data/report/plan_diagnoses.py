@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from library.data.config.specs import DatasetSpec
 from library.data.files.fixing import Remedy
-from library.data.files.headers import IMAGE_SUFFIXES
-from library.data.files.quarantine import captions_beside
-from library.data.findings import Fault, Findings
+from library.data.files.quarantine import CaptionsBeside
+from library.data.findings import Fault, FaultKind, Findings
 from library.data.report.diagnosis import Case, Diagnosis, Severity
 from library.data.report.report import MUCH_CUT, MUCH_ENLARGED, crop_loss, enlargement
 from library.records import CropPlan, ImageRecord
@@ -19,17 +19,17 @@ from library.records import CropPlan, ImageRecord
 TINY = 2.0  # times the width or height: enlarged more, a picture is a blur
 EXTREME = 0.35  # share of the area: with more cut away, a caption may tell of what is not there
 
-_KINDS = (  # of faults: what they say, code, summary, advice
-    (r"has no caption file", "missing-caption", "pictures without caption", "Write captions, or set class_tokens"),
-    (r"has no text", "empty-caption", "captions without text", "Write a caption into each, or set empty_caption"),
-    (r"is not (text in )?UTF|is not text", "encoding", "captions in another encoding than UTF-8", "Save them as UTF-8"),
-    (r"shares the caption file", "shared-caption", "pictures that share a caption file", "Rename one of each two"),
-    (r"\bmasks? |but its picture", "mask", "masks that cannot be used", "Give each picture one mask of its shape"),
-    (r"has [\d,]+ pixels", "too-large", "pictures that are too large", "Make them smaller"),
-)
+_KINDS: dict[FaultKind, tuple[str, str, str]] = {  # code, summary, advice
+    "broken": ("broken-picture", "pictures that cannot be decoded", "Get them again, or remove them"),
+    "missing-caption": ("missing-caption", "pictures without caption", "Write captions, or set class_tokens"),
+    "empty-caption": ("empty-caption", "captions without text", "Write a caption into each, or set empty_caption"),
+    "encoding": ("encoding", "captions in another encoding than UTF-8", "Save them as UTF-8"),
+    "shared-caption": ("shared-caption", "pictures that share a caption file", "Rename one of each two"),
+    "mask": ("mask", "masks that cannot be used", "Give each picture one mask of its shape"),
+    "too-large": ("too-large", "pictures that are too large", "Make them smaller"),
+    "unusable": ("unusable-file", "files that cannot be used", "Do what is said of each"),
+}
 _TOLD_BETTER = r"pictures enlarged more than|pictures that lose more than|caption files read as"  # by other diagnoses
-_BROKEN = ("broken-picture", "pictures that cannot be decoded", "Get them again, or remove them")
-_UNUSABLE = ("unusable-file", "files that cannot be used", "Do what is said of each")
 
 
 def findings_diagnoses(
@@ -40,20 +40,17 @@ def findings_diagnoses(
     Args:
         findings: Of both.
         is_strict: Pictures that cannot be used stop a training.
-        caption_endings: Endings of caption files, which go aside with their broken pictures.
-        needed: Files that stay where they are: other subsets or a metadata file name them.
+        caption_endings: Endings of caption files beside the usual ones; they go aside with their broken pictures.
+        needed: Files that stay where they are, under whatever name: other subsets or a metadata file name them.
     """
     yield Diagnosis("error", "setup", "problems of the dataset as a whole", "", _told(findings.problems))
-    groups: dict[tuple[str, str, str], list[Fault]] = {}
+    groups: dict[FaultKind, list[Fault]] = {}
     for fault in findings.faults:
-        groups.setdefault(_kind_of(fault), []).append(fault)
-    endings = {ending.lower() for ending in caption_endings}
-    used = set(needed)
+        groups.setdefault(fault.kind, []).append(fault)
     severity: Severity = "error" if is_strict else "warning"
     for kind, faults in groups.items():
-        can_go = kind == _BROKEN
-        cases = tuple(_case_of(fault, endings if can_go and fault.path not in used else None) for fault in faults)
-        yield Diagnosis(severity, *kind, cases)
+        cases = _broken(faults, needed, caption_endings) if kind == "broken" else _cases(faults)
+        yield Diagnosis(severity, *_KINDS[kind], cases)
     yield from _left_out(findings.left_out)
     yield Diagnosis(
         "warning", "plan-warning", "what a training would warn of", "", _told(_not_told_better(findings.notes))
@@ -68,9 +65,12 @@ def crop_diagnoses(
     factors: dict[Path, tuple[float, str]] = {}
     losses: dict[Path, tuple[float, str]] = {}
     for record, crop in zip(records, crops, strict=True):
+        where = f" in dataset {record.dataset + 1}" if len(specs) > 1 else ""
         factor, loss = enlargement(record, crop), crop_loss(crop)
-        factors[record.path] = (factor, f"{record.size}, enlarged {factor:.1f} times to {crop.bucket}")
-        losses[record.path] = (loss, f"{record.size}, {loss:.0%} is cut away for {crop.bucket}")
+        if factor > factors.get(record.path, (0.0, ""))[0]:  # of several datasets the worst counts
+            factors[record.path] = (factor, f"{record.size}, enlarged {factor:.1f} times to {crop.bucket}{where}")
+        if loss > losses.get(record.path, (0.0, ""))[0]:
+            losses[record.path] = (loss, f"{record.size}, {loss:.0%} is cut away for {crop.bucket}{where}")
     larger, fewer = "Find larger ones, or train at a lower resolution", "Cut them by hand, or give --enable_bucket"
     tiny = f"tiny pictures, enlarged more than {TINY:g} times"
     yield Diagnosis("warning", "tiny-picture", tiny, larger, _between(factors, TINY))
@@ -124,33 +124,36 @@ def _not_told_better(lines: Iterable[str]) -> list[str]:
     return [line for line in lines if not re.search(_TOLD_BETTER, line)]
 
 
-def _kind_of(fault: Fault) -> tuple[str, str, str]:
-    """Code, summary and advice."""
-    for pattern, *kind in _KINDS:
-        if re.search(pattern, fault.problem):
-            return kind[0], kind[1], kind[2]
-    return _BROKEN if fault.image is None and fault.path.suffix.lower() in IMAGE_SUFFIXES else _UNUSABLE
+def _broken(faults: Iterable[Fault], needed: Iterable[Path], caption_endings: Iterable[str]) -> tuple[Case, ...]:
+    """Broken pictures, which may be set aside with their captions unless somebody names them."""
+    places = {os.path.realpath(path) for path in needed}
+    beside = CaptionsBeside(caption_endings)
+    return tuple(
+        Case((fault.path,), fault.problem, set_aside(fault.path, beside, places) if fault.path.is_file() else ())
+        for fault in faults
+    )
 
 
-def _case_of(fault: Fault, endings: set[str] | None) -> Case:
-    """A fault as a case; with endings the picture and its captions may be set aside."""
-    if endings is None or not fault.path.is_file():
-        return Case((fault.path,), fault.problem)
-    return Case((fault.path,), fault.problem, set_aside(fault.path, endings))
+def set_aside(picture: Path, beside: CaptionsBeside, needed: Collection[str]) -> tuple[Remedy, ...]:
+    """Moving a picture out of the way with its captions; nothing where one of them is needed.
 
-
-def set_aside(picture: Path, endings: set[str]) -> tuple[Remedy, ...]:
-    """Moving a picture out of the way with its captions."""
-    return tuple(Remedy("set aside", path) for path in (picture, *captions_beside(picture, endings)))
+    Args:
+        picture: The file.
+        beside: Finds its captions.
+        needed: Real paths of files that stay where they are.
+    """
+    files = (picture, *beside.of(picture))
+    if any(os.path.realpath(path) in needed for path in files):
+        return ()
+    return tuple(Remedy("set aside", path) for path in files)
 
 
 def _left_out(left_out: Sequence[Fault]) -> Iterator[Diagnosis]:
-    masks = [fault for fault in left_out if "is the mask of no picture" in fault.problem]
-    types = [fault for fault in left_out if "is not used:" in fault.problem or "cannot be read" in fault.problem]
-    others = [fault for fault in left_out if fault not in masks and fault not in types]
-    yield Diagnosis("warning", "orphan-mask", "masks without picture", "Remove them", _cases(masks))
-    yield Diagnosis("warning", "unread-type", "pictures and films that are not read", "Convert them", _cases(types))
-    yield Diagnosis("note", "left-out", "pictures that filters leave out", "", _cases(others))
+    masks, types = (_cases(fault for fault in left_out if fault.kind == kind) for kind in ("orphan-mask", "type"))
+    others = _cases(fault for fault in left_out if fault.kind not in ("orphan-mask", "type"))
+    yield Diagnosis("warning", "orphan-mask", "masks without picture", "Remove them", masks)
+    yield Diagnosis("warning", "unread-type", "pictures and films that are not read", "Convert them", types)
+    yield Diagnosis("note", "left-out", "pictures that filters leave out", "", others)
 
 
 def _cases(faults: Iterable[Fault]) -> tuple[Case, ...]:

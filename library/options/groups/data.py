@@ -10,7 +10,7 @@ from typing import ClassVar, Protocol
 
 from library.options.groups.training import ValidationOptions
 from library.options.spec import OptionGroup, opt
-from library.records import Size
+from library.records import INTERPOLATIONS, Size
 
 # options that are called alike in the dataset file
 _SAME_NAME = (
@@ -114,7 +114,7 @@ class DatasetOptions(OptionGroup):
     resize_interpolation: str | None = opt(
         None,
         "How pictures are resized. Not set means area to shrink, lanczos to enlarge.",
-        choices=("lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic", "area", "box"),
+        choices=INTERPOLATIONS,
     )
 
     caption_extension: str = opt(".caption", "Ending of caption files.")

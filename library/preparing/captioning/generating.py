@@ -8,32 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from library.preparing.captioning.keyed_draws import KeyedDraws
 from library.preparing.captioning.kinds import CaptionerKind
+from library.preparing.captioning.lengths import WordChoice
 from library.preparing.captioning.models import Captioner
 from library.preparing.captioning.prompting import Inputs, words_of
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-@dataclass(frozen=True, kw_only=True)
-class WordChoice:
-    """How words are chosen.
-
-    Attributes:
-        num_beams: Beginnings that a search for the likeliest words follows; None draws words.
-        top_p: Draws are among the likeliest words that together have this chance.
-        temperature: Logits are divided by it before a draw.
-        max_length: In tokens.
-        min_length: In tokens.
-        seed: Of the draws.
-    """
-
-    num_beams: int | None
-    top_p: float
-    temperature: float
-    max_length: int
-    min_length: int
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -49,16 +29,13 @@ class Answers:
     num_cut: int
 
 
-def caption_batch(
-    captioner: Captioner, inputs: Inputs, names: Sequence[str], choice: WordChoice, reader: Any
-) -> Answers:
+def caption_batch(captioner: Captioner, inputs: Inputs, names: Sequence[str], reader: Any) -> Answers:
     """Describe pictures.
 
     Args:
         captioner: The model.
         inputs: What its processor made of the pictures.
         names: Of the pictures; draws depend on them.
-        choice: How words are chosen.
         reader: A tokenizer that nobody uses meanwhile, to make words of tokens.
     """
     import torch
@@ -69,7 +46,7 @@ def caption_batch(
         if isinstance(value, torch.Tensor)
     }
     with torch.inference_mode():
-        tokens = captioner.model.generate(**on_device, **_settings(captioner.kind, names, choice)).cpu()
+        tokens = captioner.model.generate(**on_device, **_settings(captioner.kind, names, captioner.choice)).cpu()
     texts = words_of(tokens, inputs, captioner.kind, reader)
     return Answers(tuple(texts), _num_cut(tokens, captioner.model, reader))
 

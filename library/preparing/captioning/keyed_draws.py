@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _STREAM = "caption"
+_MOSTLY_ENOUGH = 1024  # tokens that are sorted at first: all of a vocabulary takes many times as long
 
 
 def nucleus(scores: Tensor, top_p: float) -> Tensor:
@@ -28,10 +29,42 @@ def nucleus(scores: Tensor, top_p: float) -> Tensor:
         scores: Logits. Shape [B, V].
         top_p: Above 0, at most 1. The likeliest token always stays.
     """
-    ordered, order = scores.sort(dim=-1, descending=True)
-    chances = ordered.softmax(dim=-1)
-    is_out = chances.cumsum(dim=-1) - chances >= top_p  # [B, V], of those before a token alone
-    return scores.masked_fill(is_out.scatter(-1, order, is_out), float("-inf"))
+    if top_p >= 1:
+        return scores
+    chances = scores.softmax(dim=-1)
+    is_in, reaches = _likeliest(chances, top_p, min(_MOSTLY_ENOUGH, scores.shape[-1]))
+    if not bool(reaches.all()):
+        rest = ~reaches
+        is_in[rest] = _likeliest(chances[rest], top_p, scores.shape[-1])[0]
+    return scores.masked_fill(~is_in, float("-inf"))
+
+
+def gumbel(uniform: Tensor) -> Tensor:
+    """Noise whose argmax over log-chances draws by these chances.
+
+    Args:
+        uniform: Numbers drawn from 0 to 1. A 0, which comes up once in 2^24, is as the least number above it.
+    """
+    import torch
+
+    return -torch.log(-torch.log(uniform.clamp(min=torch.finfo(uniform.dtype).tiny)))
+
+
+def _likeliest(chances: Tensor, top_p: float, number: int) -> tuple[Tensor, Tensor]:
+    """Which tokens of the `number` likeliest are in the nucleus, and in which rows these are all of it.
+
+    Args:
+        chances: Shape [B, V].
+
+    Returns:
+        Shapes [B, V] and [B].
+    """
+    import torch
+
+    ordered, order = chances.topk(number, dim=-1)
+    sums = ordered.cumsum(dim=-1)
+    is_in = sums - ordered < top_p  # [B, number], by the sum of those before a token
+    return torch.zeros_like(chances, dtype=torch.bool).scatter(-1, order, is_in), sums[:, -1] >= top_p
 
 
 class KeyedDraws:
@@ -64,6 +97,5 @@ class KeyedDraws:
 
         kept = nucleus(scores.float() / self._temperature, self._top_p)
         uniform = torch.stack([torch.rand(scores.shape[-1], generator=draw) for draw in self._generators])
-        noise = -torch.log(-torch.log(uniform))  # -inf at 0, which is never drawn then
-        drawn = (kept + noise.to(kept.device)).argmax(dim=-1, keepdim=True)  # [B, 1]
+        drawn = (kept + gumbel(uniform).to(kept.device)).argmax(dim=-1, keepdim=True)  # [B, 1]
         return torch.full_like(scores, float("-inf")).scatter(-1, drawn, 0.0)

@@ -18,6 +18,7 @@ INSTRUCTION = (
     "Begin with the description itself."
 )
 _OTHER_TASKS = ("ForQuestionAnswering", "ForImageTextRetrieval", "ForSequenceClassification")
+_OTHER_INPUTS = ("pix2struct",)  # of patches in place of pixels
 _EXAMPLE = "for instance Salesforce/blip-image-captioning-large"
 
 
@@ -49,7 +50,6 @@ _PROMPTING: Mapping[str, tuple[Prompting, str | None]] = {
     "blip": ("prefix", None),
     "git": ("prefix", None),
     "vision-encoder-decoder": ("none", None),
-    "pix2struct": ("none", None),
     "florence2": ("task", "<DETAILED_CAPTION>"),
     "blip-2": ("instruction", None),
     "instructblip": ("instruction", "Describe the picture in detail."),
@@ -99,9 +99,9 @@ def recognise(config: Mapping[str, Any], name: str) -> CaptionerKind:
             f"--model: transformers {__version__} does not know the type {model_type} of {name}. Install a newer one "
             "(pip install -U transformers), or choose another model."
         )
-    if model_type not in CAPTIONERS:
+    if model_type not in CAPTIONERS or model_type in _OTHER_INPUTS:
         raise CheckpointError(
-            f"--model: {name} is a {model_type} model, which does not describe pictures. "
+            f"--model: {name} is a {model_type} model, which does not describe pictures here. "
             f"Choose a captioner, {_EXAMPLE}."
         )
     for architecture in config.get("architectures") or ():

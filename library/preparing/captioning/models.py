@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,18 +11,16 @@ from library.device import choose_device
 from library.errors import CheckpointError, EnvironmentFault
 from library.memory_use import is_out_of_memory
 from library.preparing.captioning.kinds import CaptionerKind, checked_prompt, read_config, recognise
+from library.preparing.captioning.lengths import WordChoice
 from library.preparing.captioning.processors import LOADING_FAULTS, Processor, first_line, load_processor
+from library.preparing.captioning.weight_files import SMALL_FILES, folder_with_weights, is_safe
 from library.preparing.hub_files import model_folder
-from library.tensorfile import read_header
 
 if TYPE_CHECKING:
     import torch
 
-SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
-_SAFE, _PICKLED = "*.safetensors", "*.bin"
-_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _NUM_LISTED = 3
-_PADS_WELL = (4, 57)
+_PADS_BADLY = {"qwen2_5_vl": (4, 57)}  # and the first version of transformers in which it does not
 
 
 @dataclass(frozen=True)
@@ -37,6 +34,7 @@ class Captioner:
         model: Of transformers, in evaluation mode.
         device: Where it computes.
         dtype: Of its pixels.
+        choice: How it chooses words.
     """
 
     kind: CaptionerKind
@@ -45,14 +43,7 @@ class Captioner:
     model: Any
     device: torch.device
     dtype: torch.dtype
-
-    @property
-    def may_pad(self) -> bool:
-        """Whether prompts of different lengths may be in a batch: with older versions of transformers Qwen2.5-VL
-        then gives other words to the shorter ones."""
-        from transformers import __version__
-
-        return tuple(int(part) for part in __version__.split(".")[:2]) >= _PADS_WELL
+    choice: WordChoice
 
 
 @dataclass(frozen=True)
@@ -65,6 +56,7 @@ class Found:
         kind: What it is.
         prompt: What it will be given.
         processor: What makes its inputs.
+        config: Its settings.
     """
 
     name: str
@@ -72,6 +64,7 @@ class Found:
     kind: CaptionerKind
     prompt: str | None
     processor: Processor
+    config: Any
 
 
 def find_captioner(name: str, prompt: str | None) -> Found:
@@ -92,14 +85,17 @@ def find_captioner(name: str, prompt: str | None) -> Found:
     processor = load_processor(folder, kind)
     if kind.prompting == "task":
         _check_task(processor, prompt)
-    return Found(name, folder, kind, prompt, processor)
+    return Found(name, folder, kind, prompt, processor, _config_of(folder))
 
 
-def load_captioner(found: Found, *, device: torch.device, dtype: torch.dtype, bits: int | None = None) -> Captioner:
+def load_captioner(
+    found: Found, choice: WordChoice, *, device: torch.device, dtype: torch.dtype, bits: int | None = None
+) -> Captioner:
     """Read the weights.
 
     Args:
         found: The captioner.
+        choice: How it shall choose words.
         device: Where to.
         dtype: In which format; with `bits` that of the computations.
         bits: 8 or 4 to have the weights in fewer bits.
@@ -108,7 +104,7 @@ def load_captioner(found: Found, *, device: torch.device, dtype: torch.dtype, bi
         CheckpointError: Weights are missing or damaged.
         EnvironmentFault: They do not fit in memory, or the machine has no such format.
     """
-    folder = _with_weights(found)
+    folder = folder_with_weights(found.name)
     further = _in_fewer_bits(bits, dtype, device)
     try:
         model = _read(folder, found.kind, dtype, further)
@@ -127,7 +123,19 @@ def load_captioner(found: Found, *, device: torch.device, dtype: torch.dtype, bi
         ) from None
     if found.kind.model_type != "florence2" and not model.config.is_encoder_decoder:
         found.processor.tokenizer.padding_side = "left"  # what is generated follows the last word
-    return Captioner(found.kind, found.prompt, found.processor, model.eval(), device, dtype)
+    return Captioner(found.kind, found.prompt, found.processor, model.eval(), device, dtype, choice)
+
+
+def pads_well(model_type: str, version: str) -> bool:
+    """Whether prompts of different lengths may be in a batch. With older versions of transformers some models then
+    give other words to the shorter ones.
+
+    Args:
+        model_type: As transformers calls it.
+        version: Of transformers.
+    """
+    since = _PADS_BADLY.get(model_type)
+    return since is None or tuple(int(part) for part in version.split(".")[:2]) >= since
 
 
 def chosen_device(name: str | None, rank_here: int) -> torch.device:
@@ -197,38 +205,15 @@ def _check_task(processor: Processor, prompt: str | None) -> None:
         )
 
 
-def _with_weights(found: Found) -> Path:
-    """The folder with its weights, which are complete as far as their headers tell."""
-    folder = model_folder(found.name, "--model", (*SMALL_FILES, _SAFE))
-    if not any(folder.glob(_SAFE)) and not Path(found.name).is_dir():
-        folder = model_folder(found.name, "--model", (*SMALL_FILES, _PICKLED))
-    for index in _INDEXES:
-        _check_parts(folder, index)
-    files = sorted(folder.glob(_SAFE))
-    if not files and not any(folder.glob(_PICKLED)):
-        raise CheckpointError(
-            f"--model: {folder} has no weights ({_SAFE} or pytorch_model.bin). Download them into it, or start once "
-            "with a connection."
-        )
-    for file in files:
-        read_header(file, "--model")
-    return folder
+def _config_of(folder: Path) -> Any:
+    from transformers import AutoConfig
 
-
-def _check_parts(folder: Path, index: str) -> None:
-    path = folder / index
-    if not path.is_file():
-        return
     try:
-        parts = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"--model: {path} cannot be read ({error}). Download it again.") from None
-    absent = [name for name in parts if not (folder / name).is_file()]
-    if absent:
-        listed = ", ".join(absent[:_NUM_LISTED])
+        return AutoConfig.from_pretrained(folder, local_files_only=True)
+    except LOADING_FAULTS as error:
         raise CheckpointError(
-            f"--model: {folder} lacks {len(absent)} of {len(parts)} files of its weights ({listed}). Download them."
-        )
+            f"--model: config.json of {folder} cannot be used ({first_line(error)}). Download it again."
+        ) from None
 
 
 def _in_fewer_bits(bits: int | None, dtype: torch.dtype, device: torch.device) -> Mapping[str, Any]:
@@ -256,7 +241,12 @@ def _read(folder: Path, kind: CaptionerKind, dtype: torch.dtype, further: Mappin
     import transformers
 
     model, told = getattr(transformers, kind.class_name).from_pretrained(
-        folder, torch_dtype=dtype, local_files_only=True, output_loading_info=True, **further
+        folder,
+        torch_dtype=dtype,
+        local_files_only=True,
+        output_loading_info=True,
+        use_safetensors=is_safe(folder),
+        **further,
     )
     missing = sorted(set(told["missing_keys"]) & {name for name, _ in model.named_parameters()})
     if missing:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from library.errors import CheckpointError
 from library.preparing.captioning.kinds import CaptionerKind
-from library.preparing.captioning.processors import Processor
+from library.preparing.captioning.processors import LOADING_FAULTS, Processor, first_line
+from library.preparing.captioning.wording import joined_pieces
 from library.records import Size
 
 if TYPE_CHECKING:
@@ -56,7 +57,10 @@ def words_of(tokens: Tensor, inputs: Inputs, kind: CaptionerKind, tokenizer: Any
     """
     if kind.is_told:
         tokens = behind_prompt(tokens, inputs.get("input_ids"))
-    return [text.strip() for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+    if not _is_of_pieces(tokenizer):
+        return [text.strip() for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+    texts = tokenizer.batch_decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return [joined_pieces(text.strip()) for text in texts]
 
 
 def behind_prompt(tokens: Tensor, prompt: Tensor | None) -> Tensor:
@@ -110,7 +114,14 @@ def _with_beginning(kind: CaptionerKind, processor: Processor, prompt: str | Non
     return {"pixel_values": pixels, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
+def _is_of_pieces(tokenizer: Any) -> bool:
+    """Whether it makes words of their own of all signs, as those of BERT do, which BLIP and Git have."""
+    return type(getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)).__name__ == "WordPiece"
+
+
 def _message(processor: Processor, kind: CaptionerKind, prompt: str | None) -> str:
+    from jinja2 import TemplateError
+
     content = [{"type": "image"}, {"type": "text", "text": prompt}]
     template = getattr(processor.whole, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)
     if template is None:
@@ -118,7 +129,18 @@ def _message(processor: Processor, kind: CaptionerKind, prompt: str | None) -> s
             f"--model: this {kind.model_type} model has no chat template, so nothing says how it is told what to do. "
             "Put its chat_template.jinja beside its other files, or choose another model."
         )
-    text: str = processor.whole.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True, chat_template=template, tokenize=False
-    )
+    try:
+        text: str = processor.whole.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, chat_template=template, tokenize=False
+        )
+    except (*LOADING_FAULTS, TemplateError) as error:
+        raise unfit_template(kind, first_line(error)) from None
     return text
+
+
+def unfit_template(kind: CaptionerKind, reason: str) -> CheckpointError:
+    """What is raised where a chat template makes no message of a picture and words."""
+    return CheckpointError(
+        f"--model: the chat template of this {kind.model_type} model makes no message of a picture and a prompt "
+        f"({reason}). Put a chat_template.jinja that takes pictures beside its files, or choose another model."
+    )

@@ -7,17 +7,17 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from library.data.findings import Fault
-from library.data.pixels.images import load_image
 from library.data.problems import counted, first_names
 from library.device import check_device, device_words
 from library.errors import EnvironmentFault
 from library.log import get_logger
 from library.memory_use import is_out_of_memory
+from library.preparing.captioning.batching import encode_batch, picture_for
 from library.preparing.captioning.feeding import one_ahead
-from library.preparing.captioning.generating import WordChoice, caption_batch
+from library.preparing.captioning.generating import caption_batch
+from library.preparing.captioning.lengths import positions, prompt_length, word_choice
 from library.preparing.captioning.models import (
     Captioner,
     check_few_bits,
@@ -25,18 +25,17 @@ from library.preparing.captioning.models import (
     chosen_dtype,
     find_captioner,
     load_captioner,
+    pads_well,
 )
-from library.preparing.captioning.prompting import Encode, Inputs, encoder, is_padded, least_size
+from library.preparing.captioning.prompting import Inputs, encoder, least_size
+from library.preparing.captioning.trying import tried
 from library.preparing.captioning.wording import finished_caption, without_writing
 from library.preparing.decode_ahead import decoded_batches
-from library.preparing.options.captioning import LONG_CAPTION, CaptioningOptions, GitCaptionFileOptions
+from library.preparing.options.captioning import CHAT_PIXELS, CaptioningOptions, GitCaptionFileOptions
 from library.preparing.outcome import Outcome
 from library.preparing.pictures import find_pictures, shared_text_files, text_file_of
 from library.preparing.shares import Shares
-from library.preparing.text_writing import TextWriter
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from library.preparing.text_writing import TextWriter, write_text
 
 logger = get_logger(__name__)
 
@@ -67,10 +66,12 @@ class Progress:
     Attributes:
         outcome: Told at the end.
         num_cut: Captions that ended because they were as long as allowed.
+        num_shortened: Captions of which words were left out, as `--remove_words` asks.
     """
 
     outcome: Outcome = field(default_factory=Outcome)
     num_cut: int = 0
+    num_shortened: int = 0
 
 
 class CaptioningRun:
@@ -104,6 +105,8 @@ class CaptioningRun:
             logger.info(
                 "%s ended because they were as long as --max_length allows", counted(progress.num_cut, "caption")
             )
+        if progress.num_shortened:
+            logger.info("--remove_words left words out of %s", counted(progress.num_shortened, "caption"))
         progress.outcome.tell("captions", self.shares)
 
     def plan(self) -> Work:
@@ -147,8 +150,10 @@ class CaptioningRun:
         if chosen.mixed_precision == "fp16" and device.type == "cpu":
             logger.warning("--mixed_precision fp16 has no effect on a CPU, which computes in float32 instead")
         found = find_captioner(chosen.model, chosen.prompt)
-        encoder(found.kind, found.processor, found.prompt)  # what is missing for it is told before weights are read
-        captioner = load_captioner(found, device=device, dtype=dtype, bits=bits)
+        ids = tried(found).get("input_ids")
+        number = prompt_length(found.kind, found.config, ids)
+        choice = word_choice(self.options, found.kind, num_prompt=number, room=positions(found.config))
+        captioner = load_captioner(found, choice, device=device, dtype=dtype, bits=bits)
         words = f"{bits} bits" if bits else str(dtype).removeprefix("torch.")
         logger.info("%s (%s) on %s, %s", found.name, found.kind.model_type, device_words(device), words)
         return captioner
@@ -167,47 +172,59 @@ class CaptioningRun:
         from tqdm import tqdm
 
         reader = copy.deepcopy(captioner.processor.tokenizer)  # a tokenizer serves one thread at a time
-        choice = word_choice(self.options, is_told=captioner.kind.is_told)
         bar = tqdm(total=len(names), desc="captions", unit=" pictures", disable=not self.shares.is_first)
         with bar, TextWriter() as writer:
             for batch, inputs in self._inputs(captioner, list(names), progress.outcome.faults):
-                answers = caption_batch(captioner, inputs, [names[path] for path in batch], choice, reader)
+                answers = caption_batch(captioner, inputs, [names[path] for path in batch], reader)
                 progress.num_cut += answers.num_cut
                 for path, text in zip(batch, answers.texts, strict=True):
-                    self._finish(path, text, writer, progress.outcome)
+                    self._finish(path, text, writer, progress)
                 bar.update(len(batch))
 
     def _inputs(
         self, captioner: Captioner, paths: Sequence[Path], faults: list[Fault]
     ) -> Iterator[tuple[list[Path], Inputs]]:
         """Batches of pictures and what the processor makes of them."""
+        from transformers import __version__
+
         speed, least = self.options.speed, least_size(captioner.kind, captioner.processor)
+        max_pixels = speed.max_pixels or (CHAT_PIXELS if captioner.kind.prompting == "chat" else None)
         batches = decoded_batches(
             paths,
-            lambda path: load_image(path, least=least),
+            lambda path: picture_for(path, max_pixels=max_pixels, least=least),
             batch_size=speed.batch_size,
             num_threads=speed.max_data_loader_n_workers,
             on_fault=faults.append,
         )
         encode = encoder(captioner.kind, captioner.processor, captioner.prompt)
-        may_pad = captioner.may_pad
+        may_pad = pads_well(captioner.kind.model_type, __version__)
+        if not may_pad and speed.batch_size > 1:
+            logger.info("pictures of different sizes are captioned one by one; transformers 4.57 takes them together")
         encoded = (part for batch in batches for part in encode_batch(batch, encode, faults, may_pad=may_pad))
         return encoded if speed.max_data_loader_n_workers == 0 else one_ahead(encoded)
 
-    def _finish(self, path: Path, text: str, writer: TextWriter, outcome: Outcome) -> None:
-        files = self.options.files
+    def _finish(self, path: Path, text: str, writer: TextWriter, progress: Progress) -> None:
+        files, outcome = self.options.files, progress.outcome
         if isinstance(files, GitCaptionFileOptions) and files.remove_words:
-            text = without_writing(text)
+            whole, text = text, without_writing(text)
+            progress.num_shortened += text != " ".join(whole.split())
         if not text.strip():
             outcome.faults.append(Fault(path, "got no words from the model; try another --prompt or --seed"))
             return
         caption = finished_caption(
             text, trigger_word=files.trigger_word, postfix=files.postfix, separator=files.caption_separator
         )
-        writer.write(text_file_of(path, files.extension), caption)
-        outcome.written += 1
+        writer.write(text_file_of(path, files.extension), caption, lambda file, line: self._write(file, line, outcome))
         if self.options.logging.debug:
             logger.info("%s: %s", path, caption)
+
+    def _write(self, file: Path, caption: str, outcome: Outcome) -> None:
+        """Write a caption, unless a person wrote one while the model worked."""
+        if file.exists() and not self.options.files.overwrite:
+            outcome.kept += 1
+            return
+        write_text(file, caption)
+        outcome.written += 1
 
     def _no_memory(self, error: RuntimeError | MemoryError) -> Exception:
         if not is_out_of_memory(error):
@@ -239,55 +256,6 @@ def planned(own: Sequence[tuple[Path, str]], extension: str, everyone: Sequence[
     there = {path: file for path in alone if (file := text_file_of(path, extension)).exists()}
     missing = {path: name for path, name in alone.items() if path not in there}
     return Work(missing, len(there), sum(map(_is_blank, there.values())), faults)
-
-
-def word_choice(options: CaptioningOptions, *, is_told: bool) -> WordChoice:
-    """What the options say about words.
-
-    Args:
-        options: Of the script.
-        is_told: The model is told what to do, so its captions are long if nothing is said of their length.
-    """
-    asked = options.generation
-    length = asked.max_length if options.max_length is not None or not is_told else LONG_CAPTION
-    return WordChoice(
-        num_beams=asked.num_beams if asked.beam_search else None,
-        top_p=asked.top_p,
-        temperature=asked.temperature,
-        max_length=length,
-        min_length=asked.min_length,
-        seed=asked.seed,
-    )
-
-
-def encode_batch(
-    batch: Sequence[tuple[Path, Image]], encode: Encode, faults: list[Fault], *, may_pad: bool = True
-) -> list[tuple[list[Path], Inputs]]:
-    """The inputs of a batch, without pictures that the model's processor refuses.
-
-    Args:
-        batch: Pictures, decoded.
-        encode: Makes inputs.
-        faults: Gets what is wrong with those that are refused.
-        may_pad: Prompts of different lengths may be together.
-
-    Returns:
-        One batch; each picture alone where they may not be together; nothing where none is left.
-    """
-    try:
-        inputs = encode([image for _, image in batch])
-    except ValueError as error:
-        if len(batch) == 1:
-            reason = " ".join(str(error).split())
-            faults.append(Fault(batch[0][0], f"cannot be given to this model ({reason}); crop or remove it"))
-            return []
-        good = [item for item in batch if encode_batch([item], encode, faults)]
-        if len(good) == len(batch):
-            raise
-        return encode_batch(good, encode, faults, may_pad=may_pad) if good else []
-    if len(batch) > 1 and not may_pad and is_padded(inputs):
-        return [alone for item in batch for alone in encode_batch([item], encode, faults)]
-    return [([path for path, _ in batch], inputs)]
 
 
 def _is_blank(file: Path) -> bool:

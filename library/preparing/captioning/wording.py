@@ -4,18 +4,34 @@ from __future__ import annotations
 
 import re
 
-# What Git believes to be written: in quotes or a few words, and where ("on it", "on his shirt"; not "on the wall of").
-_PLACE = (
-    r"(?: (?:is |are )?(?:written )?(?:on|in|at|across) (?:it\b|them\b|(?:the|a|an|his|her|their|its) \w+\b(?! of\b)))"
+# What Git believes to be written: in quotes or a few words, and where ("on it", "on the front of his shirt"; "on the
+# wall of a house" belongs to the rest). Words with "and" among them are taken for such only before what bears writing.
+_BEARERS = (
+    r"(?:it|them|(?:the|a|his|her|their|its) (?:\w+ )?(?:cover|sign|label|poster|banner|shirt|t-shirt|hat|cap))\b"
 )
-_WORD = r"(?!(?:on|in|at|with|and|of|next|near|is|are)\b)\w+"
-_SAID = rf"""(?:"[^"]*"|'[^']*'|{_WORD}(?: {_WORD}){{0,5}}){_PLACE}?"""
+_SIDE = r"(?:the (?:front|back|side|top|bottom) of )?"
+_THING = r"(?:it\b|them\b|(?:the|a|an|his|her|their|its) [\w-]+\b(?! of\b))"
+_WRITTEN = r"(?: (?:is |are )?(?:written )?(?:on|in|at|across) "
+_PLACE = rf"{_WRITTEN}{_SIDE}{_THING})"
+_ANY = r"(?!(?:on|in|at|with|of|next|near|is|are)\b)[\w'-]+"
+_WORD = rf"(?!and\b){_ANY}"
+_SAID = (
+    rf"""(?:{_ANY}(?: {_ANY}){{0,7}}{_WRITTEN}{_SIDE}{_BEARERS})|"""
+    rf"""(?:"[^"]*"|'[^']*'|{_WORD}(?: {_WORD}){{0,5}}){_PLACE}?)"""
+)
 _WRITING = (
     re.compile(
-        rf",? ?\b(?:has|with|and|featuring) (?:the|a) (?:words?|letters?|names?|numbers?) {_SAID}", re.IGNORECASE
+        rf",? ?\b(?:has|with|and|featuring) (?:the (?:words?|letters?|numbers?)|a number(?= \d)) (?:{_SAID})",
+        re.IGNORECASE,
     ),
-    re.compile(rf"(?: with a sign)? that (?:says|reads) {_SAID}", re.IGNORECASE),
+    re.compile(rf"(?: with a sign)? that (?:says|reads) (?:{_SAID})", re.IGNORECASE),
 )
+
+_CLOSING = re.compile(r" ([.,;:?!)])")
+_OPENING = re.compile(r"\( ")
+_APOSTROPHE = re.compile(r"(?<=\w) ' (?=(?:s|t|d|m|re|ve|ll)\b)")
+_HYPHEN = re.compile(r"(?<=\w) - (?=\w)")
+_QUOTES = tuple(re.compile(rf"(?<!\S){sign} ([^{sign}]+) {sign}(?!\S)") for sign in ('"', "'"))
 
 
 def finished_caption(text: str, *, trigger_word: str | None, postfix: str | None, separator: str) -> str:
@@ -24,14 +40,15 @@ def finished_caption(text: str, *, trigger_word: str | None, postfix: str | None
     Args:
         text: What the model says. Line breaks become blanks: a training reads one line.
         trigger_word: Comes first.
-        postfix: Comes last.
+        postfix: Comes last; a full stop before it is left out, unless only a blank separates them.
         separator: Between them.
     """
     caption = " ".join(text.split())
+    trigger_word, postfix = ((words or "").strip() for words in (trigger_word, postfix))
     if trigger_word and not _begins_with(caption, trigger_word):
         caption = f"{trigger_word}{separator}{caption}"
-    if postfix and not caption.casefold().endswith(postfix.casefold()):
-        caption = f"{caption}{separator}{postfix}"
+    if postfix and not _ends_with(caption, postfix):
+        caption = f"{caption.removesuffix('.') if separator.strip() else caption}{separator}{postfix}"
     return caption
 
 
@@ -42,7 +59,32 @@ def without_writing(text: str) -> str:
     return " ".join(text.split())
 
 
-def _begins_with(caption: str, word: str) -> bool:
-    """Whether the first words of a caption are these; "cats" does not begin with the word "cat"."""
-    start, rest = caption[: len(word)], caption[len(word) :]
-    return start.casefold() == word.casefold() and not (rest[:1].isalnum() or rest[:1] == "_")
+def joined_pieces(text: str) -> str:
+    """Words as they are written, of a tokenizer that makes words of their own of all signs: "man ' s t - shirt ."
+    becomes "man's t-shirt."."""
+    text = _HYPHEN.sub("-", _APOSTROPHE.sub("'", text))
+    for sign, pattern in zip("\"'", _QUOTES, strict=True):
+        text = pattern.sub(rf"{sign}\1{sign}", text)
+    return _OPENING.sub("(", _CLOSING.sub(r"\1", text)).replace("s ' ", "s' ")
+
+
+def _begins_with(caption: str, words: str) -> bool:
+    """Whether a caption begins with these words; "cats" does not begin with the word "cat"."""
+    rest = caption[len(words) :]
+    return caption[: len(words)].casefold() == words.casefold() and not _is_of_word(rest[:1])
+
+
+def _ends_with(caption: str, words: str) -> bool:
+    """Whether a caption ends with these words, perhaps with a full stop; "cart" does not end with the word "art"."""
+    return any(_has_at_end(text, words) for text in (caption, caption.removesuffix(".")))
+
+
+def _has_at_end(text: str, words: str) -> bool:
+    place = len(text) - len(words)
+    if place < 0 or text[place:].casefold() != words.casefold():
+        return False
+    return place == 0 or not (_is_of_word(text[place - 1]) and _is_of_word(words[0]))
+
+
+def _is_of_word(sign: str) -> bool:
+    return sign.isalnum() or sign == "_"

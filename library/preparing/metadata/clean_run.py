@@ -11,8 +11,9 @@ from library.log import get_logger
 from library.preparing.metadata.cleaning_rules import clean_caption, clean_tags, common_tags
 from library.preparing.metadata.metadata_files import Entries
 from library.preparing.metadata.rewriting import Rewriting
-from library.preparing.metadata.tag_lists import has_wildcards
+from library.preparing.metadata.tag_lists import has_wildcards, split_tags
 from library.preparing.options.metadata import CleaningFileOptions
+from library.preparing.tagging.replacing import without_underscores
 
 logger = get_logger(__name__)
 
@@ -37,6 +38,7 @@ def clean_file(options: CleaningFileOptions, *, is_verbose: bool) -> None:
         for name, entry in entries.items():
             _tell_changes(name, entry, cleaned[name])
     _tell_rules(counts)
+    _tell_first(cleaned, options.keep_tokens)
     _tell(str(options.target), entries, cleaned)
 
 
@@ -75,6 +77,15 @@ def _tell_rules(counts: Mapping[str, int]) -> None:
         "person's, %d that are there twice or in a longer tag."
     )
     logger.info(what, *(counts.get(rule, 0) for rule in ("underscores", "ratings", "contradictions", "repeats")))
+
+
+def _tell_first(cleaned: Mapping[str, Mapping[str, Any]], num_kept: int) -> None:
+    texts = (entry.get("tags") or "" for entry in cleaned.values())
+    first = [tag for text in texts if not has_wildcards(text) for tag in split_tags(text)[:num_kept]]
+    spaceless = [tag for tag in dict.fromkeys(first) if without_underscores(tag) != tag]
+    if spaceless:
+        what = "first tags that keep their underscores, as trigger words: %d (%s); --keep_tokens 0 changes them."
+        logger.info(what, len(spaceless), first_names(spaceless))
 
 
 def _tell(target: str, entries: Mapping[str, Mapping[str, Any]], cleaned: Mapping[str, Mapping[str, Any]]) -> None:

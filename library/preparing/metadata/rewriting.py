@@ -49,11 +49,14 @@ class Rewriting:
         self._marks[self._name, file] = _mark(file)
         return {} if self._source is None and not file.exists() else read_metadata_file(file, self._name)
 
-    def refuse_loss(self, entries: Mapping[str, Mapping[str, Any]]) -> None:
+    def refuse_loss(self, entries: Mapping[str, Mapping[str, Any]]) -> list[str]:
         """See that what will be written lacks nothing that only the file has which is there.
 
         Args:
             entries: What will be written. The source may lose anything: what becomes of it is the tool's affair.
+
+        Returns:
+            Names of what it lacks all the same, as that was allowed.
 
         Raises:
             DatasetError: It does, and that was not allowed; or what is there is no metadata file.
@@ -64,6 +67,7 @@ class Rewriting:
                 f"{_OUT} {self._out} is there already and has what the new one would not have ({len(lost)}): "
                 f"{first_names(lost)}. Put it into {self._source}, give --overwrite to let it go, or name another file."
             )
+        return lost
 
     def write(self, entries: Mapping[str, Mapping[str, Any]]) -> None:
         """Write all entries, whole or not at all.
@@ -77,8 +81,7 @@ class Rewriting:
             raise DatasetError(
                 f"{' and '.join(changed)} changed while this ran, so nothing was written. Give the same command again."
             )
-        self.refuse_loss(entries)
-        if lost := self._lost(entries):
+        if lost := self.refuse_loss(entries):
             logger.warning(
                 "%s is written over, with what only it had: %d (%s).", self._out, len(lost), first_names(lost)
             )

@@ -6,14 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from library.data.files.headers import IMAGE_SUFFIXES
 from library.options.groups import CommonOptions
 from library.options.spec import OptionGroup, ScriptText, opt
 from library.preparing.options.folder import PictureFolderOptions
+from library.preparing.options.text_files import extension_problems, line_problems, with_dot
 
 BLIP = "Salesforce/blip-image-captioning-large"
 GIT = "microsoft/git-large-textcaps"
 LONG_CAPTION = 300  # tokens that a model has which was told to describe, if --max_length is not given
+CHAT_PIXELS = 1024 * 1024  # of what models that chat are shown, if --max_pixels is not given
 
 _MODEL_HELP = (
     "Captioner: a folder in the layout of transformers, or owner/name on the hub. BLIP, BLIP-2, InstructBLIP, Git, "
@@ -85,10 +86,6 @@ class GenerationOptions(OptionGroup):
     min_length: int = opt(5, "Shortest caption, in tokens.", minimum=0)
     seed: int = opt(42, "Beginning of the draws. Each picture has its own, whatever is captioned beside it.")
 
-    def check(self) -> Iterator[str]:
-        if self.min_length > self.max_length:
-            yield f"--min_length {self.min_length} is above --max_length {self.max_length}. Lower it."
-
     def without_effect(self) -> Iterator[tuple[str, str]]:
         if self.beam_search:
             for name in ("top_p", "temperature", "seed"):
@@ -112,19 +109,24 @@ class CaptionFileOptions(OptionGroup):
     @property
     def extension(self) -> str:
         """With its dot."""
-        return self.caption_extension if self.caption_extension.startswith(".") else f".{self.caption_extension}"
+        return with_dot(self.caption_extension)
 
     def check(self) -> Iterator[str]:
-        ending = self.extension.lower()
-        if ending in IMAGE_SUFFIXES or len(ending) < 2 or set(ending) & set("/\\"):
-            yield f"--caption_extension needs the ending of a text file, such as .txt, got {self.caption_extension!r}."
+        yield from extension_problems("--caption_extension", self.caption_extension)
+        yield from line_problems("--trigger_word", self.trigger_word)
+        yield from line_problems("--postfix", self.postfix)
+        yield from line_problems("--caption_separator", self.caption_separator, may_be_blank=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GitCaptionFileOptions(CaptionFileOptions):
     """What is written, and what is left out of it."""
 
-    remove_words: bool = opt(False, 'Leave out phrases such as "with the words ... on it", which Git makes up.')
+    remove_words: bool = opt(
+        False,
+        'Leave out phrases such as "with the words ... on it", which Git makes up. How many captions that changes is '
+        "told.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +136,13 @@ class CaptionSpeedOptions(OptionGroup):
     title: ClassVar[str] = "Speed"
 
     batch_size: int = opt(1, "Pictures that are captioned together.", minimum=1)
+    max_pixels: int | None = opt(
+        None,
+        "Larger pictures are made smaller for the model, in their shape, to this number of pixels. Not set means "
+        f"{CHAT_PIXELS} for models that chat, some of which take more tokens, time and memory for larger pictures; "
+        "others bring all pictures to one size themselves.",
+        minimum=1024,
+    )
     max_data_loader_n_workers: int | None = opt(
         None,
         "Threads that decode pictures while others are captioned. Not set means one for each processor, at most 8; 0 "
@@ -158,6 +167,11 @@ class CaptioningOptions(CommonOptions):
     def max_length(self) -> int | None:
         """As it was given; None where the model may choose its own default."""
         return self.generation.max_length if "max_length" in self.given else None
+
+    def check(self) -> Iterator[str]:
+        longest = self.max_length or LONG_CAPTION  # that of the model, if it is less, is compared when it is known
+        if self.generation.min_length > longest:
+            yield f"--min_length {self.generation.min_length} is above --max_length {longest}. Lower it."
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,14 +13,13 @@ from library.options.spec import OptionGroup, ScriptText, opt
 from library.preparing.options.folder import PictureFolderOptions
 
 _ENDINGS = (".json", ".jsonl")
-_MAY_GO = (
-    "write over an OUT_JSON that is there even where it has entries, keys or texts that the new one will not have."
-)
+MAY_GO = "Write over an OUT_JSON that is there even where it has entries, keys or texts that the new one will not have."
 
 
-def _overwrite_remark(is_overwrite: bool, source: Path | None, target: Path | None) -> Iterator[str]:
+def overwrite_remark(is_overwrite: bool, source: Path | None, target: Path | None) -> Iterator[str]:
+    """What is told of --overwrite where IN_JSON is the file that is written."""
     if is_overwrite and source in (None, target):
-        yield "--overwrite has no effect: OUT_JSON is the file that is read, and only what is new in it is changed."
+        yield "--overwrite has no effect: OUT_JSON is the file that is read."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +36,7 @@ class MergeOptions(OptionGroup):
     full_path: bool = opt(
         False, "Name pictures by their absolute paths. Otherwise they are named by their paths below TRAIN_DATA_DIR."
     )
-    overwrite: bool = opt(False, f"With --in_json: {_MAY_GO}")
+    overwrite: bool = opt(False, f"With --in_json: {MAY_GO[0].lower()}{MAY_GO[1:]}")
 
     @property
     def extension(self) -> str:
@@ -52,7 +51,7 @@ class MergeOptions(OptionGroup):
             yield f"--caption_extension needs the ending of files, for instance .txt, got '{self.caption_extension}'."
 
     def remarks(self) -> Iterator[str]:
-        yield from _overwrite_remark(self.overwrite, self.in_json, self.out_json)
+        yield from overwrite_remark(self.overwrite, self.in_json, self.out_json)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +82,7 @@ class CleaningFileOptions(OptionGroup):
         "OUT_JSON; the folder is not used.",
         positional=True,
     )
-    overwrite: bool = opt(False, f"{_MAY_GO[0].upper()}{_MAY_GO[1:]}")
+    overwrite: bool = opt(False, MAY_GO)
     keep_tokens: int = opt(
         1,
         "That many tags at the start of each picture may be trigger words: they are never dropped, and keep their "
@@ -119,7 +118,7 @@ class CleaningFileOptions(OptionGroup):
     def remarks(self) -> Iterator[str]:
         if self.out_json_after_folder:
             yield f"The folder {self.in_json} is not needed: IN_JSON and OUT_JSON are enough."
-        yield from _overwrite_remark(self.overwrite, self.source, self.target)
+        yield from overwrite_remark(self.overwrite, self.source, self.target)
 
 
 @dataclass(frozen=True, kw_only=True)

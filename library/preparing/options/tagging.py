@@ -11,6 +11,7 @@ from library.options.groups import CommonOptions
 from library.options.groups.logging import ConsoleOptions
 from library.options.spec import OptionGroup, ScriptText, opt
 from library.preparing.options.folder import PictureFolderOptions
+from library.preparing.options.text_files import extension_problems, line_problems, with_dot
 from library.preparing.tagging.replacing import read_replacements
 
 OUTPUT_ENDINGS = (".json", ".jsonl")
@@ -109,12 +110,9 @@ class TagChoiceOptions(OptionGroup):
     frequency_tags: bool = opt(False, "Tell at the end how often each tag was given.")
 
     def check(self) -> Iterator[str]:
-        if not self.caption_separator or any(sign in self.caption_separator for sign in "\r\n"):
-            yield (
-                "--caption_separator must be a text without line breaks, since only the first line of a text file is "
-                f"trained by default, got {self.caption_separator!r}."
-            )
-        if self.tag_replacement is not None:
+        yield from line_problems("--caption_separator", self.caption_separator, may_be_blank=True)
+        yield from line_problems("--tag_replacement", self.tag_replacement)
+        if self.tag_replacement and self.tag_replacement.strip():
             try:
                 read_replacements(self.tag_replacement)
             except ValueError as error:
@@ -133,46 +131,38 @@ class TagOutputOptions(OptionGroup):
     title: ClassVar[str] = "Output"
 
     output_path: Path | None = opt(
-        None, "Write all tags to this metadata file (.json or .jsonl) instead of a text file for each picture."
+        None,
+        "Write all tags to this metadata file (.json or .jsonl) instead of a text file for each picture. Entries that "
+        "are there stay.",
     )
     caption_extension: str = opt(".txt", "Ending of the text files.", aliases=("caption_extention",))
     append_tags: bool = opt(False, "Add tags to those that are there; no tag twice.")
     overwrite: bool = opt(
         False,
         "Replace text files, or all of --output_path. Without it, and without --append_tags, pictures that have a text "
-        "file are passed over.",
+        "file, or a text in --output_path, are passed over.",
     )
 
     def check(self) -> Iterator[str]:
         if self.append_tags and self.overwrite:
             yield "--append_tags and --overwrite exclude each other: keep what is there, or replace it."
-        extension = self.caption_extension
-        if len(extension) < 2 or not extension.startswith(".") or set(extension) & set("/\\"):
-            yield f"--caption_extension begins with a dot, for instance .txt, got {extension!r}."
-        if self.output_path is None and self._is_of_pictures(extension):
-            yield f"--caption_extension {extension} is what pictures end with. Choose another, for instance .txt."
-        yield from self._output_problems()
+        if self.output_path is None:
+            yield from extension_problems("--caption_extension", self.caption_extension)
+        else:
+            yield from self._output_problems(self.output_path)
 
-    def _is_of_pictures(self, extension: str) -> bool:
-        from library.data.files.headers import IMAGE_SUFFIXES
+    @property
+    def extension(self) -> str:
+        """Ending of the text files, with its dot."""
+        return with_dot(self.caption_extension)
 
-        return extension.lower() in IMAGE_SUFFIXES
-
-    def _output_problems(self) -> Iterator[str]:
-        path = self.output_path
-        if path is None:
-            return
+    def _output_problems(self, path: Path) -> Iterator[str]:
         if path.suffix.lower() not in OUTPUT_ENDINGS:
             yield f"--output_path ends with .json or .jsonl, which says how tags are written, got {path}."
         elif not path.parent.is_dir():
             yield f"--output_path: the folder {path.parent} does not exist. Make it, or choose another."
         elif path.is_dir():
             yield f"--output_path: {path} is a folder. Name a file in it."
-        elif path.exists() and not (self.append_tags or self.overwrite):
-            yield (
-                f"--output_path: {path} exists. Give --append_tags to add to what it holds, --overwrite to replace all "
-                "of it, or another name."
-            )
 
     def without_effect(self) -> Iterator[tuple[str, str]]:
         if self.output_path is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,7 +38,7 @@ from library.preparing.resizing.picture_files import (
 from library.preparing.resizing.sizes import central_cut, fitted_size
 from library.preparing.shares import Shares
 from library.records import CropPlan, Size
-from library.tensorfile import write_atomically
+from library.tensorfile import abandoned_files, write_atomically
 
 logger = get_logger(__name__)
 
@@ -59,6 +59,10 @@ class Resizer:
     options: ResizeOptions
     associated: Mapping[Path, Mapping[str, Path]]
 
+    def folder_of(self, path: Path) -> Path:
+        """Where the results of a picture lie."""
+        return self.target / path.parent.relative_to(self.source)
+
     def resize(self, path: Path) -> Done:
         """Write what is missing of a picture.
 
@@ -69,7 +73,7 @@ class Resizer:
         done = Done(path)
         header = look_at(path)
         suffix = ".png" if header.has_alpha or self.options.save_as_png else ".jpg"
-        folder = self.target / path.parent.relative_to(self.source)
+        folder = self.folder_of(path)
         results = {size: folder / result_name(path, size, suffix) for size in self.options.resolutions}
         missing = {}
         for size, result in results.items():
@@ -132,6 +136,7 @@ class Resizer:
                 fault = f"cannot be read ({error.strerror or error}); copy it yourself"
                 done.faults.append(Fault(source, fault, path))
                 continue
+            # A link is replaced, not followed: it may lead to the original.
             write_atomically(target, partial(_write_bytes, content), len(content))
             done.copied += 1
 
@@ -145,6 +150,13 @@ def _has_size(result: Path, size: Size) -> bool:
         return look_at(result).size == size
     except DatasetError:
         return False
+
+
+def _clear(folders: Iterable[Path]) -> None:
+    """Remove what a run that was killed had begun to write."""
+    for folder in folders:
+        for torso in abandoned_files(folder):
+            torso.unlink(missing_ok=True)
 
 
 def resize_folder(options: ResizeOptions) -> None:
@@ -168,6 +180,8 @@ def resize_folder(options: ResizeOptions) -> None:
         logger.warning("%s of no picture not copied: %s.", counted(len(names), "text file"), first_names(names))
     resizer = Resizer(source, target, options, associated.of if options.copy_associated_files else {})
     shares = Shares.of_launch()
+    if shares.is_first:
+        _clear({resizer.folder_of(path) for path in pictures.paths})
     started = time.monotonic()
     outcome, done = _resize_all(resizer, pictures, shares)
     outcome.seconds = time.monotonic() - started

@@ -35,7 +35,8 @@ class TagRules:
         are_underscores_removed: But for those of faces.
         replacements: {spelling of a tag: other words}.
         undesired: Tags that are left out.
-        always_first: Tags that come before all others where a picture has them, in this order.
+        always_first: Tags that come before all others where a picture has them, in this order: as they are written, or
+            else as the model calls them, which means all that is written for it.
     """
 
     thresholds: Mapping[str, float] = field(default_factory=dict)
@@ -68,6 +69,7 @@ class TagChooser:
         self._rules = rules
         self._labels = labels
         self._words = [tuple(_words_of(label, rules)) for label in labels]
+        self._leading = {name: self._spellings(name) for name in rules.always_first}
         limits = [np.inf if label.category in _OF_ONE else rules.thresholds[label.category] for label in labels]
         self._limits = np.array(limits, np.float32)
         self._of = {name: np.array([i for i, label in enumerate(labels) if label.category == name]) for name in _OF_ONE}
@@ -89,8 +91,14 @@ class TagChooser:
         for index in (*first, *chosen, *last):
             for word in self._words[index]:
                 tags.setdefault(spelling(word), ScoredTag(word, float(scores[index])))
-        leading = [spelling(tag) for tag in rules.always_first if spelling(tag) in tags]
+        leading = (key for keys in self._leading.values() for key in keys if key in tags)
         return [tags[key] for key in dict.fromkeys((*leading, *tags))]
+
+    def _spellings(self, name: str) -> tuple[str, ...]:
+        """Of a tag as it is written; of one that is written otherwise, all that stands for it."""
+        if any(spelling(word) == spelling(name) for words in self._words for word in words):
+            return (spelling(name),)
+        return tuple(spelling(word) for label in self._labels for word in _words_of(label, self._rules, called=name))
 
     def _likeliest(self, category: str, scores: np.ndarray) -> list[int]:
         indices = self._of[category]
@@ -98,29 +106,46 @@ class TagChooser:
 
     def unknown(self, names: Iterable[str]) -> list[str]:
         """Those of some tags that no picture can be given, before or after replacements."""
-        known = {spelling(word) for label in self._labels for word in (label.name, *_renamed(label, self._rules))}
+        words = (
+            word for label in self._labels for pair in _renamed(label, self._rules) for word in (label.name, pair[1])
+        )
+        known = set(map(spelling, words))
         return [name for name in names if spelling(name) not in known]
+
+    def never_first(self) -> list[str]:
+        """Those that shall come first and are never written, in no words."""
+        return [name for name, keys in self._leading.items() if not keys]
+
+    def never_replaced(self) -> list[str]:
+        """The tags of replacements that the model never gives. What stands for another tag is not replaced again."""
+        known = {spelling(part) for label in self._labels for part, _ in _renamed(label, self._rules)}
+        return [name for name in self._rules.replacements if name not in known]
 
     def holding(self, separator: str) -> list[str]:
         """The tags that hold a text which is meant to stand between tags."""
         return [word for words in self._words for word in words if separator in word]
 
 
-def _words_of(label: Label, rules: TagRules) -> Iterator[str]:
-    """What is written for a label: one tag, two, or none."""
+def _words_of(label: Label, rules: TagRules, *, called: str | None = None) -> Iterator[str]:
+    """What is written for a label: one tag, two, or none; if `called` is given, for what the model calls so."""
     undesired = {spelling(tag) for tag in rules.undesired}
+    if {"rating": rules.rating, "quality": rules.quality}.get(label.category) == "nowhere":
+        return
     if spelling(label.name) in undesired and spelling(label.name) not in rules.replacements:
         return
-    yield from (word for word in _renamed(label, rules) if spelling(word) not in undesired)
+    for part, word in _renamed(label, rules):
+        is_meant = called is None or spelling(called) in (spelling(label.name), spelling(part))
+        if is_meant and spelling(word) not in undesired:
+            yield word
 
 
-def _renamed(label: Label, rules: TagRules) -> Iterator[str]:
-    """The words for a label after all but leaving out. A whole name that has a replacement is not taken apart."""
+def _renamed(label: Label, rules: TagRules) -> Iterator[tuple[str, str]]:
+    """(name or part of it, word for it) after all but leaving out. A name that has a replacement is not taken apart."""
     is_whole = spelling(label.name) in rules.replacements or not rules.are_characters_expanded
     parts = (label.name,) if is_whole or label.category != "character" else expanded(label.name)
     for part in parts:
         word = without_underscores(part) if rules.are_underscores_removed else part
-        yield rules.replacements.get(spelling(part), word)
+        yield part, rules.replacements.get(spelling(part), word)
 
 
 def expanded(name: str) -> tuple[str, ...]:

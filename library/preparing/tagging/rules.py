@@ -76,11 +76,9 @@ def warn_of_limits(options: TaggingOptions, table: Path, labels: Sequence[Label]
 
 def _unknown_tags(options: TaggingOptions, chooser: TagChooser) -> Iterator[str]:
     rules = rules_of(options)
-    given = {
-        "undesired_tags": rules.undesired,
-        "always_first_tags": rules.always_first,
-        "tag_replacement": tuple(rules.replacements),
-    }
-    for option, names in given.items():
-        if unknown := chooser.unknown(names):
-            yield f"--{option}: the model never gives {first_names(unknown)}"
+    if unknown := chooser.unknown(rules.undesired):
+        yield f"--undesired_tags: the model never gives {first_names(unknown)}"
+    if unknown := chooser.never_first():
+        yield f"--always_first_tags: no picture is ever given {first_names(unknown)}"
+    if unknown := chooser.never_replaced():
+        yield f"--tag_replacement: the model never gives {first_names(unknown)}"

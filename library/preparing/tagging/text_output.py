@@ -9,9 +9,10 @@ from pathlib import Path
 from library.data.files.text_files import decode_text, text_lines
 from library.data.findings import Fault
 from library.errors import DatasetError
+from library.preparing.outcome import Outcome
 from library.preparing.pictures import shared_text_files, text_file_of
 from library.preparing.tagging.choosing import appended
-from library.preparing.text_writing import TextWriter
+from library.preparing.text_writing import TextWriter, write_text
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class TextOutput:
 
     Attributes:
         writer: Does the writing.
+        outcome: Is told what became of each picture; whole when the writer is done.
         extension: Of the files, with its dot.
         separator: What stands between tags.
         is_appended: Tags are added to those of the file.
@@ -27,6 +29,7 @@ class TextOutput:
     """
 
     writer: TextWriter
+    outcome: Outcome
     extension: str
     separator: str
     is_appended: bool = False
@@ -52,22 +55,32 @@ class TextOutput:
         file = text_file_of(picture, self.extension)
         return file.stat().st_size < 3 and not file.read_bytes().strip()
 
-    def put(self, picture: Path, tags: Sequence[str]) -> bool:
-        """Write the tags of a picture; False where the file has them all already.
+    def put(self, picture: Path, tags: Sequence[str]) -> None:
+        """Have the tags of a picture written.
 
         Raises:
-            DatasetError: Nothing can be added to what is there.
             OutputError: An earlier file could not be written.
         """
         file = text_file_of(picture, self.extension)
-        text = self.separator.join(tags)
-        if self.is_appended and file.exists():
-            there = _only_line(file, picture)
+        self.writer.write(file, self.separator.join(tags), lambda place, text: self._write(picture, place, text, tags))
+
+    def _write(self, picture: Path, file: Path, text: str, tags: Sequence[str]) -> None:
+        """Look again at what is there, since a person may have written it while the model worked; then write."""
+        is_there = file.exists() and not self.is_overwritten
+        if is_there and self.is_appended:
+            try:
+                there = _only_line(file, picture)
+            except DatasetError as error:
+                problem = str(error).removeprefix(f"{picture} ").removesuffix(".")
+                self.outcome.faults.append(Fault(picture, problem))
+                return
             text = appended(there, tags, self.separator)
-            if text == there:
-                return False
-        self.writer.write(file, text)
-        return True
+            is_there = text == there
+        if is_there:
+            self.outcome.kept += 1
+            return
+        write_text(file, text)
+        self.outcome.written += 1
 
 
 def _only_line(file: Path, picture: Path) -> str:

@@ -4,32 +4,31 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from library.data.config.one_folder import specs_of_folder
+from library.data.config.spec_building import expand_home
 from library.data.files.fixing import Mended, mend
 from library.data.files.hash_index import HashIndex
-from library.data.files.index import FileState, file_state
-from library.data.files.soundness import WORTH_A_BAR
-from library.data.files.stray_captions import find_stray_captions
+from library.data.files.stray_captions import StrayCaptions, find_stray_captions
 from library.data.findings import Fault, Findings
 from library.data.report.caption_diagnoses import missing_trigger, repeated_captions, stray_diagnoses
 from library.data.report.checkup_text import checkup_json, describe_checkup
 from library.data.report.diagnosis import Case, Checkup, Diagnosis, sorted_diagnoses
 from library.data.report.plan_diagnoses import crop_diagnoses, findings_diagnoses, length_diagnoses
-from library.errors import DatasetError, UnreadableError
+from library.errors import UnreadableError
 from library.log import get_logger
-from library.tensorfile import write_atomically
+from library.tensorfile import write_bytes
+from library.training.looking.hashing import hash_pictures
 from library.training.looking.look import CaptionLook, look_at_captions, report_of, write_lines
-from library.training.looking.preview import NUM_EXAMPLES, PreviewRun, check_writable
+from library.training.looking.outputs import FINDINGS, PAGE, refuse_output
+from library.training.looking.preview import NUM_EXAMPLES, PreviewRun
 from library.training.planning import DataPlan, plan_data
 
 if TYPE_CHECKING:
     from library.data.pixels.perceptual_hash import PictureHash
-    from library.records import ImageRecord
 
 STDOUT = "-"
 
@@ -41,9 +40,11 @@ class CheckRun(PreviewRun):
 
     Attributes:
         look: At the captions of the plan, after `examine`.
+        strays: What lies beside its pictures, likewise.
     """
 
     look: CaptionLook
+    strays: StrayCaptions
 
     def run(self) -> int:
         """Check, mend if asked to, and write the findings down; returns the exit code.
@@ -52,9 +53,9 @@ class CheckRun(PreviewRun):
             UserError: The dataset file or the model file cannot be used, or something cannot be written.
         """
         wanted = self.options.preview
-        for option, file in (("--output", wanted.output), ("--json", wanted.json)):
+        for option, file, ours in (("--output", wanted.output, PAGE), ("--json", wanted.json, FINDINGS)):
             if file is not None and str(file) != STDOUT:
-                check_writable(Path(file), option)
+                refuse_output(Path(file), option, ours)
         self.check_options()
         checkup, mended = self.examine(), []
         if wanted.fix:
@@ -84,10 +85,11 @@ class CheckRun(PreviewRun):
         self.files = None
         if self.options.model.pretrained_model_name_or_path:
             self.inspect_files()
-        hashes = self._hashes()
+        hashes = hash_pictures(self.plan.records, self.plan.index, HashIndex(self.options.cache.index_dir))
         found = self._decode()
         plan = self.plan
         self.look = look_at_captions(self.family, self.files, plan, number=NUM_EXAMPLES)
+        self.strays = find_stray_captions(plan.specs, _named_files(self.options))
         found += self._told_by_plan(replace(strict.findings, faults=_faults_of(strict, plan)))
         found += self._told_by_pictures(hashes)
         sizes = ", ".join(dict.fromkeys(str(spec.resolution) for spec in plan.specs))
@@ -118,45 +120,23 @@ class CheckRun(PreviewRun):
             cases = tuple(Case(detail=line) for line in str(error).splitlines())
             return [Diagnosis("error", "unreadable-file", "files that the drive does not give", "", cases)]
         if pixels.broken:
-            self.set_plan(self.plan.without(pixels.broken))
+            self.set_plan(self.plan.without(pixels.broken, pixels.bad_masks))
         black = tuple(Case((mask,)) for mask in pixels.black_masks)
         return [
             Diagnosis("warning", "black-mask", "masks that let nothing be learned", "White says where to learn", black)
         ]
 
-    def _hashes(self) -> dict[Path, PictureHash]:
-        """From memory where a file is the same; what is decoded here is known to be sound."""
-        from tqdm import tqdm
-
-        index, memory = self.plan.index, HashIndex(self.options.cache.index_dir)
-        records = {record.path: record for record in self.plan.records}
-        states = {path: state for path in records if (state := _state(path)) is not None}
-        hashes = {path: own for path, state in states.items() if (own := memory.get(path, state)) is not None}
-        new = [records[path] for path in states if path not in hashes]
-        with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as threads:
-            made = threads.map(_hash_of, new)
-            shown = tqdm(made, "looking at pictures", len(new), disable=len(new) < WORTH_A_BAR)
-            for record, value in zip(new, shown, strict=True):
-                if value is None:
-                    continue
-                hashes[record.path] = value
-                memory.remember(record.path, states[record.path], value)
-                index.remember_sound(record.path, states[record.path])
-        memory.save()
-        index.save()
-        return hashes
-
     def _told_by_plan(self, findings: Findings) -> Iterator[Diagnosis]:
         """What a training would say, and what it would do to pictures and captions."""
         plan, look, word = self.plan, self.look, self.options.preview.trigger_word
-        needed = {record.path for record in plan.records} | self._pinned()
+        needed = (*(record.path for record in plan.records), *map(Path, self._pinned()))
         is_strict = plan.settings.on_bad_file == "error"
         endings = self._caption_endings()
         yield from findings_diagnoses(findings, is_strict=is_strict, caption_endings=endings, needed=needed)
         is_told = plan.num_training or findings.problems or (is_strict and findings.faults)
         cases = () if is_told else (Case(detail="no picture is left to train on"),)
         yield Diagnosis("error", "no-pictures", "datasets without pictures that can be used", "Add pictures", cases)
-        yield from stray_diagnoses(find_stray_captions(plan.specs))
+        yield from stray_diagnoses(self.strays)
         yield from crop_diagnoses(plan.records, plan.crops, plan.specs, num_training=plan.num_training)
         yield from length_diagnoses(plan.records, look.texts, look.lengths, look.limits, look.note)
         yield repeated_captions(plan.records, plan.specs)
@@ -179,11 +159,14 @@ class CheckRun(PreviewRun):
     def _caption_endings(self) -> set[str]:
         return {subset.caption_extension for spec in self.plan.specs for subset in spec.subsets}
 
-    def _pinned(self) -> set[Path]:
-        """Pictures that a metadata file names: moved, they would be missing."""
-        files = self.plan.scan.files
-        named = [place for place in files if self.plan.specs[place[0]].subsets[place[1]].metadata_file is not None]
-        return {path for place in named for path in files[place]}
+    def _pinned(self) -> set[str]:
+        """Real paths of files that a metadata file or a link names, and of masks: moved, they would be missing."""
+        plan = self.plan
+        pinned = [record.mask for record in plan.records if record.mask is not None]
+        for (dataset, subset), paths in plan.scan.files.items():
+            is_named = plan.specs[dataset].subsets[subset].metadata_file is not None
+            pinned += paths if is_named else ()
+        return {*map(os.path.realpath, pinned), *self.strays.linked}
 
     def _write(self, checkup: Checkup, mended: Sequence[Mended]) -> None:
         """Text or JSON to stdout, and the files that are asked for."""
@@ -193,7 +176,7 @@ class CheckRun(PreviewRun):
         else:
             write_lines(describe_checkup(checkup, mended=mended, is_fixed=wanted.fix))
             if wanted.json is not None:
-                _write_file(Path(wanted.json), checkup_json(checkup, mended))
+                write_bytes(wanted.json, checkup_json(checkup, mended).encode("utf-8", "replace"))
         if wanted.output is not None:
             self._write_page(wanted.output, checkup)
 
@@ -203,25 +186,8 @@ class CheckRun(PreviewRun):
 
         pictures = self.pictures(self.look)
         report = report_of(self, self.look)
-        _write_file(output, render_page(report, pictures, findings_panel(checkup, pictures)))
+        write_bytes(output, render_page(report, pictures, findings_panel(checkup, pictures)).encode("utf-8", "replace"))
         logger.info("%s: open it in a browser.", output)
-
-
-def _hash_of(record: ImageRecord) -> PictureHash | None:
-    """None where the picture cannot be decoded: whoever looks for damage says why."""
-    from library.data.pixels.perceptual_hash import hash_file
-
-    try:
-        return hash_file(record.path, record.size)
-    except DatasetError:
-        return None
-
-
-def _state(path: Path) -> FileState | None:
-    try:
-        return file_state(path)
-    except OSError:
-        return None  # decoding says what is wrong
 
 
 def _faults_of(strict: DataPlan, plan: DataPlan) -> tuple[Fault, ...]:
@@ -231,10 +197,15 @@ def _faults_of(strict: DataPlan, plan: DataPlan) -> tuple[Fault, ...]:
     return (*plan.findings.faults, *own)
 
 
-def _write_file(file: Path, text: str) -> None:
-    content = text.encode("utf-8", "replace")
-
-    def write(place: Path) -> None:
-        place.write_bytes(content)
-
-    write_atomically(file, write, len(content))
+def _named_files(options: object) -> set[str]:
+    """Real paths of all that options name, whatever for; a word that is no path does no harm."""
+    named: set[str] = set()
+    for each in fields(options):  # type: ignore[arg-type]
+        value = getattr(options, each.name)
+        if is_dataclass(value):
+            named |= _named_files(value)
+            continue
+        for part in value if isinstance(value, tuple) else (value,):
+            if isinstance(part, (str, Path)) and "\0" not in str(part):
+                named.add(os.path.realpath(expand_home(part)))
+    return named

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from library.data.findings import Fault, Findings
-from library.errors import OutputError
 from library.log import get_logger
-from library.tensorfile import write_atomically
+from library.tensorfile import write_bytes
 from library.training.looking.look import CaptionLook, look_at_captions, report_of
+from library.training.looking.outputs import PAGE, refuse_output
 from library.training.run import Run
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class PreviewRun(Run):
             UserError: The dataset file or the model file cannot be used, or the page cannot be written.
         """
         output: Path = self.options.preview.output
-        check_writable(output)
+        refuse_output(output, "--output", PAGE)
         self.check_options()
         self.set_plan(self.make_plan())
         self.files = None
@@ -85,18 +85,6 @@ class PreviewRun(Run):
         return {encoder: cuts[encoder] for encoder, cuts in found.items() if encoder in cuts}
 
 
-def check_writable(output: Path, option: str = "--output") -> None:
-    """Refuse a place where no file can be written, before pictures are decoded.
-
-    Raises:
-        OutputError: It is a folder, or its folder is missing.
-    """
-    if output.is_dir():
-        raise OutputError(f"{option}: {output} is a folder. Name the file to write, for instance preview.html.")
-    if not output.absolute().parent.is_dir():
-        raise OutputError(f"{option}: the folder {output.absolute().parent} does not exist. Make it first.")
-
-
 def _spread(number: int, limit: int | None) -> list[int]:
     """At most `limit` of the numbers below `number`, evenly spread."""
     if limit is None or number <= limit:
@@ -129,12 +117,7 @@ def _problem_of(picture: PagePicture) -> str:
 def _write(output: Path, report: DataReport, pictures: Sequence[PagePicture]) -> None:
     from library.data.report.page.render import render_page
 
-    content = render_page(report, pictures).encode("utf-8", "replace")
-    write_atomically(output, lambda path: _write_bytes(path, content), len(content))
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
+    write_bytes(output, render_page(report, pictures).encode("utf-8", "replace"))
 
 
 def _tell(output: Path, report: DataReport, pictures: Sequence[PagePicture]) -> None:

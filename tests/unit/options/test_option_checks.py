@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from library.data.config.keys import INTERPOLATIONS, KEYS
+from library.data.config.keys import KEYS
 from library.data.config.spec_building import base_values
 from library.errors import OptionError
 from library.families.sd3.options import IGNORED, NETWORK_SCRIPT, Sd3NetworkOptions
@@ -25,7 +25,9 @@ def test_regularisation_pictures_need_others():
 
 
 def test_the_options_have_the_interpolations_of_the_dataset_file():
-    assert options_of(Sd3NetworkOptions)["resize_interpolation"].declared.choices == INTERPOLATIONS
+    assert (
+        options_of(Sd3NetworkOptions)["resize_interpolation"].declared.choices == KEYS["resize_interpolation"].choices
+    )
 
 
 def parse(*argv: str) -> Sd3NetworkOptions:

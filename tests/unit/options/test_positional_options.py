@@ -44,6 +44,8 @@ def error_of(*argv: str) -> str:
         ("a b", "c", "--copies", "3", "--quick"),
         ("--copies=3", "a b", "--quick", "c"),
         ("--quick", "--source", "a b", "--copies", "3", "c"),
+        ("--quick", "c", "--source", "a b", "--copies", "3"),
+        ("a b", "--copies", "3", "--quick", "--target", "c"),
     ],
 )
 def test_places_are_filled_in_order_around_flags(argv):
@@ -65,6 +67,15 @@ def test_one_argument_too_many_is_told():
     assert "'d' is one argument too many. If it is part of MODE" in error_of("a", "b", "c", "d")
 
 
+@pytest.mark.parametrize("argv", [("a", "b", "c", "--target", "d"), ("--target", "d", "a", "b", "c")])
+def test_no_argument_is_dropped_where_a_flag_has_its_place(argv):
+    assert "'c' is one argument too many: TARGET is given by --target. Leave one out" in error_of(*argv)
+
+
+def test_an_argument_behind_an_option_is_part_of_its_value():
+    assert "'d' belongs to no option: --quick is a switch" in error_of("a", "b", "c", "--quick", "d")
+
+
 def test_a_misspelt_flag_is_no_place():
     assert "--quik is not an option of copy.py. Did you mean --quick?" in error_of("a", "b", "--quik")
     assert "-quick does not begin with two plain hyphens" in error_of("a", "b", "-quick")
@@ -74,6 +85,16 @@ def test_a_place_comes_from_the_file_too(tmp_path):
     file = tmp_path / "copy.toml"
     file.write_text('source = "a"\ntarget = "b"\n', encoding="utf-8")
     assert parse("--config_file", str(file)).target == Path("b")
+
+
+def test_what_the_file_gives_has_no_place(tmp_path):
+    file = tmp_path / "copy.toml"
+    file.write_text('source = "a"\nmode = "other"\n', encoding="utf-8")
+    copy = parse("b", "--config_file", str(file))
+    assert (copy.source, copy.target, copy.mode) == (Path("a"), Path("b"), "other")
+    assert parse("b", "--config_file", str(file), "--source", "c").source == Path("c")
+    message = "'c' is one argument too many: SOURCE is given in --config_file, MODE is given in --config_file."
+    assert message in error_of("b", "c", "--config_file", str(file))
 
 
 def test_the_help_shows_places_first():

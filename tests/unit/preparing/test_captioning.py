@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 
-from library.errors import CheckpointError, OptionError
+from library.errors import CheckpointError, DatasetError, OptionError
 from library.options.spec import parse_options
+from library.preparing.captioning.batching import encode_batch, picture_for
 from library.preparing.captioning.feeding import one_ahead
-from library.preparing.captioning.keyed_draws import KeyedDraws, nucleus
 from library.preparing.captioning.kinds import CaptionerKind, checked_prompt, read_config
+from library.preparing.captioning.lengths import WordChoice, word_choice
+from library.preparing.captioning.models import pads_well
 from library.preparing.captioning.prompting import behind_prompt
-from library.preparing.captioning.run import encode_batch, planned, word_choice
-from library.preparing.captioning.wording import finished_caption, without_writing
+from library.preparing.captioning.run import planned
+from library.preparing.captioning.trying import check_place
 from library.preparing.options.captioning import (
     CAPTIONING_SCRIPT,
     GIT_CAPTIONING_SCRIPT,
@@ -25,99 +29,11 @@ from library.preparing.options.captioning import (
 )
 from library.preparing.shares import Shares
 
-LOGITS = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
-INF = float("inf")
+BLIP, LLAVA = CaptionerKind("blip", "", "prefix"), CaptionerKind("llava", "", "chat")
 
 
 def options(*arguments: str) -> CaptioningOptions:
     return parse_options(CaptioningOptions, ["pictures", *arguments], **CAPTIONING_SCRIPT)
-
-
-def draws(*names: str, seed: int = 1, top_p: float = 1.0, temperature: float = 1.0) -> KeyedDraws:
-    return KeyedDraws(names, seed=seed, top_p=top_p, temperature=temperature)
-
-
-def tokens_of(draw: KeyedDraws, number: int, logits: torch.Tensor = LOGITS) -> torch.Tensor:
-    """Shape [number, B]."""
-    rows = logits.expand(len(draw._generators), -1)
-    return torch.stack([draw(torch.zeros(len(rows), 1), rows).argmax(-1) for _ in range(number)])
-
-
-# Words drawn
-
-
-def test_a_nucleus_has_the_likeliest_tokens_up_to_its_chance():
-    assert nucleus(LOGITS, 0.7).isfinite().tolist() == [[True, True, False, False]]
-
-
-def test_a_nucleus_always_has_one_token():
-    assert nucleus(LOGITS, 1e-6).isfinite().sum() == 1
-
-
-def test_a_nucleus_of_all_chances_leaves_the_scores_alone():
-    assert torch.equal(nucleus(LOGITS, 1.0), LOGITS)
-
-
-def test_tokens_are_drawn_as_often_as_they_are_likely():
-    drawn = tokens_of(draws("a"), 4000).flatten()
-    shares = torch.bincount(drawn, minlength=4) / 4000
-    assert torch.allclose(shares, LOGITS.exp()[0], atol=0.03)
-
-
-def test_tokens_outside_the_nucleus_are_never_drawn():
-    assert tokens_of(draws("a", top_p=0.7), 300).max() <= 1
-
-
-def test_a_high_temperature_flattens_the_chances():
-    drawn = tokens_of(draws("a", temperature=50.0), 2000)
-    assert (drawn == 3).float().mean() == pytest.approx(0.25, abs=0.04)
-
-
-def test_what_a_picture_draws_does_not_depend_on_its_neighbours():
-    together, alone = tokens_of(draws("x", "y", "z"), 40), tokens_of(draws("y"), 40)
-    assert torch.equal(together[:, 1:2], alone)
-
-
-def test_pictures_and_seeds_have_draws_of_their_own():
-    flat = torch.zeros(1, 1000)
-    first = tokens_of(draws("x"), 5, flat)
-    assert not torch.equal(first, tokens_of(draws("y"), 5, flat))
-    assert not torch.equal(first, tokens_of(draws("x", seed=2), 5, flat))
-
-
-def test_a_token_without_a_chance_is_not_drawn():
-    scores = torch.tensor([[-INF, -INF, 0.0]])
-    assert tokens_of(draws("x"), 20, scores).unique().tolist() == [2]
-
-
-# Words written
-
-
-@pytest.mark.parametrize(
-    ("text", "caption"),
-    [
-        ("a dog\n runs", "zorp, a dog runs, photo"),
-        ("Zorp runs", "Zorp runs, photo"),
-        ("zorps run", "zorp, zorps run, photo"),
-        ("zorp, a Photo", "zorp, a Photo"),
-    ],
-)
-def test_trigger_word_and_postfix_are_said_once(text: str, caption: str):
-    assert finished_caption(text, trigger_word="zorp", postfix="photo", separator=", ") == caption
-
-
-@pytest.mark.parametrize(
-    ("text", "left"),
-    [
-        ("a red sign with the words stop on it", "a red sign"),
-        ("a man with the words happy new day on his shirt next to a car", "a man next to a car"),
-        ('a sign that says "go home" on the wall of a house', "a sign on the wall of a house"),
-        ("a poster with the number 5 and a dog", "a poster and a dog"),
-        ("a cat with a ball on a mat", "a cat with a ball on a mat"),
-    ],
-)
-def test_what_git_reads_into_pictures_can_be_left_out(text: str, left: str):
-    assert without_writing(text) == left
 
 
 def test_tokens_of_the_prompt_are_cut_where_a_model_gives_them_back():
@@ -181,6 +97,42 @@ def test_prompts_of_different_lengths_stay_alone_where_they_have_to(lengths: tup
     assert len(encode_batch(batch, encode, [], may_pad=True)) == 1
 
 
+def test_pictures_that_are_too_much_together_are_encoded_alone_and_the_one_that_is_too_much_named():
+    def encode(images):
+        if len(images) > 1 or images == ["huge"]:
+            raise MemoryError
+        return {"pixel_values": images}
+
+    faults = []
+    parts = encode_batch([(Path(name), name) for name in ("a", "huge", "b")], encode, faults)
+    assert [paths for paths, _ in parts] == [[Path("a")], [Path("b")]]
+    assert "huge cannot be given to this model (not enough memory)" in str(faults[0])
+
+
+@pytest.mark.parametrize(("size", "seen"), [((400, 200), (63, 31)), ((40, 20), (40, 20)), ((2, 100), (2, 100))])
+def test_pictures_are_brought_to_a_number_of_pixels_in_their_shape(tmp_path: Path, size, seen):
+    Image.new("RGB", size).save(tmp_path / "a.png")
+    assert picture_for(tmp_path / "a.png", max_pixels=2000).size == seen
+
+
+def test_strips_are_refused(tmp_path: Path):
+    Image.new("RGB", (2, 101)).save(tmp_path / "a.png")
+    with pytest.raises(DatasetError, match="50 times"):
+        picture_for(tmp_path / "a.png", max_pixels=None)
+
+
+def test_only_a_model_that_is_known_to_pad_badly_has_its_pictures_alone():
+    assert not pads_well("qwen2_5_vl", "4.56.2")
+    assert pads_well("qwen2_5_vl", "4.57.0") and pads_well("llava", "4.54.0")
+
+
+def test_a_message_without_a_place_for_its_picture_is_refused():
+    config = SimpleNamespace(image_token_index=7)
+    check_place(LLAVA, torch.tensor([[1, 7, 2]]), config)
+    with pytest.raises(CheckpointError, match="no place for the picture"):
+        check_place(LLAVA, torch.tensor([[1, 2]]), config)
+
+
 def test_what_is_made_ahead_comes_in_order_and_raises_in_its_turn():
     def items():
         yield from (1, 2)
@@ -202,9 +154,15 @@ def test_what_is_made_ahead_comes_in_order_and_raises_in_its_turn():
         (["--caption_weights=https://x.org/model_large_caption.pth"], "single weights file"),
         (["--model="], "empty"),
         (["--load_in_8bit", "--load_in_4bit"], "exclude"),
-        (["--min_length=80"], "above --max_length 75"),
-        (["--caption_extension=.JPG"], "ending of a text file"),
-        (["--caption_extension=."], "ending of a text file"),
+        (["--min_length=80", "--max_length=75"], "above --max_length 75"),
+        (["--min_length=301"], "above --max_length 300"),
+        (["--caption_extension=.JPG"], "ending of text files"),
+        (["--caption_extension=."], "ending of text files"),
+        (["--caption_extension=.safetensors"], "files of other kinds"),
+        (["--caption_extension=_sd3.npz"], "files of other kinds"),
+        (["--caption_separator=\n"], "without line breaks"),
+        (["--postfix=a\rb"], "without line breaks"),
+        (["--trigger_word= "], "--trigger_word must not be empty"),
         (["--top_p=0"], "must be"),
     ],
 )
@@ -222,10 +180,33 @@ def test_options_of_draws_are_told_to_have_no_effect_on_a_search():
     assert any("--num_beams" in line for line in options("--num_beams=3").warnings)
 
 
+def chosen(kind: CaptionerKind, *arguments: str, num_prompt: int = 1, room: int | None = None) -> WordChoice:
+    return word_choice(options(*arguments), kind, num_prompt=num_prompt, room=room)
+
+
 def test_models_that_are_told_what_to_do_have_longer_captions_by_default():
-    assert word_choice(options(), is_told=True).max_length == LONG_CAPTION
-    assert word_choice(options(), is_told=False).max_length == 75
-    assert word_choice(options("--max_length=75"), is_told=True).max_length == 75
+    assert chosen(LLAVA).max_length == LONG_CAPTION
+    assert chosen(BLIP).max_length == 75
+    assert chosen(LLAVA, "--max_length=75").max_length == 75
+
+
+def test_the_default_length_is_no_more_than_a_model_has_room_for():
+    assert chosen(LLAVA, num_prompt=20, room=100).max_length == 80
+    with pytest.raises(OptionError, match="Give at most 80"):
+        chosen(LLAVA, "--max_length=81", num_prompt=20, room=100)
+
+
+def test_the_shortest_caption_is_compared_with_the_longest_of_the_model():
+    assert chosen(LLAVA, "--min_length=100").min_length == 100
+    with pytest.raises(OptionError, match="above --max_length 75"):
+        chosen(BLIP, "--min_length=100")
+
+
+def test_a_prompt_that_leaves_no_room_is_refused():
+    with pytest.raises(OptionError, match="75 tokens"):
+        chosen(BLIP, num_prompt=75)
+    with pytest.raises(OptionError, match="no room"):
+        chosen(LLAVA, num_prompt=100, room=100)
 
 
 def test_the_git_script_has_a_git_and_one_option_more():

@@ -8,7 +8,6 @@ from library.errors import DatasetError, OptionError, OutputError
 from library.preparing.metadata.metadata_files import (
     check_output,
     read_metadata_file,
-    refuse_loss,
     write_metadata_file,
 )
 
@@ -55,6 +54,12 @@ def test_names_that_are_not_utf8_survive(tmp_path, ending):
         ("m.json", '{"a": {"tags": ["b"]}}', 'entry "a": tags must be a text'),
         ("m.json", '{"a": {"image_size": [1, 2.5]}}', "image_size must be"),
         ("m.json", '{"a": {}, "a": {}}', 'has "a" twice'),
+        (
+            "m.json",
+            '{"a": {"score": [1, 1e400]}}',
+            r'entry "a": score holds a number that JSON cannot hold \(\[1, inf\]\)',
+        ),
+        ("m.jsonl", '{"image_path": "a", "score": NaN}', 'entry "a": score holds a number that JSON cannot hold'),
         ("m.jsonl", '{"image_path": "a"}\n{"image_path": "a"}', 'has "a" twice'),
         ("m.jsonl", '{"image_path": "a"}\n{"file_name": "b"}', "line 2 has no image_path"),
     ],
@@ -73,6 +78,12 @@ def test_a_missing_file_is_named_as_the_user_gave_it(tmp_path):
 def test_an_entry_that_training_refuses_is_not_written(tmp_path):
     with pytest.raises(DatasetError, match='entry "a": caption must be a text'):
         write_metadata_file(tmp_path / "m.json", {"a": {"caption": 3}})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_number_that_json_cannot_hold_is_not_written(tmp_path):
+    with pytest.raises(DatasetError, match='entry "a": score holds a number'):
+        write_metadata_file(tmp_path / "m.json", {"a": {"score": float("inf")}})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -103,24 +114,3 @@ def test_places_that_cannot_be_written_are_refused(tmp_path, place, message):
     (tmp_path / "d.json").mkdir()
     with pytest.raises(OptionError, match=message):
         check_output(tmp_path / place)
-
-
-@pytest.mark.parametrize(
-    ("new", "lost"), [({"b": {}}, "a"), ({"a": {}, "b": {}}, r"a \(caption\)"), ({"a": {"tags": ""}}, r"a \(caption\)")]
-)
-def test_a_file_is_not_written_over_where_it_has_more(tmp_path, new, lost):
-    write_metadata_file(tmp_path / "m.json", {"a": {"caption": "a"}})
-    with pytest.raises(DatasetError, match=rf"\(1\): {lost}\. Move it, or name another file\."):
-        refuse_loss(tmp_path / "m.json", new, "move it")
-
-
-def test_a_file_of_another_kind_is_not_written_over(tmp_path):
-    (tmp_path / "m.json").write_text('{"epochs": 3}')
-    with pytest.raises(DatasetError, match="OUT_JSON: .*must be an object"):
-        refuse_loss(tmp_path / "m.json", ENTRIES, "move it")
-
-
-def test_a_file_may_be_written_over_that_has_nothing_else(tmp_path):
-    write_metadata_file(tmp_path / "m.json", {"a": {"caption": "a"}})
-    refuse_loss(tmp_path / "m.json", {"a": {"caption": "b", "tags": "c"}, "d": {}}, "move it")
-    refuse_loss(tmp_path / "new.json", {}, "move it")

@@ -106,12 +106,16 @@ def test_a_picture_without_caption_is_told_and_keeps_what_it_has(tmp_path, folde
     assert "pictures without a .caption file, of which only the size is noted: 1 (a.png)" in capsys.readouterr().err
 
 
-def test_an_emptied_caption_file_empties_the_caption_and_is_told(tmp_path, folder, capsys):
+def test_a_file_without_text_does_not_empty_an_entry_and_is_told(tmp_path, folder, capsys):
     run(merge_captions, folder, tmp_path / "m.json")
     (folder / "a.caption").write_text(" \n")
-    assert run(merge_captions, folder, tmp_path / "m.json") == 0
-    assert read_metadata_file(tmp_path / "m.json", "")["a.png"]["caption"] == ""
-    assert "files without text" in capsys.readouterr().err
+    (folder / "sub" / "a.caption").write_text("")
+    assert run(merge_captions, folder, tmp_path / "m.json", "--recursive") == 0
+    entries = read_metadata_file(tmp_path / "m.json", "")
+    assert [entry["caption"] for entry in entries.values()] == ["one", ""]
+    told = capsys.readouterr().err
+    assert "files without text, entries keep the text that they have: 1 (a.caption)" in told
+    assert "files without text, an empty text is noted: 1 (a.caption)" in told
 
 
 def test_captions_that_are_nowhere_are_an_error_that_names_the_ending_that_is_there(tmp_path, folder, capsys):
@@ -209,6 +213,52 @@ def test_what_only_the_file_to_write_has_is_not_lost(tmp_path, folder, capsys):
     assert run(merge_captions, folder, tmp_path / "out.json", "--in_json", tmp_path / "in.json") == 2
     assert "a.png (tags)" in capsys.readouterr().err
     assert read_metadata_file(tmp_path / "out.json", "") == {"a.png": {"tags": "by hand"}}
+
+
+def test_corrected_texts_of_the_file_to_write_only_go_with_overwrite(tmp_path, folder, capsys):
+    write_metadata_file(tmp_path / "in.json", {})
+    write_metadata_file(tmp_path / "out.json", {"a.png": {"caption": "by hand"}})
+    command = (merge_captions, folder, tmp_path / "out.json", "--in_json", tmp_path / "in.json")
+    assert run(*command) == 2
+    assert read_metadata_file(tmp_path / "out.json", "") == {"a.png": {"caption": "by hand"}}
+    assert run(*command, "--overwrite") == 0
+    assert read_metadata_file(tmp_path / "out.json", "")["a.png"]["caption"] == "one"
+
+
+def test_overwrite_without_another_file_to_read_has_no_effect_and_is_told(tmp_path, folder, capsys):
+    write_metadata_file(tmp_path / "m.json", {"gone.png": {"mine": 1}})
+    assert run(merge_captions, folder, tmp_path / "m.json", "--overwrite") == 0
+    assert "--overwrite has no effect" in capsys.readouterr().err
+    assert "gone.png" in read_metadata_file(tmp_path / "m.json", "")
+
+
+COMPOSED, APART = "gr\u00fcn", "gru\u0308n"
+
+
+@pytest.mark.parametrize(
+    ("on_disk", "text", "named"), [(APART, COMPOSED, COMPOSED), (COMPOSED, APART, f"./{APART}.png")]
+)
+def test_names_of_other_characters_for_the_same_letters_are_recognised(tmp_path, capsys, on_disk, text, named):
+    root = tmp_path / "p"
+    picture(root / f"{on_disk}.png"), picture(root / "o.png")
+    (root / f"{text}.caption").write_text("green")
+    write_metadata_file(tmp_path / "m.json", {named: {"mine": 1}})
+    assert run(merge_captions, root, tmp_path / "m.json") == 0
+    entries = read_metadata_file(tmp_path / "m.json", "")
+    assert entries == {
+        f"{on_disk}.png": {"mine": 1, "caption": "green", "image_size": [6, 4]},
+        "o.png": {"image_size": [6, 4]},
+    }
+    assert f"as one sign or two, read all the same: 1 ({text}.caption)" in capsys.readouterr().err
+
+
+def test_the_text_of_another_picture_is_not_taken_for_its_look(tmp_path):
+    root = tmp_path / "p"
+    picture(root / f"{APART}.png"), picture(root / f"{COMPOSED}.png")
+    (root / f"{COMPOSED}.caption").write_text("green")
+    assert run(merge_captions, root, tmp_path / "m.json") == 0
+    entries = read_metadata_file(tmp_path / "m.json", "")
+    assert ["caption" in entries[f"{name}.png"] for name in (COMPOSED, APART)] == [True, False]
 
 
 @pytest.mark.parametrize(

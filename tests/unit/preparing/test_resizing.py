@@ -295,6 +295,17 @@ def test_what_is_killed_leaves_whole_results_and_goes_on(folder, resize, tmp_pat
     assert all(results[name].read_bytes() == content for name, content in done.items())
 
 
+def test_originals_are_not_written_through_links(folder, resize, tmp_path):
+    (folder / "a.png").write_bytes(encoded(noise()))
+    (folder / "a.txt").write_text("caption")
+    (folder / "b.txt").write_text("of another")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a+32x32.txt").symlink_to(folder / "b.txt")
+    resize("--copy_associated_files", "--overwrite")
+    assert (folder / "b.txt").read_text() == "of another"
+    assert (tmp_path / "out" / "a+32x32.txt").read_text() == "caption"
+
+
 # What cannot be done
 
 

@@ -74,6 +74,23 @@ def test_text_is_written_whole_with_a_line_end(tmp_path):
     assert (tmp_path / "b.txt").read_bytes() == b""
 
 
+def test_what_a_link_leads_to_is_written(tmp_path):
+    (tmp_path / "a.txt").write_text("old")
+    (tmp_path / "link.txt").symlink_to("a.txt")
+    write_text(tmp_path / "link.txt", "new")
+    assert (tmp_path / "link.txt").is_symlink() and (tmp_path / "a.txt").read_text() == "new\n"
+
+
+def test_a_file_that_says_the_same_is_left_alone(tmp_path):
+    write_text(tmp_path / "a.txt", "text")
+    before = (tmp_path / "a.txt").stat()
+    write_text(tmp_path / "a.txt", "text")
+    after = (tmp_path / "a.txt").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    write_text(tmp_path / "a.txt", "tent")
+    assert (tmp_path / "a.txt").read_text() == "tent\n"
+
+
 def test_the_writer_has_written_everything_at_its_end(tmp_path):
     with TextWriter() as writer:
         for number in range(600):

@@ -100,6 +100,32 @@ def test_ratings_and_characters_are_replaced_too():
     assert tags(**rules) == ["nsfw", "long_hair", "0_0", "Miku", "vocaloid"]
 
 
+@pytest.mark.parametrize(
+    ("name", "rules", "words"),
+    [
+        ("0_0", {"replacements": {"0 0": "eyes"}}, ["eyes"]),
+        ("eyes", {"replacements": {"0 0": "eyes"}}, ["eyes"]),
+        ("miku_(vocaloid)", {"are_characters_expanded": True}, ["miku", "vocaloid"]),
+        ("miku", {"are_characters_expanded": True, "replacements": {"miku": "Hatsune"}}, ["Hatsune"]),
+        ("explicit", {"rating": "last", "replacements": {"explicit": "nsfw"}}, ["nsfw"]),
+        ("vocaloid", {"replacements": {"long hair": "vocaloid", "vocaloid": "song"}}, ["vocaloid"]),
+    ],
+)
+def test_a_tag_that_is_written_otherwise_comes_first_in_its_words(name, rules, words):
+    first, without = tags(always_first=(name,), **rules), tags(**rules)
+    assert first == [*words, *(tag for tag in without if tag not in words)]
+
+
+def test_tags_that_cannot_come_first_are_known():
+    rules = TagRules(thresholds=THRESHOLDS, undesired=("0_0",), always_first=("0_0", "long hair", "safe", "lnog hair"))
+    assert TagChooser(LABELS, rules).never_first() == ["0_0", "safe", "lnog hair"]
+
+
+def test_replacements_of_what_the_model_does_not_give_are_known():
+    pairs = read_replacements("long_hair,wig;wig,hat;miku,Hatsune;miku_(vocaloid),x")
+    assert TagChooser(LABELS, TagRules(thresholds=THRESHOLDS, replacements=pairs)).never_replaced() == ["wig", "miku"]
+
+
 def test_names_that_the_model_lacks_are_known():
     chooser = TagChooser(LABELS, TagRules(thresholds=THRESHOLDS, replacements={"long hair": "hair"}))
     assert chooser.unknown(("long hair", "hair", "0_0", "lnog hair")) == ["lnog hair"]

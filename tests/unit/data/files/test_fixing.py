@@ -1,6 +1,9 @@
 """What --fix changes: nothing is lost, nothing is overwritten, and the log says how to undo it."""
 
+import errno
 import json
+import os
+from pathlib import Path
 
 import pytest
 
@@ -58,3 +61,33 @@ def test_a_file_that_two_findings_are_about_is_changed_once(tmp_path):
     path.write_bytes("é".encode("utf-16"))
     done = mend([Remedy("set aside", path), Remedy("saved as UTF-8", path), Remedy("set aside", tmp_path / "gone")])
     assert [each.action for each in done] == ["set aside"]
+
+
+@pytest.mark.parametrize("action", ["set aside", "renamed"])
+def test_a_move_that_is_broken_off_is_in_the_log_and_loses_nothing(tmp_path, monkeypatch, action):
+    path = tmp_path / "a.TXT"
+    path.write_text("a dog")
+    monkeypatch.setattr(Path, "unlink", lambda *_, **__: 1 / 0)  # the kill comes before the last step
+    with pytest.raises(ZeroDivisionError):
+        mend([Remedy(action, path, tmp_path / "a.txt" if action == "renamed" else None)])
+    (line,) = log_of(tmp_path)
+    assert path.read_text() == (tmp_path / line["to"]).read_text() == "a dog"
+
+
+def test_a_drive_without_links_does_as_well(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "link", without_links)
+    (tmp_path / "a.png").write_text("picture")
+    (tmp_path / "b.png").symlink_to("a.png")
+    mend([Remedy("set aside", tmp_path / "b.png"), Remedy("set aside", tmp_path / "a.png")])
+    aside = tmp_path / FOLDER
+    assert list(tmp_path.iterdir()) == [aside]
+    assert (aside / "b.png").is_symlink() and (aside / "a.png").read_text() == "picture"
+    for name in ("c.TXT", "c.txt"):
+        (tmp_path / name).write_text(name)
+    with pytest.raises(OutputError, match="cannot be renamed"):
+        mend([Remedy("renamed", tmp_path / "c.TXT", tmp_path / "c.txt")])
+    assert (tmp_path / "c.txt").read_text() == "c.txt"
+
+
+def without_links(*_, **__):
+    raise OSError(errno.EPERM, os.strerror(errno.EPERM))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from library.data.config.specs import DatasetSpec, SubsetSpec
-from library.data.files.stray_captions import find_stray_captions
+from library.data.files.stray_captions import StrayCaptions, find_stray_captions
 from library.records import Size
 
 
@@ -44,14 +44,53 @@ def test_what_was_set_aside_and_folders_that_are_not_read_do_not_count(tmp_path)
     files(tmp_path, "a.png", "a.txt")
     files(tmp_path / ".set_aside", "b.txt")
     files(tmp_path / "deeper", "c.txt")
-    assert find_stray_captions(spec(tmp_path)).orphans == ()
-    assert names(find_stray_captions(spec(tmp_path, recursive=True)).orphans) == ["c.txt"]
+    assert find_stray_captions(spec(tmp_path)) == StrayCaptions()
+    assert names(find_stray_captions(spec(tmp_path, recursive=True)).doubtful) == ["c.txt"]
 
 
 def test_an_ending_in_capitals_is_renamed_where_the_name_is_free(tmp_path):
     files(tmp_path, "a.png", "a.TXT", "b.png", "b.Txt", "b.txt")
-    found = find_stray_captions(spec(tmp_path)).renamings
-    assert found == ((tmp_path / "a.TXT", tmp_path / "a.txt"),)
+    found = find_stray_captions(spec(tmp_path))
+    assert (found.endings, found.names) == (((tmp_path / "a.TXT", tmp_path / "a.txt"),), ())
+
+
+@pytest.mark.parametrize(
+    ("pictures", "caption", "right"),
+    [
+        (("a.png",), "a.png.txt", "a.txt"),
+        (("a.png", "a.jpg"), "a.png.txt", "a.txt"),
+        (("gru\u0308n.png",), "gr\u00fcn.txt", "gru\u0308n.txt"),
+        (("gr\u00fcn.png",), "gru\u0308n.txt", "gr\u00fcn.txt"),
+        (("a.png", "a.png.png"), "a.png.txt", None),  # a caption that is read
+    ],
+)
+def test_a_name_that_is_written_otherwise_is_renamed_and_no_orphan(tmp_path, pictures, caption, right):
+    files(tmp_path, *pictures, caption)
+    found = find_stray_captions(spec(tmp_path))
+    assert found.names == (() if right is None else ((tmp_path / caption, tmp_path / right),))
+    assert (found.orphans, found.doubtful) == ((), ())
+
+
+def test_a_name_that_is_taken_is_no_target(tmp_path):
+    files(tmp_path, "a.png", "a.png.txt", "a.txt")
+    assert find_stray_captions(spec(tmp_path)) == StrayCaptions()
+
+
+@pytest.mark.parametrize(
+    "name", ["README.txt", "my_prompts.txt", "licence_1.txt", "b 1.txt", "b.txt", "b_2.caption", "b_3.TXT"]
+)
+def test_texts_that_may_be_something_else_are_doubtful(tmp_path, name):
+    files(tmp_path, "a_1.png", "my_dog.png", name)
+    found = find_stray_captions(spec(tmp_path))
+    assert (names(found.orphans), names(found.doubtful)) == ([], [name])
+
+
+def test_files_that_options_or_links_name_are_doubtful(tmp_path):
+    files(tmp_path / "p", "a_1.png", "a_2.txt", "a_3.txt", "a_4.txt")
+    files(tmp_path / "q", "b.png")
+    (tmp_path / "q" / "b.txt").symlink_to(tmp_path / "p" / "a_3.txt")
+    found = find_stray_captions(spec(tmp_path / "p", tmp_path / "q"), {str((tmp_path / "p" / "a_2.txt").resolve())})
+    assert (names(found.orphans), names(found.doubtful)) == (["a_4.txt"], ["a_2.txt", "a_3.txt"])
 
 
 def test_encodings_are_told_that_are_marked_or_declared(tmp_path):

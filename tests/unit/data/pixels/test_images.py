@@ -9,12 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from library.data.config.keys import INTERPOLATIONS
 from library.data.files import patience
 from library.data.files.headers import read_header
 from library.data.pixels.images import load_image, load_mask, load_resized, prepare_image, resize_pixels
 from library.errors import DatasetError, UnreadableError
-from library.records import CropPlan, Size
+from library.records import INTERPOLATIONS, CropPlan, Size
 
 ORIENTATION = 0x0112
 

@@ -1,20 +1,24 @@
 """The findings of the doctor in words, as JSON and as HTML; and duplicates that must not be moved."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from library.data.config.specs import DatasetSpec, SubsetSpec
 from library.data.files.fixing import Mended, Remedy
+from library.data.findings import Fault, FaultKind, Findings
 from library.data.report.caption_diagnoses import missing_trigger, repeated_captions
 from library.data.report.checkup_text import checkup_json, describe_checkup, summary
 from library.data.report.diagnosis import Case, Checkup, Diagnosis, sorted_diagnoses
-from library.data.report.duplicate_diagnoses import duplicate_diagnoses
+from library.data.report.duplicate_diagnoses import duplicate_diagnoses, joined_groups
 from library.data.report.page.findings_panel import findings_panel
+from library.data.report.plan_diagnoses import crop_diagnoses, findings_diagnoses
 from library.data.report.report_text import NUM_NAMES
 from library.errors import UnreadableError
-from library.records import ImageRecord, Size
+from library.records import CropPlan, ImageRecord, Size
 
 
 def checkup(*diagnoses):
@@ -75,11 +79,11 @@ def test_what_people_wrote_is_escaped_on_the_page():
         ({}, ""),
         ({"caption": "another dog"}, "with different captions"),
         ({"subset": 1}, "in several subsets"),
-        ({"mask": Path("mask.png")}, "named by a metadata file, or with masks"),
+        ({"mask": Path("mask.png")}, "with masks"),
     ],
 )
 def test_equal_files_are_moved_only_where_nothing_else_differs(tmp_path, second, reason):
-    for name in ("a.png", "b.png", "b.txt"):
+    for name in ("a.png", "b.png", "a.txt", "b.txt"):
         (tmp_path / name).write_bytes(b"the same")
     records = [record(tmp_path / "a.png"), record(tmp_path / "b.png", **second)]
     found = duplicate_diagnoses(records, {}, num_training=2, distance=4, caption_endings=[".txt"])
@@ -87,6 +91,47 @@ def test_equal_files_are_moved_only_where_nothing_else_differs(tmp_path, second,
     assert case.detail == reason
     moved = [] if reason else [tmp_path / "b.png", tmp_path / "b.txt"]
     assert [remedy.path for remedy in case.remedies] == moved
+
+
+def test_a_copy_goes_only_where_all_its_subsets_have_the_other_one(tmp_path):
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(b"the same")
+    used = [("a.png", 0), ("b.png", 0), ("b.png", 1)]
+    found = []
+    for records in ([*used, ("a.png", 1)], used):
+        own = [record(tmp_path / name, subset=subset) for name, subset in records]
+        (case,) = next(duplicate_diagnoses(own, {}, num_training=4, distance=4, caption_endings=[])).cases
+        found.append((case.detail, [remedy.path.name for remedy in case.remedies]))
+    assert found == [("", ["b.png"]), ("in several subsets", [])]
+
+
+def test_groups_with_a_common_member_are_joined():
+    assert joined_groups([[0, 1], [2, 3], [4, 5], [3, 1]]) == [[0, 1, 2, 3], [4, 5]]
+
+
+def test_ten_thousand_groups_in_a_chain_are_one():
+    (group,) = joined_groups([number, number + 1] for number in range(10_000))
+    assert group == list(range(10_001))
+
+
+def test_only_what_is_known_to_be_broken_can_be_moved(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"")
+    for kind in get_args(FaultKind)[:8]:  # the others are no faults
+        findings = Findings(faults=(Fault(path, "cannot be decoded, has no mask, has no text", kind=kind),))
+        (found,) = (each for each in findings_diagnoses(findings, is_strict=True, caption_endings=[]) if each.cases)
+        assert bool(found.cases[0].remedies) == (kind == "broken") == (found.code == "broken-picture")
+
+
+def test_of_several_datasets_the_worst_counts():
+    specs = [DatasetSpec(resolution=Size(side, side), subsets=()) for side in (256, 64)]
+    crops = [CropPlan(Size(side, side), 0, 0, Size(side, side)) for side in (256, 64)]
+    for order in (1, -1):
+        records = [replace(record(Path("a.png")), dataset=number) for number in (0, 1)][::order]
+        found = {each.code: each for each in crop_diagnoses(records, crops[::order], specs, num_training=0)}
+        assert [str(case) for case in found["tiny-picture"].cases] == [
+            "a.png: 64x64, enlarged 4.0 times to 256x256 in dataset 1"
+        ]
 
 
 def test_one_picture_under_two_names_is_no_duplicate(tmp_path):
