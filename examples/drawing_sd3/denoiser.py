@@ -161,9 +161,7 @@ def _move_average(average: nn.Module, module: nn.Module, decay: float) -> None:
 
 
 @torch.no_grad()
-def sample(
-    drawer: Drawer, vae: AutoencoderKL, tokenizers: TokenizerSet, captions: Sequence[str], seed: int
-) -> Tensor:
+def sample(drawer: Drawer, vae: AutoencoderKL, tokenizers: TokenizerSet, captions: Sequence[str], seed: int) -> Tensor:
     """Draw what the captions say, in 20 steps with guidance. Shape [B, 3, SIDE, SIDE], -1..1."""
     said = drawer.read(tokenize(tokenizers, [*captions, *[""] * len(captions)], t5_length=77))
     noise = torch.randn((len(captions), LATENT_CHANNELS, 8, 8), generator=torch_stream(seed, "drawing_sd3_sample"))

@@ -40,6 +40,7 @@ ENCODERS = ("clip_l", "clip_g", "t5xxl")
 _VAE_SHARE = 0.3  # of the minutes
 _UNTAUGHT = 1_000_000  # drawings from this number on are not trained with
 
+
 @dataclass(frozen=True)
 class Effort:
     """How long to train, and on how much.

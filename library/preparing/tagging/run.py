@@ -109,18 +109,10 @@ def _tell_empty(what: str, numbers: Sequence[int]) -> None:
 
 
 def _into_metadata_file(tagging: Tagging, pictures: Pictures, existing: Existing, identity: str) -> None:
-    outcome, shares = tagging.outcome, tagging.shares
-    names = dict(zip(pictures.paths, pictures.names, strict=True))
-    odd = [path for path, name in names.items() if not is_whole(name)]
-    outcome.faults += [Fault(path, "has a name that is no UTF-8 and cannot be written down; rename it") for path in odd]
-    own = [path for path in shares.own(pictures.paths) if is_whole(names[path])]
-    if not tagging.options.output.append_tags:
-        texts = [text for path in own if (text := existing.text(names[path])) is not None]
-        own = [path for path in own if existing.text(names[path]) is None]
-        outcome.kept += len(texts)
-        _tell_empty("entries", shares.gathered(sum(not text.strip() for text in texts)))
+    shares = tagging.shares
+    names = _names_to_tag(tagging, pictures, existing)
     with Journal(existing.file, identity, shares.rank) as journal:
-        earlier = journal.read({names[path]: path for path in own})
+        earlier = journal.read({name: path for path, name in names.items()})
         if earlier:
             number = counted(len(earlier), "picture")
             logger.info("%s: %s were tagged before this run was stopped", journal.path, number)
@@ -133,11 +125,26 @@ def _into_metadata_file(tagging: Tagging, pictures: Pictures, existing: Existing
             journal.add(new)
             found.update((name, item) for name, _, item in new)
 
-        tagging.tag([path for path in own if names[path] not in earlier], put, with_size=True)
+        tagging.tag([path for path, name in names.items() if name not in earlier], put, with_size=True)
     parts = shares.gathered((earlier, found))
     if shares.is_first:
         _write_metadata_file(tagging, pictures, existing.file, parts)
         journal.remove()
+
+
+def _names_to_tag(tagging: Tagging, pictures: Pictures, existing: Existing) -> dict[Path, str]:
+    """{picture: its name} of those of this process that get tags; the others are counted."""
+    outcome, shares = tagging.outcome, tagging.shares
+    names = dict(zip(pictures.paths, pictures.names, strict=True))
+    odd = [path for path, name in names.items() if not is_whole(name)]
+    outcome.faults += [Fault(path, "has a name that is no UTF-8 and cannot be written down; rename it") for path in odd]
+    own = {path: names[path] for path in shares.own(pictures.paths) if is_whole(names[path])}
+    if tagging.options.output.append_tags:
+        return own
+    texts = [text for name in own.values() if (text := existing.text(name)) is not None]
+    outcome.kept += len(texts)
+    _tell_empty("entries", shares.gathered(sum(not text.strip() for text in texts)))
+    return {path: name for path, name in own.items() if existing.text(name) is None}
 
 
 def _write_metadata_file(
