@@ -13,13 +13,22 @@ from typing import TYPE_CHECKING
 if __package__ in (None, ""):  # run as a file: the toolkit is one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from library.checkpoint.weights import open_weights
+from library.data.problems import counted
+from library.families.hub_model import is_hub_name
 from library.log import get_logger
 from library.options.entry import run_script
 from library.preparing.metadata.metadata_files import Entries
 from library.preparing.metadata.rewriting import Rewriting
 from library.preparing.outcome import raise_faults
 from library.training.bucket_run import BucketCacheRun, buckets_in_words, entries_with_sizes
-from tools.bucket_options import BUCKET_LATENTS_SCRIPT, BucketLatentsOptions, caching_options, training_flags
+from tools.bucket_options import (
+    BUCKET_LATENTS_SCRIPT,
+    BucketLatentsOptions,
+    BucketModelOptions,
+    caching_options,
+    training_flags,
+)
 from tools.model_family import choose_family
 
 if TYPE_CHECKING:
@@ -58,12 +67,16 @@ class BucketLatentTool(BucketCacheRun):
     def write(self) -> None:
         """Write the metadata, and tell what a training has to be given."""
         is_changed = self._read_again()
-        entries, fitted = self.new_entries(), self.fitted()
+        entries = self.new_entries()
+        fitted = {name: one for name, one in self.fitted().items() if name in self.entries}
         self.rewriting.write(entries)
         out_json, sizes = self.given.files.out_json, buckets_in_words(fitted.values())
-        number = sum(name in self.entries for name in fitted)
-        logger.info("%s: %d entries, %d with train_resolution (%s)", out_json, len(entries), number, sizes)
-        if not self.faults and not is_changed:
+        told = counted(len(entries), "entry", "entries")
+        logger.info("%s: %s, %d with train_resolution (%s)", out_json, told, len(fitted), sizes)
+        if self.faults:
+            what = "a training refuses the entries of what was passed over (%s): remove them, or give %s."
+            logger.warning(what, counted(len(self.faults), "picture"), "--on_bad_file=skip")
+        if not is_changed:
             without_captions = ["--missing_caption=allow", "--empty_caption=allow"] if self.needs_no_caption else []
             flags = [*training_flags(self.given, out_json), *without_captions]
             logger.info("train with these caches by: %s", shlex.join(flags))
@@ -86,6 +99,7 @@ def prepare(options: BucketLatentsOptions) -> None:
         CheckpointError: A model file is wrong.
         OutputError: Files cannot be written.
     """
+    _refuse_missing(options.model)
     in_json, out_json = options.files.in_json, options.files.out_json
     assert in_json is not None and out_json is not None  # both are needed options
     run = BucketLatentTool(options, Rewriting(in_json, "IN_JSON", out_json, is_overwrite=options.files.overwrite))
@@ -93,6 +107,17 @@ def prepare(options: BucketLatentsOptions) -> None:
     if run.accelerator.is_main_process:
         run.write()
     raise_faults(run.faults)
+
+
+def _refuse_missing(model: BucketModelOptions) -> None:
+    """Refuse model files that are not there, by the names they have here, before pictures are looked at.
+
+    Raises:
+        CheckpointError: One is.
+    """
+    for name, given in (("MODEL_NAME_OR_PATH", model.model_name_or_path), ("--vae", model.vae)):
+        if given and not Path(given).exists() and not is_hub_name(Path(given)):
+            open_weights(Path(given), name)  # says what there is instead
 
 
 def main(argv: list[str] | None = None) -> int:

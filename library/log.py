@@ -4,9 +4,23 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 LOGGER_NAME = "easel"
 _NOISY = ("bitsandbytes.backends.cpu",)  # warns of a faster kernel that nothing here uses
+
+
+@contextmanager
+def only_errors() -> Iterator[None]:
+    """For what was told before, and would be told again."""
+    logger = logging.getLogger(LOGGER_NAME)
+    level = logger.level
+    logger.setLevel("ERROR")
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def get_logger(name: str) -> logging.Logger:

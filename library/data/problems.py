@@ -30,6 +30,12 @@ def first_names(names: Sequence[str], limit: int = 5) -> str:
     return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
 
 
-def counted(number: int, noun: str) -> str:
-    """For instance "1 picture", "2 pictures"."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """For instance "1 picture", "2 pictures".
+
+    Args:
+        number: How many.
+        noun: Of one.
+        plural: Of several, where it is not the noun with an s.
+    """
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"

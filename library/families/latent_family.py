@@ -125,6 +125,14 @@ class LatentFamily:
             return
         if kind != UNKNOWN:
             refuse_other_kind(place, kind, self.file_kinds)
+            self.refuse_kind(kind.name)
+
+    def refuse_kind(self, kind: str) -> None:
+        """What the options say against a file of a kind that the family has.
+
+        Raises:
+            CheckpointError: Something.
+        """
 
     def has_encoder(self, files: Any, name: str) -> bool:
         """Whether the encoder is in one of the files."""

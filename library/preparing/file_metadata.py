@@ -61,8 +61,11 @@ def header_of(path: Path) -> TensorHeader:
 def _is_pickle(path: Path) -> bool:
     if not path.is_file():
         return False
-    with open(path, "rb") as file:
-        start = file.read(4)
+    try:
+        with open(path, "rb") as file:
+            start = file.read(4)
+    except OSError:
+        return False  # why it cannot be read is told already
     return start == ZIP_START or start[:1] == b"\x80"
 
 

@@ -29,13 +29,14 @@ class Outcome:
     faults: list[Fault] = field(default_factory=list)
     seconds: float = 0.0
 
-    def tell(self, what: str, shares: Shares, *, unit: str = "pictures") -> None:
+    def tell(self, what: str, shares: Shares, *, unit: str = "pictures", if_all_kept: str = "") -> None:
         """Log the counts of all processes, from the first one, and raise what was wrong.
 
         Args:
             what: What the files hold, for instance "captions".
             shares: All processes have to call it.
             unit: What is counted in a second.
+            if_all_kept: What to do where all files were there and nothing was written, without full stop.
 
         Raises:
             DatasetError: Pictures were passed over. All others are done.
@@ -48,7 +49,8 @@ class Outcome:
         speed = f"; {written / seconds:.1f} {unit}/s" if written and seconds else ""
         if shares.is_first:
             passed = f", passed over {counted(len(faults), 'picture')}" if faults else ""
-            logger.info("%s: wrote %d, kept %d that were there%s%s", what, written, kept, passed, speed)
+            hint = f"; {if_all_kept}" if if_all_kept and kept and not written and not faults else ""
+            logger.info("%s: wrote %d, kept %d that were there%s%s%s", what, written, kept, passed, speed, hint)
         raise_faults(faults)
 
 
@@ -58,6 +60,9 @@ def raise_faults(faults: Iterable[Fault]) -> None:
     Raises:
         DatasetError: With each in a line of its own.
     """
-    lines = [str(fault) for fault in faults]
+    found = list(faults)
+    lines = list(dict.fromkeys(map(str, found)))
     if lines:
-        raise dataset_error("everything else is done", lines, "pictures were passed over")
+        number = len({fault.picture for fault in found})  # one line may be about several
+        what = "" if number == len(lines) else f"faults, for which {number} "
+        raise dataset_error("everything else is done", lines, f"{what}pictures were passed over")

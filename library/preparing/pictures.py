@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from library.data.files.listing import FolderWords, list_folder
 from library.data.findings import Fault
+from library.data.problems import first_names
 from library.errors import DatasetError
 from library.log import get_logger
 
@@ -68,12 +69,20 @@ def text_file_of(picture: Path, extension: str) -> Path:
 def shared_text_files(pictures: Sequence[Path], extension: str) -> dict[Path, Fault]:
     """{picture: fault} of those whose text file would belong to another picture too: a.png and a.jpg share a.txt.
 
-    A training refuses such pictures, since it cannot tell whose caption it is.
+    A training refuses such pictures, since it cannot tell whose caption it is. All that share a file have one text.
     """
-    files = {picture: text_file_of(picture, extension) for picture in pictures}
-    number = Counter(files.values())
+    owners: defaultdict[Path, list[Path]] = defaultdict(list)
+    for picture in pictures:
+        owners[text_file_of(picture, extension)].append(picture)
     return {
-        picture: Fault(picture, f"shares the text file {file.name} with another picture; rename one of them")
-        for picture, file in files.items()
-        if number[file] > 1
+        picture: Fault(group[0], _shared_words(file, group[1:]), picture)
+        for file, group in owners.items()
+        if len(group) > 1
+        for picture in group
     }
+
+
+def _shared_words(file: Path, others: Sequence[Path]) -> str:
+    """What is said of the first picture, for all that share the file."""
+    names = first_names([other.name for other in others])
+    return f"shares the text file {file.name} with {names}; rename all but one of them"

@@ -8,10 +8,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from library.data.cache import cache_folders
+from library.data.cache.places import TEXT_FOLDER
+from library.data.cache.status import remove_files
 from library.data.files.metadata_file import read_metadata
 from library.data.files.metadata_json import RawEntry
 from library.data.findings import Fault
 from library.records import Size
+from library.tensorfile import abandoned_files
 from library.training.cache_run import LatentCacheRun
 
 _SIZE_KEY, _BUCKET_KEY = "image_size", "train_resolution"  # of an entry
@@ -42,6 +46,15 @@ class BucketCacheRun(LatentCacheRun):
         (spec,) = self.plan.specs
         (subset,) = spec.subsets
         self._paths = {entry.name: entry.path for entry in read_metadata(subset).entries}
+
+    def start(self) -> None:
+        """As for every run; and what a run that was killed had begun to write beside the pictures goes."""
+        super().start()
+        if self.accelerator.is_main_process:
+            folders = cache_folders(self.plan.records, self.options.cache.cache_dir)
+            own = (folder for folder in folders if folder.name != TEXT_FOLDER)
+            remove_files([torso for folder in own for torso in abandoned_files(folder)])
+        self.accelerator.wait_for_everyone()
 
     @property
     def faults(self) -> tuple[Fault, ...]:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from finetune import make_captions
 from tests.captioning_runs import NUMBER, captioned, captioners, make_pictures, refused
 
 PICKLED_INDEX = {"metadata": {}, "weight_map": {"a": "pytorch_model-00001-of-00002.bin"}}
@@ -119,6 +120,20 @@ def test_a_model_that_was_not_downloaded_is_told_with_the_way_out(pictures: Path
 
 def test_a_task_that_answers_with_boxes_is_refused(models, pictures: Path, capsys):
     assert "gives no caption" in refused(capsys, pictures, models("florence"), "--prompt=<OD>")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "flags", "code", "said"),
+    [("bert", (), 2, "does not describe pictures"), ("blip", ("--load_in_4bit",), 3, "needs an NVIDIA GPU")],
+)
+def test_a_captioner_that_cannot_be_used_is_told_where_nothing_is_left_to_do(
+    tmp_path: Path, pictures: Path, capsys, model_type: str, flags: tuple[str, ...], code: int, said: str
+):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    for picture in pictures.iterdir():
+        picture.with_suffix(".caption").write_text("a picture")
+    assert make_captions.main([str(pictures), f"--model={tmp_path}", "--device=cpu", *flags]) == code
+    assert said in capsys.readouterr().err
 
 
 def test_few_bits_need_a_gpu(models, pictures: Path, capsys):

@@ -140,6 +140,22 @@ def test_a_copy_with_another_text_beside_it_stays(tmp_path, fix, ending):
     assert found["exact-duplicate"]["cases"][0]["detail"] == "with different captions"
 
 
+def test_what_options_name_stays_with_its_picture(tmp_path, fix):
+    folder = tmp_path / "p"
+    for name in ("a.png", "a (1).png", "b.png", "b (1).png"):
+        picture(folder / name, ord(name[0]))
+        (folder / name).with_suffix(".json").write_text('{"prompt": "a dog"}')
+    assert fix(folder, f"--sample_prompts={folder / 'b (1).json'}")[0] == {"a (1).png", "a (1).txt", "a (1).json"}
+
+
+def test_what_the_plan_warns_of_is_told_once(tmp_path, capsys):
+    for name in ("a.png", "b.png"):
+        picture(tmp_path / "p" / name)
+    assert main([str(tmp_path / "p"), *SMALL, "--min_bucket_reso=64", "--max_bucket_reso=100", "--fix"]) == 0
+    shown = capsys.readouterr()
+    assert "MENDED" in shown.out and shown.err.count("multiples of bucket_reso_steps") == 1
+
+
 def test_a_metadata_entry_without_picture_is_not_told_as_broken(tmp_path, fix):
     picture(tmp_path / "p" / "a.png")
     (tmp_path / "m.json").write_text(json.dumps({name: {"caption": "a dog"} for name in ("a.png", "gone.png")}))

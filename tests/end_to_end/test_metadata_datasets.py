@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from finetune.prepare_buckets_latents import BucketLatentTool
+from library.tensorfile import temporary_name
 from tests.end_to_end.conftest import ROOT
 from tools.bucket_options import BUCKET_LATENTS_SCRIPT, BucketLatentsOptions
 
@@ -175,13 +176,19 @@ def test_pictures_that_cannot_be_used_are_listed_when_all_others_are_cached(
     file, prepared = pictures.parent / "meta.json", pictures.parent / "lat.json"
     old = {"tags": "shape", "train_resolution": [8, 8]}
     file.write_text(json.dumps(dict.fromkeys(PICTURES, old)), encoding="utf-8")
+    torso = pictures / temporary_name(2**30)  # of a process that is gone
+    others = [pictures / ".1-notes.tmp", pictures / temporary_name(os.getpid())]
+    for path in (torso, *others):
+        path.touch()
     shown = run_script("finetune/prepare_buckets_latents", pictures, file, prepared, training.model, *SIZES, code=2)
     first, *listed = shown[shown.index("error: ") :].splitlines()
     assert first == "error: everything else is done: 3 pictures were passed over:"
     assert {line.split()[0] for line in listed} == {str(gone), str(short), str(damaged)}
-    assert "train with" not in shown
+    assert "what was passed over (3 pictures): remove them, or give --on_bad_file=skip." in shown
+    assert f"--in_json={prepared}" in told_flags(shown)
     entries = entries_of(prepared)
     assert set(entries) == set(PICTURES)
+    assert not torso.exists() and all(path.exists() for path in others)
     for path in (gone, short, damaged):
         assert entries[path.relative_to(pictures).as_posix()] == {"tags": "shape"}
     assert len(cache_contents(pictures)) == sum("train_resolution" in entry for entry in entries.values()) == 3
@@ -233,7 +240,7 @@ def test_what_is_corrected_while_it_runs_is_in_the_file_that_it_writes(training:
     assert (written["star.png"]["tags"], written["two/shape.jpg"]) == ("by hand", {})
     assert len(written) == 2
     assert "was changed while this ran" in caplog.text
-    assert "2 entries, 1 with train_resolution" in caplog.text
+    assert "2 entries, 1 with train_resolution (64x64: 1)" in caplog.text
     assert "train with these caches" not in caplog.text
 
 
@@ -256,6 +263,8 @@ def nothing_of_a_model(folder: Path) -> str:
             {"out_json": "hand.json"},
             "hand.json is there already and has what the new one would not have (1): star.png (tags)",
         ),
+        ({"model": "none.safetensors"}, "error: MODEL_NAME_OR_PATH: {0}/none.safetensors does not exist."),
+        ({"flags": "--vae=nowhere"}, "error: --vae: nowhere does not exist."),
         ({"flags": "--max_resolution=96,32"}, "has a side below bucket_reso_steps 64"),
     ],
 )

@@ -22,6 +22,7 @@ from library.preparing.text_writing import TextWriter
 from tests.hub_server import running_hub
 
 ROOT = Path(__file__).resolve().parents[2]
+UNREADABLE = Path("/proc/self/mem")  # its first bytes are no memory
 RED_TAGS = "red_hat, ruby_(gems)\n"
 
 
@@ -166,6 +167,21 @@ def test_what_has_no_effect_is_told(tagger, pictures, capsys):
     for words in ("--onnx (taggers always", "--use_quality_tags (the model has no quality", "--artist_threshold (the"):
         assert words in told
     assert "--undesired_tags: the model never gives red_hta" in told
+
+
+def test_words_that_would_be_read_as_several_are_told_with_where_they_come_from(tagger, pictures, capsys):
+    assert main([str(pictures), "--model_dir", str(tagger), "--tag_replacement", r"red hat,hat\, red"]) == 0
+    told = capsys.readouterr().err
+    assert "--tag_replacement: tags that hold ',' will be read as several (hat, red)" in told
+    assert "selected_tags.csv: tags that hold" not in told
+
+
+def test_where_all_is_kept_it_is_told_how_tags_would_be_written(tagger, pictures, capsys):
+    for colour in ("red", "green", "blue", "white"):
+        (pictures / f"{colour}.txt").write_text("a sentence")
+    assert main([str(pictures), "--model_dir", str(tagger)]) == 0
+    advice = "give --append_tags, --overwrite or another --caption_extension to have tags written"
+    assert f"wrote 0, kept 4 that were there; {advice}" in capsys.readouterr().err
 
 
 def test_pictures_without_any_tag_are_named(tagger, tmp_path, capsys):
@@ -487,6 +503,25 @@ def test_what_cannot_be_is_one_sentence_and_nothing_is_written(tagger, pictures,
     told = capsys.readouterr().err
     assert words in told and told.count("error:") == 1 and len(told.strip().splitlines()) == 1
     assert len(list(pictures.iterdir())) == 4
+
+
+@pytest.mark.skipif(not UNREADABLE.exists(), reason="needs a file that even the superuser cannot read")
+def test_a_graph_that_cannot_be_read_is_one_sentence(tmp_path, pictures, capsys):
+    folder = make_tagger(tmp_path / "tagger")
+    (folder / "model.onnx").unlink()
+    (folder / "model.onnx").symlink_to(UNREADABLE)
+    assert main([str(pictures), "--model_dir", str(folder)]) == 2
+    assert "model.onnx cannot be read (Input/output error). Make it readable" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "flags"), [("red.txt", []), ("tags.json", ["--output_path=tags.json"])])
+def test_a_folder_that_takes_no_files_is_told_before_the_model_is_looked_for(
+    pictures, capsys, monkeypatch, name, flags
+):
+    (pictures / name).symlink_to("/proc/tags")
+    monkeypatch.chdir(pictures)
+    assert main([str(pictures), "--repo_id", "owner/other", *flags]) == 5
+    assert ": no file can be written there (" in capsys.readouterr().err
 
 
 def test_a_missing_onnxruntime_is_one_sentence(tagger, pictures, capsys, monkeypatch):

@@ -5,23 +5,29 @@ Whatever the way, specs come out, made and checked alike. Looks at folder names 
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from library.data.config.schema import load_dataset_config
 from library.data.config.spec_building import SpecBuilder, Table, Values, base_values, expand_home
 from library.data.config.specs import DatasetSpec
 from library.data.files.headers import IMAGE_SUFFIXES
 from library.data.files.listing import natural_order
+from library.data.files.metadata_json import read_entries
 from library.data.files.missing import nearest_folder
 from library.data.problems import dataset_error, first_names
+from library.errors import DatasetError
 from library.log import get_logger
+from library.records import Size
 
 logger = get_logger(__name__)
 
+_SIDE_STEP = 64  # pixels: sides of usual resolutions are multiples of this
 _REPEATS_AND_WORDS = re.compile(r"(\d+)_(.*)", re.DOTALL)
 
 
@@ -63,7 +69,7 @@ def specs_from_options(
         return str(places.dataset_config), specs
     if places.in_json is None and places.train_data_dir is None:
         raise ValueError("one of dataset_config, in_json and train_data_dir must be given")
-    reader = _PlacesReader(*base_values(defaults))
+    reader = _PlacesReader(*base_values(defaults), places.in_json)
     subsets = reader.read(places)
     source = str(places.in_json or places.train_data_dir)
     if reader.problems:
@@ -82,16 +88,17 @@ class _PlacesReader:
 
     Attributes:
         base: What applies to all of them.
+        in_json: The metadata file, if there is one.
         problems: Found so far.
         warnings: Likewise.
     """
 
-    def __init__(self, base: Values, problems: list[str]) -> None:
+    def __init__(self, base: Values, problems: list[str], in_json: Path | None) -> None:
         self.base = base
         self.problems = list(problems)
         self.warnings: list[str] = []
         if base["resolution"] is None:
-            self.problems.append("no resolution; give --resolution, the size of the model: 512, 768 or 1024")
+            self.problems.append(f"no resolution; {_resolution_advice(in_json)}")
 
     def read(self, places: DataPlaces) -> list[Table]:
         """Every subset: training first, then regularisation."""
@@ -141,6 +148,35 @@ class _PlacesReader:
                 f"pictures directly in {root} are not used: {len(pictures)} ({first_names(pictures)}); "
                 "put them into a folder like 10_name"
             )
+
+
+def _resolution_advice(in_json: Path | None) -> str:
+    """What to give as --resolution: entries with train_resolution have caches for one."""
+    largest = _largest_bucket(in_json) if in_json is not None else None
+    if largest is None:
+        return "give --resolution, the size of the model: 512, 768 or 1024"
+    side = (math.isqrt(largest.width * largest.height - 1) // _SIDE_STEP + 1) * _SIDE_STEP  # rounded up
+    return (
+        f"its entries have train_resolution up to {largest}, so give what finetune/prepare_buckets_latents.py told in "
+        f'its line "train with these caches by", such as --resolution={side},{side} --enable_bucket: other values mean '
+        "other sizes, and caches that are made anew"
+    )
+
+
+def _largest_bucket(in_json: Path) -> Size | None:
+    """The largest area among train_resolution; None where there is none, or the file cannot be read, which is told
+    when there is a resolution."""
+    try:
+        entries, _ = read_entries(in_json)
+    except DatasetError:
+        return None
+    values: list[Any] = [entry.get("train_resolution") for _, entry in entries]
+    found = [Size(value[0], value[1]) for value in values if _is_size(value)]
+    return max(found, key=lambda size: size.width * size.height, default=None)
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(type(side) is int and side > 0 for side in value)
 
 
 def _children(root: Path) -> tuple[list[str], list[str]]:

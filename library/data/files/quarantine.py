@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from library.data.files.caption_hints import CAPTION_SUFFIXES
 from library.data.files.headers import IMAGE_SUFFIXES
@@ -16,6 +17,7 @@ from library.log import get_logger
 
 logger = get_logger(__name__)
 
+_SIDECARS = (".json", ".xml", ".xmp", ".yaml", ".yml")  # what programs and downloads keep beside a picture
 FOLDER = ".quarantine"  # in the picture's folder; names with a dot are never scanned
 
 
@@ -62,6 +64,14 @@ def _movable(faults: Sequence[Fault], used: Iterable[Path]) -> list[Path]:
     return [picture for picture in pictures if os.path.realpath(picture) not in places]
 
 
+class _Listed(NamedTuple):
+    """A folder, by stem: how many pictures have it, and names of captions and of other files."""
+
+    pictures: Counter[str]
+    captions: dict[str, list[str]]
+    sidecars: dict[str, list[str]]
+
+
 class CaptionsBeside:
     """Finds the caption files of pictures. Each folder is listed once, so no file may be moved meanwhile.
 
@@ -71,31 +81,41 @@ class CaptionsBeside:
 
     def __init__(self, extensions: Iterable[str] = ()) -> None:
         self.endings = {*CAPTION_SUFFIXES, *(extension.lower() for extension in extensions)}
-        self._folders: dict[Path, tuple[Counter[str], dict[str, list[str]]]] = {}
+        self._folders: dict[Path, _Listed] = {}
 
     def of(self, picture: Path) -> list[Path]:
         """The picture's caption files by name, unless another picture shares them."""
         folder = picture.parent
         if folder not in self._folders:
             self._folders[folder] = self._listed(folder)
-        pictures, captions = self._folders[folder]
+        pictures, captions, _ = self._folders[folder]
         stem = picture.stem
         others = pictures[stem] - (picture.suffix.lower() in IMAGE_SUFFIXES)
         return [] if others > 0 else [folder / name for name in captions.get(stem, ())]
 
-    def _listed(self, folder: Path) -> tuple[Counter[str], dict[str, list[str]]]:
-        """How many pictures have a stem, and which captions."""
+    def sidecars_of(self, picture: Path) -> list[Path]:
+        """What else there is of the picture's name and tells of it, unless another picture shares it."""
+        captions = set(self.of(picture))
+        pictures, _, sidecars = self._folders[picture.parent]
+        others = pictures[picture.stem] - (picture.suffix.lower() in IMAGE_SUFFIXES)
+        found = [] if others > 0 else [picture.parent / name for name in sidecars.get(picture.stem, ())]
+        return [path for path in found if path not in captions]
+
+    def _listed(self, folder: Path) -> _Listed:
         with os.scandir(folder) as entries:
             names = sorted(entry.name for entry in entries if entry.is_file())
         pictures: Counter[str] = Counter()
         captions: dict[str, list[str]] = {}
+        sidecars: dict[str, list[str]] = {}
         for name in names:
             stem, suffix = os.path.splitext(name)
             pictures[stem] += suffix.lower() in IMAGE_SUFFIXES
+            if suffix.lower() in _SIDECARS:
+                sidecars.setdefault(stem, []).append(name)
             for ending in self.endings:
                 if name.lower().endswith(ending):
                     captions.setdefault(name[: -len(ending)], []).append(name)
-        return pictures, captions
+        return _Listed(pictures, captions, sidecars)
 
 
 def free_place(place: Path) -> Path:

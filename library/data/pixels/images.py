@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from library.data.config.specs import WHITE, Colour
-from library.data.files.headers import load_plugin, open_picture, read_orientation
+from library.data.files.headers import load_plugin, open_picture, read_header, read_orientation
 from library.data.files.patience import read_patiently, why_not_its_fault
 from library.data.files.picture_notes import has_shape_of
 from library.data.pixels.colours import alpha_of, to_rgb
@@ -265,15 +265,29 @@ def _load(path: Path, expected: Size | None, *, background: Colour, least: Size 
     try:
         decoded = read_patiently(lambda: _decode(path, background, least), path)
     except _FAULTS as error:
-        advice = why_not_its_fault(error)
-        if advice is not None:
-            raise UnreadableError(f"{path} cannot be decoded ({error}). {advice.capitalize()}.") from None
-        raise DatasetError(f"{path} cannot be decoded ({error}). Repair, replace or remove the picture.") from None
+        raise _why_broken(path, error) from None
     if expected is not None and decoded.size != expected:
         raise DatasetError(
             f"{path} is {decoded.size} pixels but was {expected} when the folder was scanned. Start again."
         )
     return decoded
+
+
+def _why_broken(path: Path, error: Exception) -> DatasetError:
+    """What is wrong with a file that could not be decoded: what its header tells, or else the decoder."""
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+    advice = why_not_its_fault(error)
+    if advice is not None:
+        return UnreadableError(f"{path} cannot be decoded ({reason}). {advice.capitalize()}.")
+    try:
+        read_header(path)
+    except DatasetError as fault:
+        return DatasetError(f"{fault}.")
+    except OSError as fault:  # the drive fails now
+        return _why_broken(path, fault)
+    if isinstance(error, UnidentifiedImageError):  # which names an object of Python
+        reason = "the beginning of the file is damaged"
+    return DatasetError(f"{path} cannot be decoded ({reason}). Repair, replace or remove the picture.")
 
 
 def _decode(path: Path, background: Colour, least: Size | None) -> _Decoded:

@@ -116,7 +116,7 @@ def _equal_files(paths: Sequence[Path]) -> Iterator[list[int]]:
     """Groups of files with the same bytes, as places in the list; only those of one length are read."""
     by_length: defaultdict[int, list[int]] = defaultdict(list)
     for index, path in enumerate(paths):
-        by_length[_length(path)].append(index)
+        by_length[_state(path).st_size].append(index)
     for group in by_length.values():
         if len(group) < 2:
             continue
@@ -126,9 +126,9 @@ def _equal_files(paths: Sequence[Path]) -> Iterator[list[int]]:
         yield from (equal for equal in by_content.values() if len(equal) > 1)
 
 
-def _length(path: Path) -> int:
+def _state(path: Path) -> os.stat_result:
     try:
-        return path.stat().st_size
+        return path.stat()
     except OSError as error:
         raise _gone(path, error) from None
 
@@ -151,8 +151,9 @@ def _gone(path: Path, error: OSError) -> UnreadableError:
 
 
 def _exact_case(group: Sequence[_File], beside: CaptionsBeside, pinned: Collection[str]) -> Case:
-    """All but the first can go, if nothing tells them apart and nothing else is bound to them."""
-    first, *others = group
+    """All but one can go, if nothing tells them apart and nothing else is bound to them. It is named first."""
+    first = _original(group)
+    others = [file for file in group if file is not first]
     remedies: list[Remedy] = []
     reasons: dict[str, None] = {}
     for file in others:
@@ -162,7 +163,20 @@ def _exact_case(group: Sequence[_File], beside: CaptionsBeside, pinned: Collecti
             remedies += own
         else:
             reasons[reason or "named by a metadata file or a link"] = None
-    return Case(tuple(file.path for file in group), " and ".join(reasons), tuple(remedies))
+    return Case((first.path, *(file.path for file in others)), " and ".join(reasons), tuple(remedies))
+
+
+def _original(group: Sequence[_File]) -> _File:
+    """The one that stays: whose name others extend, as copies do ("cat (1)", "Copy of cat"); of the shortest
+    name; the oldest."""
+    stems = [file.path.stem.casefold() for file in group]
+
+    def rank(file: _File) -> tuple[int, int, int]:
+        stem = file.path.stem.casefold()
+        extended = sum(stem != other and stem in other for other in stems)
+        return -extended, len(stem), _state(file.path).st_mtime_ns
+
+    return min(group, key=rank)
 
 
 def _why_needed(file: _File, kept: _File, beside: CaptionsBeside) -> str | None:

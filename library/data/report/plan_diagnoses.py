@@ -71,7 +71,9 @@ def crop_diagnoses(
             factors[record.path] = (factor, f"{record.size}, enlarged {factor:.1f} times to {crop.bucket}{where}")
         if loss > losses.get(record.path, (0.0, ""))[0]:
             losses[record.path] = (loss, f"{record.size}, {loss:.0%} is cut away for {crop.bucket}{where}")
-    larger, fewer = "Find larger ones, or train at a lower resolution", "Cut them by hand, or give --enable_bucket"
+    larger, fewer = "Find larger ones, or train at a lower resolution", "Cut them by hand"
+    if not all(spec.enable_bucket for spec in specs):
+        fewer += ", or give --enable_bucket"
     tiny = f"tiny pictures, enlarged more than {TINY:g} times"
     yield Diagnosis("warning", "tiny-picture", tiny, larger, _between(factors, TINY))
     enlarged = f"pictures enlarged more than {MUCH_ENLARGED:g} times"
@@ -135,14 +137,14 @@ def _broken(faults: Iterable[Fault], needed: Iterable[Path], caption_endings: It
 
 
 def set_aside(picture: Path, beside: CaptionsBeside, needed: Collection[str]) -> tuple[Remedy, ...]:
-    """Moving a picture out of the way with its captions; nothing where one of them is needed.
+    """Moving a picture out of the way with what tells of it; nothing where one of the files is needed.
 
     Args:
         picture: The file.
-        beside: Finds its captions.
+        beside: Finds its captions and other files of its name.
         needed: Real paths of files that stay where they are.
     """
-    files = (picture, *beside.of(picture))
+    files = (picture, *beside.of(picture), *beside.sidecars_of(picture))
     if any(os.path.realpath(path) in needed for path in files):
         return ()
     return tuple(Remedy("set aside", path) for path in files)

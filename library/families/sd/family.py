@@ -61,13 +61,17 @@ class SdFamily(UnetFamily):
         from library.families.unet.text import check_clip_skip
 
         files = super().inspect()
-        encoder = cast("CLIPTextModelWithProjection", self.encoder_outline(files, "clip", torch.float32))
-        check_clip_skip(self.clip_skip, encoder.config.num_hidden_layers)
-        if self.is_v2 and files.kind == "sd1":
-            raise CheckpointError(f"--v2: {self.pretrained} is a Stable Diffusion 1.x model. Leave --v2 out.")
+        self.refuse_kind(files.kind)
         if not self.is_v2 and files.kind == "sd2":
             logger.info("%s is a Stable Diffusion 2.x model: --v2 need not be given.", self.pretrained)
+        encoder = cast("CLIPTextModelWithProjection", self.encoder_outline(files, "clip", torch.float32))
+        check_clip_skip(self.clip_skip, encoder.config.num_hidden_layers)
         return files
+
+    def refuse_kind(self, kind: str) -> None:
+        """`--v2` for a model that is none."""
+        if self.is_v2 and kind == "sd1":
+            raise CheckpointError(f"--v2: {self.pretrained} is a Stable Diffusion 1.x model. Leave --v2 out.")
 
     def text_layers(self) -> Mapping[str, LayerChoice]:
         """The last layer, or the one that `--clip_skip` says, with the final norm."""

@@ -66,16 +66,26 @@ def read_config(folder: Path) -> Mapping[str, Any]:
     """
     path = folder / CONFIG
     if not path.is_file():
-        if (folder / "adapter_config.json").is_file():
-            raise CheckpointError(f"--model: {folder} is an adapter, not a model. Merge it into its model first.")
-        raise CheckpointError(f"--model: {folder} has no {CONFIG}. Name the folder that has all files of the model.")
+        raise CheckpointError(f"--model: {folder} {_of_other_files(folder)}.")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"--model: {path} cannot be read ({error}). Download it again.") from None
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"--model: {path} cannot be read ({reason}). Download it again.") from None
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise CheckpointError(f"--model: {path} names no model_type, so it is no model of transformers. Name another.")
     return config
+
+
+def _of_other_files(folder: Path) -> str:
+    """What a folder without settings is, and what to do, to follow its name."""
+    if (folder / "adapter_config.json").is_file():
+        return "is an adapter, not a model. Merge it into its model first"
+    if (folder / "model_index.json").is_file():
+        return f"is a model that draws pictures and does not describe them. Choose a captioner, {_EXAMPLE}"
+    if (folder / "model.onnx").is_file():
+        return f"is a tagger. Give it to finetune/tag_images_by_wd14_tagger.py, or choose a captioner, {_EXAMPLE}"
+    return f"has no {CONFIG}. Name the folder that has all files of the model"
 
 
 def recognise(config: Mapping[str, Any], name: str) -> CaptionerKind:

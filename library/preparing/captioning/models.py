@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from library.device import choose_device
 from library.errors import CheckpointError, EnvironmentFault
+from library.families.hub_model import is_hub_name
 from library.memory_use import is_out_of_memory
 from library.preparing.captioning.kinds import CaptionerKind, checked_prompt, read_config, recognise
 from library.preparing.captioning.lengths import WordChoice
@@ -65,6 +66,23 @@ class Found:
     prompt: str | None
     processor: Processor
     config: Any
+
+
+def check_folder(name: str, prompt: str | None) -> None:
+    """See what the settings of a captioner tell, if it is a folder of this machine.
+
+    Args:
+        name: A folder, or owner/name, of which nothing is told.
+        prompt: Of the user, or None.
+
+    Raises:
+        CheckpointError: The folder is not there, is of no captioner, or that takes no such prompt.
+        EnvironmentFault: The installed packages do not know it.
+    """
+    path = Path(name)
+    if path.exists() or not is_hub_name(path):
+        config = read_config(model_folder(name, "--model", SMALL_FILES))
+        checked_prompt(recognise(config, name), prompt)
 
 
 def find_captioner(name: str, prompt: str | None) -> Found:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from library.data.findings import Fault
 from library.data.problems import counted, first_names
@@ -21,6 +22,7 @@ from library.preparing.captioning.lengths import positions, prompt_length, word_
 from library.preparing.captioning.models import (
     Captioner,
     check_few_bits,
+    check_folder,
     chosen_device,
     chosen_dtype,
     find_captioner,
@@ -36,6 +38,10 @@ from library.preparing.outcome import Outcome
 from library.preparing.pictures import find_pictures, shared_text_files, text_file_of
 from library.preparing.shares import Shares
 from library.preparing.text_writing import TextWriter, write_text
+from library.preparing.writable_folders import check_folders
+
+if TYPE_CHECKING:
+    import torch
 
 logger = get_logger(__name__)
 
@@ -50,12 +56,14 @@ class Work:
         names: {picture: its path below the folder}, of those without a caption, in order.
         num_kept: Pictures whose caption is there.
         num_blank: How many of these are empty.
+        num_replaced: Pictures whose caption is there and is written anew.
         faults: Pictures that cannot have a caption file.
     """
 
     names: dict[Path, str]
     num_kept: int = 0
     num_blank: int = 0
+    num_replaced: int = 0
     faults: tuple[Fault, ...] = ()
 
 
@@ -91,9 +99,11 @@ class CaptioningRun:
         Raises:
             UserError: See the functions; pictures that were passed over are an error at the end.
         """
+        self.check()
         work = self.plan()
         progress = Progress(Outcome(kept=work.num_kept, faults=list(work.faults)))
         if work.names:
+            check_folders(text_file_of(path, self.options.files.extension) for path in work.names)
             captioner = self.load()
             start = time.monotonic()
             try:
@@ -107,7 +117,29 @@ class CaptioningRun:
             )
         if progress.num_shortened:
             logger.info("--remove_words left words out of %s", counted(progress.num_shortened, "caption"))
-        progress.outcome.tell("captions", self.shares)
+        hint = "give --overwrite, or another --caption_extension, to have captions written"
+        progress.outcome.tell("captions", self.shares, if_all_kept=hint)
+
+    def check(self) -> None:
+        """See whether captioner and device can be used, as far as that is quick; also where nothing is left to do.
+
+        Raises:
+            UserError: They cannot.
+        """
+        chosen = self.options.captioner
+        check_folder(chosen.model, chosen.prompt)
+        if chosen.device is not None or chosen.bits is not None:
+            self._device()
+
+    def _device(self) -> torch.device:
+        import os
+
+        chosen = self.options.captioner
+        if chosen.device is not None:
+            check_device(chosen.device, "--device")
+        device = chosen_device(chosen.device, int(os.environ.get("LOCAL_RANK", "0") or 0))
+        check_few_bits(chosen.bits, device)
+        return device
 
     def plan(self) -> Work:
         """What this process has to do; it is logged.
@@ -124,7 +156,10 @@ class CaptioningRun:
         own = self.shares.own(list(zip(pictures.paths, pictures.names, strict=True)))
         work = planned(own, self.options.files.extension, pictures.paths, is_anew=self.options.files.overwrite)
         share = f", in the first of {self.shares.count} processes" if self.shares.count > 1 else ""
-        logger.info("%s to caption, %d have their file%s", counted(len(work.names), "picture"), work.num_kept, share)
+        there = f"{work.num_kept} have their file"
+        if self.options.files.overwrite:
+            there = f"{counted(work.num_replaced, 'caption')} will be overwritten"
+        logger.info("%s to caption, %s%s", counted(len(work.names), "picture"), there, share)
         if work.num_blank:
             logger.info(
                 "%s of them hold nothing and are kept so; delete them, or give --overwrite, to have captions written",
@@ -138,14 +173,8 @@ class CaptioningRun:
         Raises:
             UserError: It cannot be had.
         """
-        import os
-
-        chosen = self.options.captioner
-        if chosen.device is not None:
-            check_device(chosen.device, "--device")
-        device = chosen_device(chosen.device, int(os.environ.get("LOCAL_RANK", "0") or 0))
-        bits = 8 if chosen.load_in_8bit else 4 if chosen.load_in_4bit else None
-        check_few_bits(bits, device)
+        chosen, device = self.options.captioner, self._device()
+        bits = chosen.bits
         dtype = chosen_dtype(chosen.mixed_precision, device)
         if chosen.mixed_precision == "fp16" and device.type == "cpu":
             logger.warning("--mixed_precision fp16 has no effect on a CPU, which computes in float32 instead")
@@ -251,11 +280,11 @@ def planned(own: Sequence[tuple[Path, str]], extension: str, everyone: Sequence[
     shared = shared_text_files(everyone, extension)
     faults = tuple(shared[path] for path, _ in own if path in shared)
     alone = {path: name for path, name in own if path not in shared}
-    if is_anew:
-        return Work(alone, faults=faults)
     there = {path: file for path in alone if (file := text_file_of(path, extension)).exists()}
+    if is_anew:
+        return Work(alone, num_replaced=len(there), faults=faults)
     missing = {path: name for path, name in alone.items() if path not in there}
-    return Work(missing, len(there), sum(map(_is_blank, there.values())), faults)
+    return Work(missing, len(there), sum(map(_is_blank, there.values())), faults=faults)
 
 
 def _is_blank(file: Path) -> bool:

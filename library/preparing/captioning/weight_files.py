@@ -58,7 +58,8 @@ def _check_parts(folder: Path, index: str) -> None:
     try:
         parts = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"--model: {path} cannot be read ({error}). Download it again.") from None
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"--model: {path} cannot be read ({reason}). Download it again.") from None
     absent = [name for name in parts if not (folder / name).is_file()]
     if absent:
         listed = ", ".join(absent[:_NUM_LISTED])

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from library.data.problems import first_names
+from library.data.problems import counted, first_names
 from library.log import get_logger
 from library.preparing.metadata.cleaning_rules import clean_caption, clean_tags, common_tags
 from library.preparing.metadata.metadata_files import Entries
@@ -100,5 +100,5 @@ def _tell(target: str, entries: Mapping[str, Mapping[str, Any]], cleaned: Mappin
     emptied = [name for name in entries if entries[name].get("tags") and not cleaned[name]["tags"]]
     if emptied:
         logger.warning("entries of whose tags nothing is left: %d (%s).", len(emptied), first_names(emptied))
-    counts = (len(entries), changed["tags"], changed["caption"])
-    logger.info("%s: %d entries (cleaned the tags of %d, the captions of %d).", target, *counts)
+    counts = (counted(len(entries), "entry", "entries"), changed["tags"], changed["caption"])
+    logger.info("%s: %s (cleaned the tags of %d, the captions of %d).", target, *counts)

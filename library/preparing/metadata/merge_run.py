@@ -53,7 +53,7 @@ def _merge(
     pictures = find_pictures(folder.train_data_dir, is_recursive=folder.recursive)
     names = picture_names(pictures, is_full_path=merge.full_path)
     match = match_names(merge.in_json or merge.out_json, existing, names, pictures.root)
-    known, faults = _known_of(pictures, merge.extension, key, normal)
+    known, faults = _known_of(pictures, merge, key, normal)
     merged = merge_entries(existing, match.renamed, {names[path]: values for path, values in known.items()})
     if merged.entries:
         rewriting.write(merged.entries)
@@ -65,10 +65,10 @@ def _merge(
 
 
 def _known_of(
-    pictures: Pictures, extension: str, key: str, normal: Callable[[str], str]
+    pictures: Pictures, merge: MergeOptions, key: str, normal: Callable[[str], str]
 ) -> tuple[dict[Path, Entry], list[Fault]]:
     """{picture: its text and size} of those that can be used, and why the others cannot."""
-    found = read_texts(pictures, extension)
+    found = read_texts(pictures, merge.extension, merge.caption_encoding)
     sizes, faults = _sizes_of(pictures)
     faults += [fault for fault in found.faults if fault.picture in sizes]
     unusable = {fault.picture for fault in faults}
@@ -124,7 +124,14 @@ def _tell(out: Path, merged: Merged, match: NameMatch, pictures: Pictures, fault
         logger.warning(what, len(match.absent), named)
     passed = f", passed over {counted(len(faults), 'picture')}" if faults else ""
     logger.info(
-        "%s: %d entries (%d new, %d updated, %d as they were, %d of other pictures)%s.",
-        *(out, len(merged.entries), len(merged.new), len(merged.updated), len(merged.unchanged), len(match.others)),
+        "%s: %s (%d new, %d updated, %d as they were, %d of other pictures)%s.",
+        *(
+            out,
+            counted(len(merged.entries), "entry", "entries"),
+            len(merged.new),
+            len(merged.updated),
+            len(merged.unchanged),
+            len(match.others),
+        ),
         passed,
     )

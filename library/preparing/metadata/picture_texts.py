@@ -36,20 +36,22 @@ class PictureTexts:
     faults: tuple[Fault, ...]
 
 
-def read_texts(pictures: Pictures, extension: str) -> PictureTexts:
+def read_texts(pictures: Pictures, extension: str, encoding: str | None = None) -> PictureTexts:
     """Read the text file of every picture; a warning counts the pictures without one.
 
     Args:
         pictures: Of one folder.
         extension: With its dot.
+        encoding: Of files that are neither UTF-8 nor marked UTF-16.
 
     Raises:
-        DatasetError: No picture has such a file, or the drive keeps one from being read.
+        DatasetError: The encoding is not known, no picture has such a file, or the drive keeps one from being read.
     """
     rules = CaptionRules(enable_wildcard=True)  # keeps all lines; a training without wildcards uses the first
     subset = SubsetSpec(
         image_dir=pictures.root,
         caption_extension=extension,
+        caption_encoding=encoding,
         captions=rules,
         missing_caption="allow",
         empty_caption="allow",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar
 
 from library.options.groups import CommonOptions
@@ -22,6 +24,8 @@ _MODEL_HELP = (
     "their own."
 )
 _OLD_WEIGHTS = (".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".gguf")
+_OLD_BLIP = "model_large_caption.pth"  # the same weights as BLIP
+_DEVICES = re.compile(r"cpu|mps|(cuda|xpu)(:\d+)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +33,7 @@ class CaptionModelOptions(OptionGroup):
     """Which model describes the pictures, and how it is loaded."""
 
     title: ClassVar[str] = "Captioner"
+    usual: ClassVar[str] = BLIP
 
     model: str = opt(BLIP, _MODEL_HELP, aliases=("caption_weights",))
     prompt: str | None = opt(
@@ -52,19 +57,38 @@ class CaptionModelOptions(OptionGroup):
         if not self.model.strip():
             yield "--model needs a folder or owner/name, got an empty text."
         elif "://" in self.model or self.model.lower().endswith(_OLD_WEIGHTS):
-            yield (
-                f"--model {self.model} is a single weights file or a web address; give a folder in the layout of "
-                f"transformers or owner/name, for instance {BLIP}, which has the weights of model_large_caption.pth."
-            )
+            yield f"--model {self.model} is {self._in_place_of_file()}"
+        if self.device is not None and not _DEVICES.fullmatch(self.device):
+            yield f"--device {self.device} is no device. Give cpu, cuda, cuda:1 (the second GPU), mps or xpu."
         if self.load_in_8bit and self.load_in_4bit:
             yield "--load_in_8bit and --load_in_4bit exclude each other. Keep one of them."
+
+    def _in_place_of_file(self) -> str:
+        """What a model is that is no folder, and what to name in its place."""
+        path, is_web = Path(self.model), "://" in self.model
+        what = "a web address" if is_web else "a single weights file"
+        if not is_web and (path.parent / "config.json").is_file():
+            return f"{what}. Name its folder, {path.parent}."
+        if path.name == _OLD_BLIP:
+            return f"{what}. Give {BLIP}, which has the same weights in the layout of transformers."
+        return (
+            f"{what}. Give a captioner: a folder in the layout of transformers, or owner/name on the hub, for instance "
+            f"{self.usual}."
+        )
+
+    @property
+    def bits(self) -> int | None:
+        """Of a weight; None where they are as wide as computations."""
+        return 8 if self.load_in_8bit else 4 if self.load_in_4bit else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class GitModelOptions(CaptionModelOptions):
     """The same with a Git as default."""
 
-    model: str = opt(GIT, _MODEL_HELP, aliases=("caption_weights",))
+    usual: ClassVar[str] = GIT
+
+    model: str = opt(GIT, _MODEL_HELP, aliases=("model_id", "caption_weights"))
 
 
 @dataclass(frozen=True, kw_only=True)

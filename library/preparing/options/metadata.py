@@ -33,6 +33,9 @@ class MergeOptions(OptionGroup):
         None, "Metadata file whose entries are taken over. Not set means OUT_JSON itself, if it is there."
     )
     caption_extension: str = opt(".caption", "Ending of the text files.")
+    caption_encoding: str | None = opt(
+        None, "Encoding of text files that are neither UTF-8 nor marked UTF-16, such as cp1252."
+    )
     full_path: bool = opt(
         False, "Name pictures by their absolute paths. Otherwise they are named by their paths below TRAIN_DATA_DIR."
     )

@@ -12,7 +12,14 @@ from library.options.groups import CommonOptions
 from library.options.spec import OptionGroup, ScriptText, opt
 from library.records import Size
 
+_OTHER_SIZE = re.compile(r"([1-9]\d{0,5})(?:\s*,\s*([1-9]\d{0,5}))?")
 _SIZE = re.compile(r"([1-9]\d{0,5})[xX]([1-9]\d{0,5})")
+
+
+def _meant_size(text: str) -> str | None:
+    """What is meant by "512", or by "512,512" as other scripts want it."""
+    one = _OTHER_SIZE.fullmatch(text.strip())
+    return f"{one[1]}x{one[2] or one[1]}" if one else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,14 +65,21 @@ class ResizeOptions(OptionGroup):
         return tuple(Size(int(match[1]), int(match[2])) for match in found if match)
 
     def check(self) -> Iterator[str]:
-        wrong = [part for part in self.max_resolution.split(",") if not _SIZE.fullmatch(part.strip())]
-        if wrong:
+        if not all(_SIZE.fullmatch(part.strip()) for part in self.max_resolution.split(",")):
+            example = _meant_size(self.max_resolution)
+            advice = f"For one size write {example}" if example else "An example is 512x512,768x512"
             yield (
-                "--max_resolution needs sizes as WIDTHxHEIGHT, separated by commas, for instance 512x512,768x512, got "
-                f"'{wrong[0]}'."
+                f"--max_resolution needs sizes as WIDTHxHEIGHT, separated by commas, got '{self.max_resolution}'. "
+                f"{advice}."
             )
         elif len(set(self.resolutions)) < len(self.resolutions):
             yield f"--max_resolution {self.max_resolution} has a resolution twice. Name each once."
+        small = [size for size in self.resolutions if size.width * size.height < self.divisible_by**2]
+        if small:
+            yield (
+                f"--divisible_by {self.divisible_by} fits no picture at {small[0]}, as both sides would need "
+                f"{self.divisible_by} pixels. Give a smaller one, or a larger --max_resolution."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

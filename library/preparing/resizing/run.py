@@ -37,6 +37,7 @@ from library.preparing.resizing.picture_files import (
 )
 from library.preparing.resizing.sizes import central_cut, fitted_size
 from library.preparing.shares import Shares
+from library.preparing.writable_folders import check_folders
 from library.records import CropPlan, Size
 from library.tensorfile import abandoned_files, write_atomically
 
@@ -181,7 +182,9 @@ def resize_folder(options: ResizeOptions) -> None:
     resizer = Resizer(source, target, options, associated.of if options.copy_associated_files else {})
     shares = Shares.of_launch()
     if shares.is_first:
-        _clear({resizer.folder_of(path) for path in pictures.paths})
+        folders = {resizer.folder_of(path) for path in pictures.paths}
+        check_folders(folder / "picture" for folder in folders)
+        _clear(folders)
     started = time.monotonic()
     outcome, done = _resize_all(resizer, pictures, shares)
     outcome.seconds = time.monotonic() - started

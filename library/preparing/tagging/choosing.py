@@ -122,8 +122,14 @@ class TagChooser:
         return [name for name in self._rules.replacements if name not in known]
 
     def holding(self, separator: str) -> list[str]:
-        """The tags that hold a text which is meant to stand between tags."""
-        return [word for words in self._words for word in words if separator in word]
+        """The tags of the model that hold a text which is meant to stand between tags."""
+        words = (word for words in self._words for word in words if separator in word)
+        return [word for word in words if word not in self._rules.replacements.values()]
+
+    def replacing_with(self, separator: str) -> list[str]:
+        """The tags that stand for others and hold such a text."""
+        words = (word for words in self._words for word in words if separator in word)
+        return list(dict.fromkeys(word for word in words if word in self._rules.replacements.values()))
 
 
 def _words_of(label: Label, rules: TagRules, *, called: str | None = None) -> Iterator[str]:

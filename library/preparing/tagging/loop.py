@@ -143,7 +143,14 @@ class Tagging:
             logger.info("How often each tag was given:")
             for tag, number in sorted(frequencies.items(), key=lambda item: (-item[1], item[0])):
                 logger.info("%s: %d", tag, number)
-        self.outcome.tell("tags", self.shares)
+        self.outcome.tell("tags", self.shares, if_all_kept=self._advice_if_all_kept())
+
+    def _advice_if_all_kept(self) -> str:
+        output = self.options.output
+        if output.append_tags or output.overwrite:
+            return ""
+        other = "--caption_extension" if output.output_path is None else "--output_path"
+        return f"give --append_tags, --overwrite or another {other} to have tags written"
 
 
 def _read(path: Path, form: PixelForm, with_size: bool) -> tuple[np.ndarray, tuple[int, int] | None]:

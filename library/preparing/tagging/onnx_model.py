@@ -236,9 +236,14 @@ def tell_device(provider: str, *, is_gpu_expected: bool) -> None:
 
 
 def _refuse_pointer(path: Path) -> None:
-    with path.open("rb") as file:
-        if file.read(32).startswith(b"version https://git-lfs"):
-            raise CheckpointError(f"{path} is a git-lfs pointer, not a graph. Run `git lfs pull` in its folder.")
+    try:
+        with path.open("rb") as file:
+            start = file.read(32)
+    except OSError as error:
+        reason = error.strerror or error
+        raise CheckpointError(f"{path} cannot be read ({reason}). Make it readable, or download it again.") from None
+    if start.startswith(b"version https://git-lfs"):
+        raise CheckpointError(f"{path} is a git-lfs pointer, not a graph. Run `git lfs pull` in its folder.")
 
 
 def _first_line(error: Exception) -> str:

@@ -65,13 +65,13 @@ def warn_of_limits(options: TaggingOptions, table: Path, labels: Sequence[Label]
     for line in (*line_without_effect(options, reasons), *_unknown_tags(options, chooser)):
         logger.warning("%s", line)
     separator = options.choice.caption_separator.strip()
-    if separator and (holding := chooser.holding(separator)):
-        logger.warning(
-            "%s: tags that hold %r will be read as several (%s): choose another --caption_separator, or replace them",
-            table,
-            separator,
-            first_names(holding),
-        )
+    if not separator:
+        return
+    split = "tags that hold %r will be read as several (%s): choose another --caption_separator, or %s"
+    if holding := chooser.holding(separator):
+        logger.warning(f"%s: {split}", table, separator, first_names(holding), "replace them")
+    if holding := chooser.replacing_with(separator):
+        logger.warning(f"--tag_replacement: {split}", separator, first_names(holding), "other words")
 
 
 def _unknown_tags(options: TaggingOptions, chooser: TagChooser) -> Iterator[str]:

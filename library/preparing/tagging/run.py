@@ -12,7 +12,7 @@ from library.data.findings import Fault
 from library.data.problems import counted, first_names
 from library.log import get_logger
 from library.preparing.options.tagging import TaggingOptions
-from library.preparing.pictures import Pictures, find_pictures
+from library.preparing.pictures import Pictures, find_pictures, text_file_of
 from library.preparing.shares import Shares
 from library.preparing.tagging.choosing import TagChooser, TagRules
 from library.preparing.tagging.journal import Found, Journal
@@ -24,6 +24,7 @@ from library.preparing.tagging.onnx_model import onnxruntime
 from library.preparing.tagging.rules import rules_of, warn_of_limits
 from library.preparing.tagging.text_output import TextOutput
 from library.preparing.text_writing import TextWriter
+from library.preparing.writable_folders import check_folders
 
 logger = get_logger(__name__)
 
@@ -41,6 +42,7 @@ def tag_pictures(options: TaggingOptions) -> None:
     for fault in pictures.left_out:
         logger.warning("%s", fault)
     existing = _existing(options, pictures)
+    check_folders(_files_to_write(options, shares.own(pictures.paths), pictures, existing))
     onnxruntime()
     files = _files_for_all(options, shares)
     labels = read_labels(files.table)
@@ -60,6 +62,18 @@ def _existing(options: TaggingOptions, pictures: Pictures) -> Existing | None:
     if file is None:
         return None
     return Existing(file) if options.output.overwrite else read_existing(file, pictures)
+
+
+def _files_to_write(
+    options: TaggingOptions, own: Sequence[Path], pictures: Pictures, existing: Existing | None
+) -> list[Path]:
+    """What a run writes, if all goes well."""
+    output = options.output
+    if existing is not None:
+        is_needed = output.append_tags or any(existing.text(name) is None for name in pictures.names)
+        return [existing.file] if is_needed else []
+    files = [text_file_of(picture, output.extension) for picture in own]
+    return [file for file in files if output.append_tags or output.overwrite or not file.exists()]
 
 
 def _files_for_all(options: TaggingOptions, shares: Shares) -> TaggerFiles:

@@ -19,7 +19,7 @@ from library.data.report.checkup_text import checkup_json, describe_checkup
 from library.data.report.diagnosis import Case, Checkup, Diagnosis, sorted_diagnoses
 from library.data.report.plan_diagnoses import crop_diagnoses, findings_diagnoses, length_diagnoses
 from library.errors import UnreadableError
-from library.log import get_logger
+from library.log import get_logger, only_errors
 from library.tensorfile import write_bytes
 from library.training.looking.hashing import hash_pictures
 from library.training.looking.look import CaptionLook, look_at_captions, report_of, write_lines
@@ -60,7 +60,9 @@ class CheckRun(PreviewRun):
         checkup, mended = self.examine(), []
         if wanted.fix:
             mended = mend(checkup.remedies())
-            checkup = self.examine() if mended else checkup
+            if mended:
+                with only_errors():
+                    checkup = self.examine()
         self._write(checkup, mended)
         is_failed = checkup.number("error") or (wanted.strict and checkup.number("warning"))
         return 2 if is_failed else 0
@@ -160,13 +162,15 @@ class CheckRun(PreviewRun):
         return {subset.caption_extension for spec in self.plan.specs for subset in spec.subsets}
 
     def _pinned(self) -> set[str]:
-        """Real paths of files that a metadata file or a link names, and of masks: moved, they would be missing."""
+        """Real paths of files that options, a metadata file or a link name, and of masks: moved, they would be
+        missing."""
         plan = self.plan
         pinned = [record.mask for record in plan.records if record.mask is not None]
         for (dataset, subset), paths in plan.scan.files.items():
             is_named = plan.specs[dataset].subsets[subset].metadata_file is not None
             pinned += paths if is_named else ()
-        return {*map(os.path.realpath, pinned), *self.strays.linked}
+        pinned += [subset.metadata_file for spec in plan.specs for subset in spec.subsets if subset.metadata_file]
+        return {*map(os.path.realpath, pinned), *self.strays.linked, *_named_files(self.options)}
 
     def _write(self, checkup: Checkup, mended: Sequence[Mended]) -> None:
         """Text or JSON to stdout, and the files that are asked for."""

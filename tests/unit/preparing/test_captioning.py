@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from library.errors import CheckpointError, DatasetError, OptionError
+from library.errors import CheckpointError, DatasetError, OptionError, OutputError
 from library.options.spec import parse_options
 from library.preparing.captioning.batching import encode_batch, picture_for
 from library.preparing.captioning.feeding import one_ahead
@@ -18,7 +19,7 @@ from library.preparing.captioning.kinds import CaptionerKind, checked_prompt, re
 from library.preparing.captioning.lengths import WordChoice, word_choice
 from library.preparing.captioning.models import pads_well
 from library.preparing.captioning.prompting import behind_prompt
-from library.preparing.captioning.run import planned
+from library.preparing.captioning.run import CaptioningRun, planned
 from library.preparing.captioning.trying import check_place
 from library.preparing.options.captioning import (
     CAPTIONING_SCRIPT,
@@ -60,7 +61,16 @@ def test_pictures_with_a_caption_are_kept_and_empty_ones_counted(tmp_path: Path)
 def test_everything_is_done_anew_when_asked(tmp_path: Path):
     (tmp_path / "a.txt").write_text("mine")
     work = planned([(tmp_path / "a.png", "a.png")], ".txt", [tmp_path / "a.png"], is_anew=True)
-    assert list(work.names) == [tmp_path / "a.png"]
+    assert (list(work.names), work.num_replaced) == ([tmp_path / "a.png"], 1)
+
+
+def test_captions_that_will_be_overwritten_are_counted(tmp_path: Path, caplog):
+    for name in ("a", "b"):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
+    (tmp_path / "a.caption").write_text("mine")
+    with caplog.at_level("INFO"):
+        CaptioningRun(parse_options(CaptioningOptions, [str(tmp_path), "--overwrite"], **CAPTIONING_SCRIPT)).plan()
+    assert "2 pictures to caption, 1 caption will be overwritten" in caplog.text
 
 
 def test_pictures_that_share_a_file_with_one_of_another_process_are_faults(tmp_path: Path):
@@ -68,7 +78,7 @@ def test_pictures_that_share_a_file_with_one_of_another_process_are_faults(tmp_p
     parts = [Shares(rank, 2).own([(path, path.name) for path in every]) for rank in (0, 1)]
     works = [planned(part, ".txt", every, is_anew=False) for part in parts]
     assert [list(work.names.values()) for work in works] == [["b.png"], []]
-    assert [fault.path.name for work in works for fault in work.faults] == ["a.jpg", "a.png"]
+    assert [fault.picture.name for work in works for fault in work.faults] == ["a.jpg", "a.png"]
 
 
 def test_a_picture_that_a_model_refuses_is_left_out_of_its_batch():
@@ -151,7 +161,12 @@ def test_what_is_made_ahead_comes_in_order_and_raises_in_its_turn():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--caption_weights=https://x.org/model_large_caption.pth"], "single weights file"),
+        (
+            ["--caption_weights=https://x.org/model_large_caption.pth"],
+            "web address. Give Salesforce/.* the same weights",
+        ),
+        (["--model=sd1.safetensors"], r"single weights file. Give a captioner: .* for instance Salesforce/\S+\.$"),
+        (["--device=gpu"], "--device gpu is no device. Give cpu, cuda"),
         (["--model="], "empty"),
         (["--load_in_8bit", "--load_in_4bit"], "exclude"),
         (["--min_length=80", "--max_length=75"], "above --max_length 75"),
@@ -169,6 +184,27 @@ def test_what_is_made_ahead_comes_in_order_and_raises_in_its_turn():
 def test_options_that_make_no_sense_are_refused(arguments: list[str], said: str):
     with pytest.raises(OptionError, match=said):
         options(*arguments)
+
+
+def test_of_the_weights_in_a_folder_of_a_model_the_folder_is_named(tmp_path: Path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(OptionError, match=rf"single weights file. Name its folder, {re.escape(str(tmp_path))}\.$"):
+        options(f"--model={tmp_path / 'model.safetensors'}")
+
+
+def test_git_is_named_as_older_scripts_name_it():
+    options = parse_options(GitCaptioningOptions, ["pictures", "--model_id=a/git"], **GIT_CAPTIONING_SCRIPT)
+    assert options.captioner.model == "a/git"
+
+
+def test_a_folder_that_takes_no_files_is_told_before_the_model_is_looked_for(tmp_path: Path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "a.caption").symlink_to("/proc/a.caption")
+    captioning = CaptioningRun(
+        parse_options(CaptioningOptions, [str(tmp_path), "--model=no/where"], **CAPTIONING_SCRIPT)
+    )
+    with pytest.raises(OutputError, match="no file can be written there"):
+        captioning.run()
 
 
 def test_an_extension_may_come_without_its_dot_and_under_its_other_name():
@@ -230,6 +266,14 @@ def test_a_folder_without_a_model_is_told(tmp_path: Path, files: dict[str, str],
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(CheckpointError, match=said):
+        read_config(tmp_path)
+
+
+def test_a_model_that_draws_is_told_to_be_one(tmp_path: Path):
+    (tmp_path / "model_index.json").write_text("{}")
+    with pytest.raises(
+        CheckpointError, match="is a model that draws pictures and does not describe them. Choose a cap"
+    ):
         read_config(tmp_path)
 
 

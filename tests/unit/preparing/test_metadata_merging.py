@@ -146,6 +146,18 @@ def test_broken_pictures_and_texts_are_listed_and_the_rest_is_written(tmp_path, 
     assert read_metadata_file(file, "")["broken.png"] == {"caption": "mine"}
 
 
+@pytest.mark.parametrize(
+    ("tool", "key", "ending"), [(merge_captions, "caption", "caption"), (merge_tags, "tags", "txt")]
+)
+def test_the_encoding_of_texts_can_be_told(tmp_path, folder, capsys, tool, key, ending):
+    (folder / f"a.{ending}").write_bytes(b"gr\xfcn")
+    assert run(tool, folder, tmp_path / "m.json", "--caption_encoding=cp1252") == 0
+    assert read_metadata_file(tmp_path / "m.json", "")["a.png"][key] == "grün"
+    assert ": 1 entry (1 new" in capsys.readouterr().err
+    assert run(tool, folder, tmp_path / "n.json", "--caption_encoding=nothing") == 2
+    assert 'caption_encoding "nothing" is not known' in capsys.readouterr().err
+
+
 def test_equal_stems_are_told_apart(tmp_path):
     for name in ("a.png", "a.jpg", "b.png"):
         picture(tmp_path / "p" / name)

@@ -318,6 +318,12 @@ def test_broken_pictures_are_listed_and_the_rest_is_done(folder, resize, capsys)
     assert "2 pictures were passed over" in told and "trunc.jpg is cut off" in told and "zero.png is empty" in told
 
 
+def test_a_folder_that_takes_no_files_is_one_sentence(folder, capsys):
+    (folder / "a.png").write_bytes(encoded(noise()))
+    assert main([str(folder), "/dev/null/new"]) == 5
+    assert "/dev/null: no file can be written there (Not a directory)" in capsys.readouterr().err
+
+
 def test_pictures_of_one_name_do_not_overwrite_each_other(folder, resize, capsys):
     for name in ("a.png", "a.jpg", "b.png"):
         (folder / name).write_bytes(encoded(noise(), name[-3:].replace("jpg", "jpeg")))
@@ -364,7 +370,10 @@ def test_results_may_lie_below_the_pictures_if_nothing_there_is_read(folder):
         (["photos", "photos/a.png"], "is a file. Name a folder"),
         (["nothing", "out"], "SRC_IMG_FOLDER nothing does not exist"),
         (["photos"], "DST_IMG_FOLDER is needed"),
-        (["photos", "out", "--max_resolution=512"], "needs sizes as WIDTHxHEIGHT"),
+        (["photos", "out", "--max_resolution=512"], "got '512'. For one size write 512x512."),
+        (["photos", "out", "--max_resolution=768, 512"], "got '768, 512'. For one size write 768x512."),
+        (["photos", "out", "--max_resolution=8x8,8"], "needs sizes as WIDTHxHEIGHT, separated by commas, got '8x8,8'."),
+        (["photos", "out", "--max_resolution=8x8,8x7", "--divisible_by=8"], "--divisible_by 8 fits no picture at 8x7"),
         (["photos", "out", "--max_resolution=8x8,8x8"], "has a resolution twice"),
         (["photos", "out", "--divisible_by=0"], "--divisible_by must be at least 1"),
     ],

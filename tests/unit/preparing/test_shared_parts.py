@@ -12,10 +12,11 @@ from library.data.findings import Fault
 from library.errors import CheckpointError, DatasetError, OutputError
 from library.preparing.decode_ahead import decoded_batches
 from library.preparing.hub_files import model_folder
-from library.preparing.outcome import Outcome
+from library.preparing.outcome import Outcome, raise_faults
 from library.preparing.pictures import find_pictures, shared_text_files, text_file_of
 from library.preparing.shares import Shares
 from library.preparing.text_writing import TextWriter, write_text
+from library.preparing.writable_folders import check_folders
 
 
 def picture(path: Path) -> Path:
@@ -149,7 +150,19 @@ def test_a_folder_without_pictures_is_one_sentence(tmp_path, name, message):
 def test_pictures_of_one_stem_share_their_text_file():
     pictures = [Path("a/1.png"), Path("a/1.jpg"), Path("b/1.png"), Path("a/1.b.png")]
     assert text_file_of(pictures[3], ".txt") == Path("a/1.b.txt")
-    assert set(shared_text_files(pictures, ".txt")) == {Path("a/1.png"), Path("a/1.jpg")}
+    shared = shared_text_files(pictures, ".txt")
+    told = f"{Path('a/1.png')} shares the text file 1.txt with 1.jpg; rename all but one of them"
+    assert {picture: str(fault) for picture, fault in shared.items()} == dict.fromkeys(pictures[:2], told)
+    assert {fault.picture for fault in shared.values()} == set(pictures[:2])
+
+
+def test_a_line_about_several_pictures_is_listed_once():
+    shared = shared_text_files([Path("1.png"), Path("1.jpg")], ".txt")
+    with pytest.raises(DatasetError) as caught:
+        raise_faults([*shared.values(), Fault(Path("b.png"), "is cut off; replace it")])
+    first, *lines = str(caught.value).splitlines()
+    assert first == "everything else is done: 2 faults, for which 3 pictures were passed over:"
+    assert [line.split()[0] for line in lines] == ["1.png", "b.png"]
 
 
 def test_the_end_counts_and_then_lists_what_was_passed_over(caplog):
@@ -157,6 +170,27 @@ def test_the_end_counts_and_then_lists_what_was_passed_over(caplog):
     with caplog.at_level("INFO"), pytest.raises(DatasetError, match="b.png is cut off; replace it"):
         outcome.tell("captions", Shares())
     assert "captions: wrote 3, kept 2 that were there, passed over 1 picture; 2.0 pictures/s" in caplog.text
+
+
+@pytest.mark.parametrize("written", [0, 1])
+def test_where_nothing_was_written_it_is_told_how_it_would_be(caplog, written):
+    with caplog.at_level("INFO"):
+        Outcome(written=written, kept=2).tell("captions", Shares(), if_all_kept="give --overwrite")
+    assert ("kept 2 that were there; give --overwrite" in caplog.text) == (not written)
+
+
+def test_folders_that_take_files_are_left_as_they_are(tmp_path):
+    (tmp_path / "link.txt").symlink_to(tmp_path / "a.txt")
+    check_folders([tmp_path / "a.txt", tmp_path / "new/folder/b.txt", tmp_path / "link.txt"])
+    assert [path.name for path in tmp_path.iterdir()] == ["link.txt"]
+
+
+@pytest.mark.parametrize("place", ["file/a.txt", "link.txt"])
+def test_a_folder_that_takes_no_files_is_one_sentence(place, tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link.txt").symlink_to(tmp_path / "file/a.txt")
+    with pytest.raises(OutputError, match=r"file: no file can be written there .* Make the folder writable, or use an"):
+        check_folders([tmp_path / place])
 
 
 @pytest.fixture

@@ -126,6 +126,12 @@ def test_replacements_of_what_the_model_does_not_give_are_known():
     assert TagChooser(LABELS, TagRules(thresholds=THRESHOLDS, replacements=pairs)).never_replaced() == ["wig", "miku"]
 
 
+def test_words_with_the_separator_are_known_by_where_they_come_from():
+    labels = (Label("black_hat", "general"), Label("a,b", "general"))
+    chooser = TagChooser(labels, TagRules({"general": 0.5}, replacements=read_replacements(r"black hat,hat\, black")))
+    assert (chooser.holding(","), chooser.replacing_with(",")) == (["a,b"], ["hat, black"])
+
+
 def test_names_that_the_model_lacks_are_known():
     chooser = TagChooser(LABELS, TagRules(thresholds=THRESHOLDS, replacements={"long hair": "hair"}))
     assert chooser.unknown(("long hair", "hair", "0_0", "lnog hair")) == ["lnog hair"]

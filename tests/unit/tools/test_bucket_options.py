@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from finetune.prepare_buckets_latents import main
 from library.errors import OptionError
 from library.families.sd.options import FINE_TUNE_SCRIPT, FineTuneOptions
 from library.options.spec import parse_options
@@ -12,6 +13,7 @@ from library.records import Size
 from library.training.bucket_run import Fitted, buckets_in_words, entries_with_sizes
 from tools.bucket_options import BUCKET_LATENTS_SCRIPT, BucketLatentsOptions, caching_options, training_flags
 
+BASE = Path(__file__).parents[3] / "examples" / "tiny_sd" / "base" / "sd1_tiny.safetensors"
 PLACES = "pictures meta.json lat.json model.safetensors"
 ALL = (
     "--max_resolution=640,448 --min_bucket_reso=128 --max_bucket_reso=2048 --bucket_reso_steps=32 --bucket_no_upscale "
@@ -81,6 +83,20 @@ def test_a_wrong_value_is_one_sentence_that_names_the_option(flags, message):
 def test_options_without_effect_are_told():
     (line,) = parse("--skip_existing --recursive --max_data_loader_n_workers=2").warnings
     assert all(flag in line for flag in ("--skip_existing", "--recursive", "--max_data_loader_n_workers"))
+
+
+@pytest.mark.parametrize(
+    ("model", "flags", "message"),
+    [
+        (BASE, ["--v2"], f"--v2: {BASE} is a Stable Diffusion 1.x model. Leave --v2 out."),
+        (BASE, ["--vae=none.safetensors"], "--vae: none.safetensors does not exist."),
+        ("none.ckpt", ["--v2"], "MODEL_NAME_OR_PATH: none.ckpt does not exist."),
+    ],
+)
+def test_what_the_model_files_say_is_told_before_pictures_are_looked_at(tmp_path, capsys, model, flags, message):
+    (tmp_path / "meta.json").write_text('{"gone.png": {"tags": "x"}}')
+    assert main([*map(str, (tmp_path, tmp_path / "meta.json", tmp_path / "lat.json", model)), *flags]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {message}")
 
 
 ENTRIES = [("b", {"tags": "x", "own": 1}), ("gone.png", {"caption": "y", "train_resolution": [8, 8]})]

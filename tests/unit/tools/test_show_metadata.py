@@ -16,6 +16,7 @@ from library.preparing.metadata_scrub import scrub
 from library.tensorfile import read_header
 from tools.show_metadata import main
 
+UNREADABLE = Path("/proc/self/mem")  # its first bytes are no memory
 PERSONAL = {
     "ss_output_name": "joe_face",
     "ss_training_comment": "for Joe",
@@ -254,6 +255,12 @@ def test_a_link_stays_a_link(lora, tmp_path):
     link.symlink_to(own.name)
     assert main(["--model", str(link), "--scrub", "--output", str(link), "--overwrite"]) == 0
     assert link.is_symlink() and "ss_tag_frequency" not in metadata_of(own)
+
+
+@pytest.mark.skipif(not UNREADABLE.exists(), reason="needs a file that even the superuser cannot read")
+def test_a_file_that_cannot_be_read_is_one_line(capsys):
+    assert main(["--model", str(UNREADABLE)]) == 2
+    assert capsys.readouterr().err == f"error: --model: {UNREADABLE} cannot be read (Input/output error).\n"
 
 
 def pickled(path):

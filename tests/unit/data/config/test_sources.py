@@ -1,5 +1,6 @@
 """Pictures named by folders, by a metadata file, or by a dataset file."""
 
+import json
 import logging
 from pathlib import Path
 
@@ -104,6 +105,25 @@ def test_missing_folders_and_all_other_faults_are_listed_at_once(tmp_path):
     assert f"{train / '00_dog'}: the number" in message
     hint = f"the nearest folder that exists is {tmp_path}"
     assert f"--reg_data_dir {tmp_path / 'none' / 'reg'} does not exist; {hint}" in message
+
+
+@pytest.mark.parametrize(
+    ("sizes", "advice"),
+    [
+        ([[448, 576], [512, 512], [64, 64]], "train_resolution up to 512x512"),
+        ([[1216, 832]], "such as --resolution=1024,1024 --enable_bucket"),
+        ([[65, 64]], "such as --resolution=128,128 --enable_bucket"),
+        ([None, [8], ["a", "b"]], "no resolution; give --resolution, the size of the model"),
+    ],
+)
+def test_without_a_resolution_a_metadata_file_tells_what_its_caches_are_for(tmp_path, sizes, advice):
+    file = tmp_path / "lat.json"
+    file.write_text(json.dumps({f"{index}.png": {"train_resolution": size} for index, size in enumerate(sizes)}))
+    assert advice in error_of(DataPlaces(in_json=file), {})
+
+
+def test_without_a_resolution_a_metadata_file_need_not_be_there(tmp_path):
+    assert "give --resolution, the size of the model" in error_of(DataPlaces(in_json=tmp_path / "none.json"), {})
 
 
 def test_a_file_in_place_of_a_folder(tmp_path):

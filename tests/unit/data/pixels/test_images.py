@@ -185,12 +185,40 @@ def test_cut_off_file_is_named(tmp_path):
     path = tmp_path / "cut.jpg"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[:-2000])
-    with pytest.raises(DatasetError, match=r"cut\.jpg cannot be decoded \(.*truncated.*\)\. Repair"):
+    with pytest.raises(DatasetError, match=r"cut\.jpg is cut off \(its end is missing\); replace or remove it\.$"):
+        load_image(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"<!DOCTYPE html><html>", "is not an image (it starts with '<!DOCTYPE'), probably a saved web page; replace"),
+        (b"", "is empty (0 bytes); replace or remove it."),
+        (bytes(range(200)), "is damaged or not an image; replace or remove it."),
+    ],
+)
+def test_what_is_no_picture_is_told_without_words_of_python(tmp_path, content, words):
+    (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises(DatasetError) as error:
+        load_image(tmp_path / "a.jpg")
+    assert str(error.value).startswith(f"{tmp_path / 'a.jpg'} {words}")
+
+
+def test_a_damaged_beginning_is_told_without_words_of_python(tmp_path):
+    path = tmp_path / "a.jpg"
+    corner_picture().save(path)
+    content = bytearray(path.read_bytes())
+    content[content.find(b"\xff\xdb") + 4] ^= 0x10  # of a table: the numbers have 16 bits
+    path.write_bytes(content)
+    assert read_header(path).size == (30, 20)
+    with pytest.raises(
+        DatasetError, match=r"a\.jpg cannot be decoded \(the beginning of the file is damaged\)\. Repair"
+    ):
         load_image(path)
 
 
 def test_file_that_is_gone_is_named(tmp_path):
-    with pytest.raises(DatasetError, match=r"a\.png cannot be decoded"):
+    with pytest.raises(DatasetError, match=r"a\.png cannot be read as an image \(No such file or directory\)"):
         load_image(tmp_path / "a.png")
 
 

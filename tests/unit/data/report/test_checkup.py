@@ -1,6 +1,7 @@
 """The findings of the doctor in words, as JSON and as HTML; and duplicates that must not be moved."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -103,6 +104,39 @@ def test_a_copy_goes_only_where_all_its_subsets_have_the_other_one(tmp_path):
         (case,) = next(duplicate_diagnoses(own, {}, num_training=4, distance=4, caption_endings=[])).cases
         found.append((case.detail, [remedy.path.name for remedy in case.remedies]))
     assert found == [("", ["b.png"]), ("in several subsets", [])]
+
+
+@pytest.mark.parametrize(
+    ("names", "kept"),
+    [
+        (["cat (1).png", "cat.png"], "cat.png"),
+        (["dog - Copy.png", "dog.png", "x.png"], "dog.png"),
+        (["Copy of bird.png", "bird.png"], "bird.png"),
+        (["long_name.png", "short.png"], "short.png"),
+        (["a.png", "b.png"], "b.png"),  # the oldest
+    ],
+)
+def test_of_equal_files_the_original_stays(tmp_path, names, kept):
+    for age, name in enumerate(names):
+        (tmp_path / name).write_bytes(b"the same")
+        (tmp_path / name).with_suffix(".json").write_text(name)
+        os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
+    records = [record(tmp_path / name) for name in names]
+    (case,) = next(duplicate_diagnoses(records, {}, num_training=len(names), distance=4, caption_endings=[])).cases
+    others = [name for name in names if name != kept]
+    assert case.paths == tuple(tmp_path / name for name in [kept, *others])
+    moved = {path for name in others for path in (tmp_path / name, (tmp_path / name).with_suffix(".json"))}
+    assert {remedy.path for remedy in case.remedies} == moved
+
+
+def test_buckets_are_not_advised_where_they_are_on(tmp_path):
+    crop = CropPlan(Size(100, 40), 30, 0, Size(40, 40))
+    advice = []
+    for is_on in (True, False):
+        spec = DatasetSpec(subsets=(), resolution=Size(40, 40), enable_bucket=is_on)
+        found = crop_diagnoses([record(tmp_path / "a.png")], [crop], [spec], num_training=1)
+        advice += [each.advice for each in found if each.code == "extreme-shape"]
+    assert advice == ["Cut them by hand", "Cut them by hand, or give --enable_bucket"]
 
 
 def test_groups_with_a_common_member_are_joined():
