@@ -269,11 +269,16 @@ def test_a_folder_without_a_model_is_told(tmp_path: Path, files: dict[str, str],
         read_config(tmp_path)
 
 
-def test_a_model_that_draws_is_told_to_be_one(tmp_path: Path):
-    (tmp_path / "model_index.json").write_text("{}")
-    with pytest.raises(
-        CheckpointError, match="is a model that draws pictures and does not describe them. Choose a cap"
-    ):
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("model_index.json", "is a model that draws pictures and does not describe them. Choose a captioner"),
+        ("model.onnx", r"is a tagger. Give it to finetune/tag_images_by_wd14_tagger.py, or choose a captioner"),
+    ],
+)
+def test_a_model_of_another_kind_is_told_to_be_one(tmp_path: Path, name: str, said: str):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(CheckpointError, match=said):
         read_config(tmp_path)
 
 

@@ -172,6 +172,12 @@ def test_the_end_counts_and_then_lists_what_was_passed_over(caplog):
     assert "captions: wrote 3, kept 2 that were there, passed over 1 picture; 2.0 pictures/s" in caplog.text
 
 
+def test_faults_are_told_without_advice_about_what_was_kept(caplog):
+    with caplog.at_level("INFO"), pytest.raises(DatasetError):
+        Outcome(kept=2, faults=[Fault(Path("b.png"), "is cut off")]).tell("captions", Shares(), if_all_kept="give it")
+    assert "kept 2" in caplog.text and "give it" not in caplog.text
+
+
 @pytest.mark.parametrize("written", [0, 1])
 def test_where_nothing_was_written_it_is_told_how_it_would_be(caplog, written):
     with caplog.at_level("INFO"):
