@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,11 @@ def test_a_lora_of_sd1_trains_u_net_and_text_encoder(training_of: Make):
     run = train.run(train.dataset(train.pictures()), TWO_STEPS)
     prefixes = {"_".join(name.split("_")[:2]) for name in run.weights}
     assert prefixes == {"lora_te", "lora_unet"}
-    ups = [tensor for name, tensor in run.weights.items() if name.endswith("lora_up.weight")]
-    assert all(tensor.any() for tensor in ups)
+    untold = r"mid_block_.*attn1_to_[qk]"  # pictures of 64 pixels are one token there, which can only look at itself
+    ups = {name: tensor for name, tensor in run.weights.items() if name.endswith("lora_up.weight")}
+    assert {name for name, tensor in ups.items() if not tensor.any()} <= {
+        name for name in ups if re.search(untold, name)
+    }
 
 
 def test_cached_sdxl_is_live_sdxl(training_of: Make):

@@ -65,9 +65,9 @@ def assert_equal_where_finite(ours, stored):
 def test_schedule_equals_the_stored_one(schedule):
     betas, stored = betas_of(schedule), GOLDEN[schedule]
     kept = alphas_cumprod(betas)
-    pairs = ((betas, "betas"), (kept, "alphas_cumprod"))
-    for ours, name in pairs:
-        torch.testing.assert_close(ours[TIMESTEPS], numbers(stored[name]), rtol=1e-5, atol=0)
+    # A beta is 1 minus a ratio near 1, so its last bits are those of the square root of this or that processor.
+    torch.testing.assert_close(betas[TIMESTEPS], numbers(stored["betas"]), rtol=2e-5, atol=5e-7)
+    torch.testing.assert_close(kept[TIMESTEPS], numbers(stored["alphas_cumprod"]), rtol=1e-5, atol=0)
     torch.testing.assert_close(snr_of(schedule), numbers(stored["snr"]), rtol=1e-5, atol=0)
 
 

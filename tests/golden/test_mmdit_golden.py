@@ -77,7 +77,8 @@ def test_gradients_equal_the_stored_ones(variant, is_checkpointed, stored):
 
 def test_timestep_embedding_equals_the_stored_one(stored):
     embedding = timestep_embedding(stored["timestep_embedding_256.t"], 256)
-    torch.testing.assert_close(embedding, stored["timestep_embedding_256.out"], rtol=0, atol=1e-5)
+    # The last bit of a frequency, which processors round differently, times a timestep of up to 1000 radians.
+    torch.testing.assert_close(embedding, stored["timestep_embedding_256.out"], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("case", FACTS["scaled_pos_embed"])
