@@ -90,6 +90,15 @@ def test_a_caption_that_is_written_by_hand_during_a_run_is_kept(models, pictures
     assert "wrote 5, kept 1" in capsys.readouterr().err
 
 
+@pytest.fixture
+def ctrl_c():
+    """What SIGINT does in a terminal: a shell that starts tests in the background lets them ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_an_interrupted_run_goes_on_where_it_was(models, tmp_path: Path):
     whole = captioned(make_pictures(tmp_path / "whole", 12), models("blip"), "--batch_size=4")
     folder = make_pictures(tmp_path / "parts", 12)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import importlib.util
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -224,8 +224,7 @@ def shown_options(values: Mapping[str, Any]) -> dict[str, Setting]:
     Args:
         values: All options by name.
     """
-    groups = OptionGroup.__subclasses__()
-    secrets = {item.name for group in groups for item in fields(group) if item.metadata["option"].is_secret}
+    secrets = {item.name for group in _groups_of(OptionGroup) for item in fields(group) if _is_secret(item)}
     shown: dict[str, Setting] = {}
     for name, value in values.items():
         items = value if isinstance(value, tuple) else (value,)
@@ -233,6 +232,17 @@ def shown_options(values: Mapping[str, Any]) -> dict[str, Setting]:
             continue
         shown[name] = ", ".join(map(str, items)) if isinstance(value, tuple) else value
     return shown
+
+
+def _groups_of(base: type[OptionGroup]) -> Iterator[type[OptionGroup]]:
+    """All groups that extend one, directly or not."""
+    for group in base.__subclasses__():
+        yield group
+        yield from _groups_of(group)
+
+
+def _is_secret(item: Field[Any]) -> bool:
+    return bool(item.metadata["option"].is_secret)
 
 
 def _is_like_a_path(value: object) -> bool:
