@@ -15,6 +15,7 @@ if __package__ in (None, ""):  # run as a file: the toolkit is one folder up
 
 from library.checkpoint.weights import open_weights
 from library.data.problems import counted
+from library.errors import CheckpointError, OptionError
 from library.families.hub_model import is_hub_name
 from library.log import get_logger
 from library.options.entry import run_script
@@ -103,7 +104,10 @@ def prepare(options: BucketLatentsOptions) -> None:
     in_json, out_json = options.files.in_json, options.files.out_json
     assert in_json is not None and out_json is not None  # both are needed options
     run = BucketLatentTool(options, Rewriting(in_json, "IN_JSON", out_json, is_overwrite=options.files.overwrite))
-    run.run()
+    try:
+        run.run()
+    except (CheckpointError, OptionError) as error:  # told by what all scripts share, in the name of their option
+        raise type(error)(str(error).replace("--pretrained_model_name_or_path", "MODEL_NAME_OR_PATH")) from None
     if run.accelerator.is_main_process:
         run.write()
     raise_faults(run.faults)

@@ -34,11 +34,18 @@ def model_folder(name: str, what: str, patterns: Sequence[str], *, is_forced: bo
         return path
     if path.is_file():
         raise CheckpointError(f"{what}: {path} is a file. Name the folder that the model's files are in.")
-    if not is_hub_name(path):
+    if not may_be_on_hub(name):
         raise CheckpointError(
-            f"{what}: the folder {path} does not exist. Check the path; a model of the hub is named as owner/name."
+            f"{what}: the folder {name} does not exist. Check the path; a model of the hub is named as owner/name."
         )
     return _snapshot(name, what, patterns, is_forced)
+
+
+def may_be_on_hub(name: str) -> bool:
+    """Whether a text is the name of a model on the hub, as its client takes it, and of nothing on this machine."""
+    path = Path(name)
+    is_plain = path.as_posix() == name and "--" not in name and ".." not in name
+    return is_plain and is_hub_name(path) and not any(part.endswith(("-", ".")) for part in path.parts)
 
 
 def _snapshot(name: str, what: str, patterns: Sequence[str], is_forced: bool) -> Path:

@@ -66,6 +66,29 @@ def text_file_of(picture: Path, extension: str) -> Path:
     return picture.with_name(os.path.splitext(picture.name)[0] + extension)
 
 
+def text_file_faults(pictures: Sequence[Path], extension: str) -> dict[Path, Fault]:
+    """{picture: what keeps it from having a text file of its own}."""
+    folders = {
+        picture: Fault(picture, f"cannot have a text file, {file.name} is a folder; rename the folder")
+        for picture in pictures
+        if (file := text_file_of(picture, extension)).is_dir()
+    }
+    return {**folders, **shared_text_files(pictures, extension)}
+
+
+def is_blank(file: Path, most: int) -> bool:
+    """Whether a text file has nothing but blanks in it. One that cannot be read has something.
+
+    Args:
+        file: It is there.
+        most: Larger files, in bytes, are not looked into.
+    """
+    try:
+        return file.stat().st_size <= most and not file.read_bytes().strip()
+    except OSError:
+        return False
+
+
 def shared_text_files(pictures: Sequence[Path], extension: str) -> dict[Path, Fault]:
     """{picture: fault} of those whose text file would belong to another picture too: a.png and a.jpg share a.txt.
 

@@ -35,6 +35,20 @@ def copied(models: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Pat
     return lambda kind: Path(shutil.copytree(models(kind), tmp_path / f"copied_{kind}"))
 
 
+def test_a_folder_in_the_place_of_a_caption_is_listed(models, pictures: Path, capsys):
+    (pictures / "p1.caption").mkdir()
+    assert make_captions.main([str(pictures), f"--model={models('blip')}", "--device=cpu", "--max_length=12"]) == 2
+    assert "p1.png cannot have a text file, p1.caption is a folder" in capsys.readouterr().err
+    assert sum(path.is_file() for path in pictures.glob("*.caption")) == NUMBER - 1
+
+
+def test_a_mistyped_folder_is_told_though_nothing_is_left_to_do(models, pictures: Path, capsys):
+    captioned(pictures, models("blip"))
+    capsys.readouterr()
+    assert make_captions.main([str(pictures), "--model=./m/blip"]) == 2
+    assert "--model: the folder ./m/blip does not exist" in capsys.readouterr().err
+
+
 def change_config(folder: Path, **keys: object) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | keys))

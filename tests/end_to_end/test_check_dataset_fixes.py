@@ -140,6 +140,36 @@ def test_a_copy_with_another_text_beside_it_stays(tmp_path, fix, ending):
     assert found["exact-duplicate"]["cases"][0]["detail"] == "with different captions"
 
 
+@pytest.mark.parametrize("names", [("a.png.txt", "b.png.txt"), ("a.TXT", "b.TXT")])
+def test_whose_caption_is_whose_is_settled_before_copies_go(tmp_path, fix, names):
+    folder = tmp_path / "p"
+    for name, stem in zip(names, "ab", strict=True):
+        picture(folder / f"{stem}.png").with_suffix(".txt").unlink()
+        (folder / name).write_text(f"by hand, of {stem}")
+    assert fix(folder, "--caption_extension=.txt")[0] == set(names)
+    assert (folder / "b.txt").read_text() == "by hand, of b"
+    assert fix(folder)[0] == set()
+
+
+def test_one_run_mends_all(tmp_path, fix):
+    folder = tmp_path / "p"
+    for name in ("dog.png", "dog - Copy.png"):
+        picture(folder / name)
+    (folder / "dog.txt").rename(folder / "dog.TXT")
+    assert fix(folder, "--caption_extension=.txt")[0] == {"dog.TXT", "dog - Copy.png", "dog - Copy.txt"}
+    assert fix(folder)[0] == set()
+
+
+def test_a_link_that_leads_nowhere_is_not_written_over(tmp_path, fix):
+    folder = tmp_path / "p"
+    for name in ("a.png", "a (1).png"):
+        picture(folder / name)
+    (folder / FOLDER).mkdir()
+    (folder / FOLDER / "a (1).png").symlink_to("nowhere")
+    assert "a (1).png" in fix(folder)[0]
+    assert (folder / FOLDER / "a (1).png").is_symlink() and not (folder / "a (1).png").exists()
+
+
 def test_what_options_name_stays_with_its_picture(tmp_path, fix):
     folder = tmp_path / "p"
     for name in ("a.png", "a (1).png", "b.png", "b (1).png"):

@@ -257,7 +257,10 @@ def nothing_of_a_model(folder: Path) -> str:
         ({"in_json": "nowhere.json"}, "error: IN_JSON: {0}/nowhere.json does not exist"),
         ({"out_json": "lat.txt"}, "error: OUT_JSON must end in .json or .jsonl, got {0}/lat.txt."),
         ({"pictures": "nowhere"}, "--train_data_dir {0}/nowhere is not a folder"),
-        ({"model": "nothing.safetensors"}, "nothing.safetensors is no model that is known here"),
+        (
+            {"model": "nothing.safetensors"},
+            "error: MODEL_NAME_OR_PATH: {0}/nothing.safetensors is no model that is known here",
+        ),
         ({"out_json": "old.json"}, "old.json is there already and has what the new one would not have (1): other.png"),
         (
             {"out_json": "hand.json"},

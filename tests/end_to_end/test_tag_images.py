@@ -90,7 +90,7 @@ def test_what_a_person_wrote_stays(tagger, pictures, capsys):
     assert (texts(pictures)["red"], texts(pictures)["blue"]) == ("mine", "")
     told = capsys.readouterr().err
     assert "wrote 2, kept 2 that were there" in told
-    assert "text files that stay empty: 1;" in told
+    assert "text files that stay empty: 1; delete them" in told
 
 
 def test_append_adds_what_is_new_and_changes_nothing_the_second_time(tagger, pictures):
@@ -280,7 +280,7 @@ def test_entries_of_a_metadata_file_stay_unless_it_shall_be_replaced(tagger, pic
     command = [str(pictures), "--model_dir", str(tagger), "--output_path", str(file)]
     assert main(command) == 0
     told = capsys.readouterr().err
-    assert "wrote 2, kept 2 that were there" in told and "entries that stay empty: 1;" in told
+    assert "wrote 2, kept 2 that were there" in told and 'entries that stay empty: 1; take "tags" out of them' in told
     entry = {"caption": "a sky", "tags": "blue_sky", "image_size": [20, 20]}
     new = {"green.png": {"tags": "green_tree", "image_size": [20, 20]}}
     assert json.loads(file.read_text()) == {**mine, "blue": entry, **new}

@@ -121,7 +121,7 @@ class CaptionsBeside:
 def free_place(place: Path) -> Path:
     """The path, or where something is there already one with a number."""
     number, free = 1, place
-    while free.exists():
+    while os.path.lexists(free):
         number += 1
         free = place.with_name(f"{place.stem} ({number}){place.suffix}")
     return free

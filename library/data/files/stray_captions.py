@@ -17,7 +17,8 @@ from library.data.files.text_files import decode_text
 
 _NO_CAPTIONS = re.compile(  # words in the names of texts that lie beside pictures and are about them all
     r"(?<![a-z])(readme|read[ _-]me|licen[cs]es?|copying|copyright|notice|authors?|credits?|sources?|changelog|logs?"
-    r"|notes?|todo|prompts?|negatives?|wildcards?|index|lists?|urls?|links?|infos?|about|requirements)(?![a-z])",
+    r"|notes?|todo|prompts?|negatives?|wildcards?|index|lists?|urls?|links?|infos?|about|requirements"
+    r"|captions?|tags?|labels?|class(es)?|metadata|dataset|train|val|test|triggers?|characters?|ideas?)(?![a-z])",
     re.IGNORECASE,
 )
 _SEEN_SUFFIXES = IMAGE_SUFFIXES | OTHER_PICTURE_SUFFIXES | VIDEO_SUFFIXES
@@ -95,6 +96,9 @@ class _OneFolder:
         self.endings = {*CAPTION_SUFFIXES, *(extension.lower() for extension in extensions)}
         self.stems = {_stem(name) for name in self.names if _suffix(name) in _SEEN_SUFFIXES}
         self.pictures = {name for name in self.names if _suffix(name) in _SEEN_SUFFIXES}
+        self.others = {
+            _stem(name) for name in self.names if _suffix(name) not in _SEEN_SUFFIXES and not self._stems_of(name)
+        }
         self.folded_stems = {_folded(stem) for stem in self.stems}
         self.shapes = {_shape(stem) for stem in self.stems}
         self.by_composed: dict[str, list[str]] = {}
@@ -115,7 +119,13 @@ class _OneFolder:
         """Whether a file ends as the captions that are read and is called as the pictures are, and not like a text
         about all of them."""
         stems = [name[: -len(extension)] for extension in self.extensions if name.endswith(extension)]
-        return any(_shape(stem) in self.shapes and not _NO_CAPTIONS.search(stem) for stem in stems)
+        return any(
+            _shape(stem) in self.shapes
+            and any(not sign.isalpha() for sign in _composed(stem))  # one word may be anything
+            and not _NO_CAPTIONS.search(stem)
+            and stem not in self.others
+            for stem in stems
+        )
 
     def names_to_mend(self) -> list[tuple[Path, Path]]:
         """Captions whose name has the picture's whole name, or is the same text in other signs, with the right ones."""

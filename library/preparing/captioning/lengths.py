@@ -47,6 +47,8 @@ def word_choice(options: CaptioningOptions, kind: CaptionerKind, *, num_prompt: 
     longest = LONG_CAPTION if kind.is_told and options.max_length is None else asked.max_length
     if room is not None:
         longest = _within(options, longest, room - num_prompt if kind.is_told else room)
+    if not kind.is_told and longest <= num_prompt <= 1:
+        raise OptionError(f"--max_length must be at least 2 for this model, got {longest}.")
     if not kind.is_told and num_prompt >= longest:
         raise OptionError(
             f"--prompt has {num_prompt} tokens, and --max_length {longest} counts them too. Give a shorter prompt or a "

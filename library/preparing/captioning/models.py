@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from library.device import choose_device
 from library.errors import CheckpointError, EnvironmentFault
-from library.families.hub_model import is_hub_name
 from library.memory_use import is_out_of_memory
 from library.preparing.captioning.kinds import CaptionerKind, checked_prompt, read_config, recognise
 from library.preparing.captioning.lengths import WordChoice
 from library.preparing.captioning.processors import LOADING_FAULTS, Processor, first_line, load_processor
 from library.preparing.captioning.weight_files import SMALL_FILES, folder_with_weights, is_safe
-from library.preparing.hub_files import model_folder
+from library.preparing.hub_files import may_be_on_hub, model_folder
 
 if TYPE_CHECKING:
     import torch
@@ -80,7 +79,7 @@ def check_folder(name: str, prompt: str | None) -> None:
         EnvironmentFault: The installed packages do not know it.
     """
     path = Path(name)
-    if path.exists() or not is_hub_name(path):
+    if path.exists() or not may_be_on_hub(name):
         config = read_config(model_folder(name, "--model", SMALL_FILES))
         checked_prompt(recognise(config, name), prompt)
 

@@ -35,7 +35,7 @@ from library.preparing.captioning.wording import finished_caption, without_writi
 from library.preparing.decode_ahead import decoded_batches
 from library.preparing.options.captioning import CHAT_PIXELS, CaptioningOptions, GitCaptionFileOptions
 from library.preparing.outcome import Outcome
-from library.preparing.pictures import find_pictures, shared_text_files, text_file_of
+from library.preparing.pictures import find_pictures, is_blank, text_file_faults, text_file_of
 from library.preparing.shares import Shares
 from library.preparing.text_writing import TextWriter, write_text
 from library.preparing.writable_folders import check_folders
@@ -235,8 +235,8 @@ class CaptioningRun:
     def _finish(self, path: Path, text: str, writer: TextWriter, progress: Progress) -> None:
         files, outcome = self.options.files, progress.outcome
         if isinstance(files, GitCaptionFileOptions) and files.remove_words:
-            whole, text = text, without_writing(text)
-            progress.num_shortened += text != " ".join(whole.split())
+            whole, text = text, without_writing(text) or text
+            progress.num_shortened += text.split() != whole.split()
         if not text.strip():
             outcome.faults.append(Fault(path, "got no words from the model; try another --prompt or --seed"))
             return
@@ -277,15 +277,11 @@ def planned(own: Sequence[tuple[Path, str]], extension: str, everyone: Sequence[
         everyone: All pictures; those of other processes may share a caption file with one of these.
         is_anew: Captions that are there are written anew.
     """
-    shared = shared_text_files(everyone, extension)
-    faults = tuple(shared[path] for path, _ in own if path in shared)
-    alone = {path: name for path, name in own if path not in shared}
+    without = text_file_faults(everyone, extension)
+    faults = tuple(without[path] for path, _ in own if path in without)
+    alone = {path: name for path, name in own if path not in without}
     there = {path: file for path in alone if (file := text_file_of(path, extension)).exists()}
     if is_anew:
         return Work(alone, num_replaced=len(there), faults=faults)
     missing = {path: name for path, name in alone.items() if path not in there}
-    return Work(missing, len(there), sum(map(_is_blank, there.values())), faults=faults)
-
-
-def _is_blank(file: Path) -> bool:
-    return file.stat().st_size <= _BLANK_BYTES and not file.read_bytes().strip()
+    return Work(missing, len(there), sum(is_blank(file, _BLANK_BYTES) for file in there.values()), faults=faults)

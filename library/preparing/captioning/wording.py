@@ -7,17 +7,19 @@ import re
 # What Git believes to be written: in quotes or a few words, and where ("on it", "on the front of his shirt"; "on the
 # wall of a house" belongs to the rest). Words with "and" among them are taken for such only before what bears writing.
 _BEARERS = (
-    r"(?:it|them|(?:the|a|his|her|their|its) (?:\w+ )?(?:cover|sign|label|poster|banner|shirt|t-shirt|hat|cap))\b"
+    r"(?:it|them|(?:the|a|his|her|their|its) (?:\w+ )?(?:cover|sign|label|poster|banner|shirt|t-shirt|hat|cap)s?)\b"
 )
 _SIDE = r"(?:the (?:front|back|side|top|bottom) of )?"
 _THING = r"(?:it\b|them\b|(?:the|a|an|his|her|their|its) [\w-]+\b(?! of\b))"
 _WRITTEN = r"(?: (?:is |are )?(?:written )?(?:on|in|at|across) "
 _PLACE = rf"{_WRITTEN}{_SIDE}{_THING})"
-_ANY = r"(?!(?:on|in|at|with|of|next|near|is|are)\b)[\w'-]+"
-_WORD = rf"(?!and\b){_ANY}"
+_ANY = r"(?!(?:on|with|next|near|are)\b)[\w'&%!?-]+,?"
+_WORD = r"(?!(?:and|on|in|at|with|of|next|near|is|are)\b)[\w'-]+"
+_END = r"(?=[,.;]|$| and (?:a|an|the)\b)"  # else more of it follows, and the sentence would be torn
 _SAID = (
-    rf"""(?:{_ANY}(?: {_ANY}){{0,7}}{_WRITTEN}{_SIDE}{_BEARERS})|"""
-    rf"""(?:"[^"]*"|'[^']*'|{_WORD}(?: {_WORD}){{0,5}}){_PLACE}?)"""
+    rf"""(?:{_ANY}(?: {_ANY}){{0,8}}?{_WRITTEN}{_SIDE}{_BEARERS})|"""
+    rf"""(?:(?:"[^"]*"|'[^']*'){_PLACE}?)|"""
+    rf"""(?:{_WORD}(?: {_WORD}){{0,5}}(?:{_PLACE}|{_END})))"""
 )
 _WRITING = (
     re.compile(
@@ -30,7 +32,7 @@ _WRITING = (
 _CLOSING = re.compile(r" ([.,;:?!)])")
 _OPENING = re.compile(r"\( ")
 _APOSTROPHE = re.compile(r"(?<=\w) ' (?=(?:s|t|d|m|re|ve|ll)\b)")
-_HYPHEN = re.compile(r"(?<=\w) - (?=\w)")
+_HYPHEN = re.compile(r"(?<=\w) - (?=\w)(?!(?:an?|the|in|on|of|at|with|two|three)\b)")
 _QUOTES = tuple(re.compile(rf"(?<!\S){sign} ([^{sign}]+) {sign}(?!\S)") for sign in ('"', "'"))
 
 

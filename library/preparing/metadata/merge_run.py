@@ -60,6 +60,9 @@ def _merge(
     if is_verbose:
         _tell_pictures(merged, key)
     _tell_empty(merged, {path: names[path] for path, values in known.items() if values.get(key) == ""}, merge.extension)
+    if merged.replaced:
+        what = "texts of entries that the text files replace: %d (%s); corrections belong into the text files."
+        logger.warning(what, len(merged.replaced), first_names(list(merged.replaced)))
     _tell(merge.out_json, merged, match, pictures, faults)
     raise_faults(faults)
 

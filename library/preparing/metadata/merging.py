@@ -8,6 +8,8 @@ from typing import Any
 
 from library.preparing.metadata.metadata_files import Entries
 
+_TEXTS = {"caption", "tags"}
+
 
 @dataclass(frozen=True)
 class Merged:
@@ -19,6 +21,7 @@ class Merged:
         updated: Names of those that were there and have changed, by more than their name.
         unchanged: Names of those of given pictures that are as they were.
         unemptied: Names of those that keep the text they have, since an empty one does not replace it.
+        replaced: Names of those whose text is now another.
     """
 
     entries: Entries
@@ -26,6 +29,7 @@ class Merged:
     updated: tuple[str, ...]
     unchanged: tuple[str, ...]
     unemptied: tuple[str, ...]
+    replaced: tuple[str, ...]
 
 
 def merge_entries(
@@ -48,12 +52,15 @@ def merge_entries(
     updated: list[str] = []
     unchanged: list[str] = []
     unemptied: list[str] = []
+    replaced: list[str] = []
     for name, known in values.items():
         before = entries.get(name)
         kept = {key: before[key] for key, value in known.items() if value == "" and before.get(key)} if before else {}
         entries[name] = {**(before or {}), **known, **kept}
         if kept:
             unemptied.append(name)
+        if before and any(before.get(key) not in (None, "", entries[name][key]) for key in _TEXTS & known.keys()):
+            replaced.append(name)
         kind = new if before is None else unchanged if entries[name] == before else updated
         kind.append(name)
-    return Merged(entries, tuple(new), tuple(updated), tuple(unchanged), tuple(unemptied))
+    return Merged(entries, tuple(new), tuple(updated), tuple(unchanged), tuple(unemptied), tuple(replaced))

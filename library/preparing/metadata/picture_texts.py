@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -64,12 +65,15 @@ def read_texts(pictures: Pictures, extension: str, encoding: str | None = None) 
         raise DatasetError(_nothing_to_read(subset, pictures))
     reading = read_captions(subset, [respelled.get(path, path) for path in pictures.paths], pictures.other_files)
     if reading.findings.problems:
-        raise dataset_error("TRAIN_DATA_DIR", reading.findings.problems)
+        raise dataset_error("TRAIN_DATA_DIR", [_as_option(problem) for problem in reading.findings.problems])
     for remark in reading.findings.remarks:
         logger.info("%s.", remark)
     own = {other: path for path, other in respelled.items()}
     texts = {own.get(path, path): text for path, text in reading.captions.items()}
-    faults = tuple(fault._replace(image=own.get(fault.picture, fault.image)) for fault in reading.findings.faults)
+    faults = tuple(
+        fault._replace(problem=_as_option(fault.problem), image=own.get(fault.picture, fault.image))
+        for fault in reading.findings.faults
+    )
     missing = set(pictures.paths) - with_file - {fault.picture for fault in faults}
     _tell_missing([path for path in pictures.paths if path in missing], subset, pictures)
     _tell_respelled(list(respelled.values()), extension)
@@ -112,6 +116,11 @@ def _nothing_to_read(subset: SubsetSpec, pictures: Pictures) -> str:
         f"TRAIN_DATA_DIR {pictures.root}: none of its pictures has a {subset.caption_extension} file beside it. Write "
         "them first, or give --caption_extension."
     )
+
+
+def _as_option(problem: str) -> str:
+    """A sentence about a key of dataset files, about the option of the tools."""
+    return re.sub(r'caption_encoding (= )?"([^"]*)"', r"--caption_encoding \2", problem)
 
 
 def _tell_missing(missing: list[Path], subset: SubsetSpec, pictures: Pictures) -> None:

@@ -108,7 +108,8 @@ def _into_text_files(tagging: Tagging, pictures: Pictures) -> None:
         kept = set(output.kept(own))
         outcome.faults += faults.values()
         outcome.kept += len(kept)
-        _tell_empty("text files", shares.gathered(sum(map(output.is_empty, kept))))
+        numbers = shares.gathered(sum(map(output.is_empty, kept)))
+        _tell_empty("text files", numbers, "delete them to have them filled")
 
         def put(batch: Sequence[Tagged]) -> None:
             for picture in batch:
@@ -117,9 +118,9 @@ def _into_text_files(tagging: Tagging, pictures: Pictures) -> None:
         tagging.tag([path for path in own if path not in kept], put, with_size=False)
 
 
-def _tell_empty(what: str, numbers: Sequence[int]) -> None:
+def _tell_empty(what: str, numbers: Sequence[int], advice: str) -> None:
     if sum(numbers):
-        logger.info("%s that stay empty: %d; --append_tags or --overwrite fills them", what, sum(numbers))
+        logger.info("%s that stay empty: %d; %s", what, sum(numbers), advice)
 
 
 def _into_metadata_file(tagging: Tagging, pictures: Pictures, existing: Existing, identity: str) -> None:
@@ -157,7 +158,8 @@ def _names_to_tag(tagging: Tagging, pictures: Pictures, existing: Existing) -> d
         return own
     texts = [text for name in own.values() if (text := existing.text(name)) is not None]
     outcome.kept += len(texts)
-    _tell_empty("entries", shares.gathered(sum(not text.strip() for text in texts)))
+    advice = 'take "tags" out of them to have them filled'
+    _tell_empty("entries", shares.gathered(sum(not text.strip() for text in texts)), advice)
     return {path: name for path, name in own.items() if existing.text(name) is None}
 
 
@@ -173,6 +175,8 @@ def _write_metadata_file(
     if not everything:
         return
     now = Existing(file) if settings.overwrite else read_existing(file, pictures)
+    if settings.overwrite and file.exists():
+        logger.warning("%s: all that it held is replaced, captions and other entries too, as --overwrite says", file)
     late = set() if settings.append_tags else {name for name in everything if now.text(name) is not None}
     write_entries(file, merged(now, pictures, everything, separator, is_appended=settings.append_tags))
     if renamed := [f'"{old}" is now "{new}"' for old, new in renamed_entries(now, pictures).items()]:

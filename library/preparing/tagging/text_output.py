@@ -10,7 +10,7 @@ from library.data.files.text_files import decode_text, text_lines
 from library.data.findings import Fault
 from library.errors import DatasetError
 from library.preparing.outcome import Outcome
-from library.preparing.pictures import shared_text_files, text_file_of
+from library.preparing.pictures import is_blank, text_file_faults, text_file_of
 from library.preparing.tagging.choosing import appended
 from library.preparing.text_writing import TextWriter, write_text
 
@@ -37,12 +37,7 @@ class TextOutput:
 
     def faults(self, pictures: Sequence[Path]) -> dict[Path, Fault]:
         """{picture: what keeps it from having a text file of its own}."""
-        folders = {
-            picture: Fault(picture, f"cannot have a text file, {file.name} is a folder; rename the folder")
-            for picture in pictures
-            if (file := text_file_of(picture, self.extension)).is_dir()
-        }
-        return {**folders, **shared_text_files(pictures, self.extension)}
+        return text_file_faults(pictures, self.extension)
 
     def kept(self, pictures: Sequence[Path]) -> list[Path]:
         """The pictures whose file stays as it is."""
@@ -52,8 +47,7 @@ class TextOutput:
 
     def is_empty(self, picture: Path) -> bool:
         """Whether the text file of a picture has nothing in it. It must be there."""
-        file = text_file_of(picture, self.extension)
-        return file.stat().st_size < 3 and not file.read_bytes().strip()
+        return is_blank(text_file_of(picture, self.extension), 2)
 
     def put(self, picture: Path, tags: Sequence[str]) -> None:
         """Have the tags of a picture written.

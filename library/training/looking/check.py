@@ -57,15 +57,23 @@ class CheckRun(PreviewRun):
             if file is not None and str(file) != STDOUT:
                 refuse_output(Path(file), option, ours)
         self.check_options()
-        checkup, mended = self.examine(), []
-        if wanted.fix:
-            mended = mend(checkup.remedies())
-            if mended:
-                with only_errors():
-                    checkup = self.examine()
+        checkup = self.examine()
+        checkup, mended = self._mended(checkup) if wanted.fix else (checkup, [])
         self._write(checkup, mended)
         is_failed = checkup.number("error") or (wanted.strict and checkup.number("warning"))
         return 2 if is_failed else 0
+
+    def _mended(self, checkup: Checkup) -> tuple[Checkup, list[Mended]]:
+        """What is found after everything is mended, and what was. Names go first: with them it shows whose caption is
+        whose, and that decides what else may be moved."""
+        mended: list[Mended] = []
+        for is_name in (True, False):
+            made = mend([remedy for remedy in checkup.remedies() if (remedy.action == "renamed") is is_name])
+            if made:
+                with only_errors():
+                    checkup = self.examine()
+            mended += made
+        return checkup, mended
 
     def make_plan(self) -> DataPlan:
         """See `Run.make_plan`; a folder alone is a dataset too."""

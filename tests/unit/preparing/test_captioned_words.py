@@ -113,6 +113,7 @@ def test_a_full_stop_stays_before_a_postfix_that_only_a_blank_separates():
         ("the dogs ' bowl isn ' t here ( red )", "the dogs' bowl isn't here (red)"),
         ("with the words ' go home ' on it", "with the words 'go home' on it"),
         ('the word " stop "', 'the word "stop"'),
+        ("a photo - a man and a t - shirt", "a photo - a man and a t-shirt"),
     ],
 )
 def test_signs_are_put_to_the_words_that_they_belong_to(pieces: str, text: str):
@@ -123,6 +124,11 @@ def test_signs_are_put_to_the_words_that_they_belong_to(pieces: str, text: str):
     ("text", "left"),
     [
         ("a red sign with the words stop on it", "a red sign"),
+        ("a shirt with the words made in china on it", "a shirt"),
+        ("a poster with the words 50% off on it", "a poster"),
+        ("two players with the numbers 3 and 7 on their shirts", "two players"),
+        ("a cake with the words happy birthday to you, mom on it", "a cake"),
+        ("a man with the number 5 standing next to a dog", "a man with the number 5 standing next to a dog"),
         ("a man with the words happy new day on his shirt next to a car", "a man next to a car"),
         ('a sign that says "go home" on the wall of a house', "a sign on the wall of a house"),
         ("a poster with the number 5 and a dog", "a poster and a dog"),

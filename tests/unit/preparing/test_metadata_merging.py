@@ -118,6 +118,16 @@ def test_a_file_without_text_does_not_empty_an_entry_and_is_told(tmp_path, folde
     assert "files without text, an empty text is noted: 1 (a.caption)" in told
 
 
+def test_texts_that_are_replaced_are_named(tmp_path, folder, capsys):
+    run(merge_captions, folder, tmp_path / "m.json")
+    (folder / "a.caption").write_text("by hand, in the text file")
+    assert run(merge_captions, folder, tmp_path / "m.json") == 0
+    told = capsys.readouterr().err
+    assert told.count("texts of entries that the text files replace: 1 (a.png)") == 1
+    run(merge_tags, folder, tmp_path / "m.json")
+    assert "that the text files replace" not in capsys.readouterr().err
+
+
 def test_captions_that_are_nowhere_are_an_error_that_names_the_ending_that_is_there(tmp_path, folder, capsys):
     (folder / "a.caption").unlink()
     assert run(merge_captions, folder, tmp_path / "m.json") == 2
@@ -155,7 +165,7 @@ def test_the_encoding_of_texts_can_be_told(tmp_path, folder, capsys, tool, key, 
     assert read_metadata_file(tmp_path / "m.json", "")["a.png"][key] == "grün"
     assert ": 1 entry (1 new" in capsys.readouterr().err
     assert run(tool, folder, tmp_path / "n.json", "--caption_encoding=nothing") == 2
-    assert 'caption_encoding "nothing" is not known' in capsys.readouterr().err
+    assert "--caption_encoding nothing is not known" in capsys.readouterr().err
 
 
 def test_equal_stems_are_told_apart(tmp_path):

@@ -13,7 +13,7 @@ from library.errors import CheckpointError, DatasetError, OutputError
 from library.preparing.decode_ahead import decoded_batches
 from library.preparing.hub_files import model_folder
 from library.preparing.outcome import Outcome, raise_faults
-from library.preparing.pictures import find_pictures, shared_text_files, text_file_of
+from library.preparing.pictures import find_pictures, is_blank, shared_text_files, text_file_faults, text_file_of
 from library.preparing.shares import Shares
 from library.preparing.text_writing import TextWriter, write_text
 from library.preparing.writable_folders import check_folders
@@ -215,6 +215,23 @@ def test_a_model_is_a_folder(tmp_path):
     (tmp_path / "model.onnx").write_bytes(b"")
     with pytest.raises(CheckpointError, match="is a file. Name the folder"):
         model_folder(str(tmp_path / "model.onnx"), "--model", ["*.json"])
+
+
+@pytest.mark.parametrize("name", ["./models/blip", "models/blip/", "models//blip", "a--b/c", "a/b..c", "models/blip."])
+def test_a_path_that_is_mistyped_is_no_name_of_the_hub(name):
+    with pytest.raises(CheckpointError, match="--model: the folder .* does not exist. Check the path"):
+        model_folder(name, "--model", ["*.json"])
+
+
+def test_text_files_that_cannot_be_had_or_read(tmp_path):
+    (tmp_path / "a.txt").mkdir()
+    faults = text_file_faults([tmp_path / "a.png", tmp_path / "b.png"], ".txt")
+    assert [fault.problem for fault in faults.values()] == [
+        "cannot have a text file, a.txt is a folder; rename the folder"
+    ]
+    (tmp_path / "b.txt").write_text(" \n")
+    assert is_blank(tmp_path / "b.txt", 2) and not is_blank(tmp_path / "b.txt", 1)
+    assert not is_blank(Path("/proc/self/mem"), 64)  # which even root cannot read
 
 
 def test_what_is_needed_of_a_model_is_downloaded_once(hub_cache):

@@ -26,14 +26,14 @@ def names(paths):
 
 @pytest.mark.parametrize("picture", ["a.png", "A.png", "a.heic", "a.mp4"])
 def test_a_caption_beside_any_picture_is_no_orphan(tmp_path, picture):
-    files(tmp_path, picture, "a.txt", "a.caption", "b.txt", "c.json")
-    assert names(find_stray_captions(spec(tmp_path)).orphans) == ["b.txt"]
+    files(tmp_path, picture, "a.txt", "a.caption", "p_1.png", "b_2.txt", "c.json")
+    assert names(find_stray_captions(spec(tmp_path)).orphans) == ["b_2.txt"]
 
 
 def test_an_ending_of_several_parts_is_one(tmp_path):
-    files(tmp_path, "a.png", "a.tags.txt", "b.tags.txt")
+    files(tmp_path, "a1.png", "a1.tags.txt", "b2.tags.txt")
     found = find_stray_captions([DatasetSpec(resolution=Size(64, 64), subsets=(subset(tmp_path, ".tags.txt"),))])
-    assert names(found.orphans) == ["b.tags.txt"]
+    assert names(found.orphans) == ["b2.tags.txt"]
 
 
 def subset(folder, extension):
@@ -77,12 +77,21 @@ def test_a_name_that_is_taken_is_no_target(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["README.txt", "my_prompts.txt", "licence_1.txt", "b 1.txt", "b.txt", "b_2.caption", "b_3.TXT"]
+    "name",
+    [
+        *("README.txt", "my_prompts.txt", "licence_1.txt", "b 1.txt", "b.txt", "b_2.caption", "b_3.TXT"),
+        *("classes.txt", "my_tags.txt", "trigger.txt", "cat.txt"),
+    ],
 )
 def test_texts_that_may_be_something_else_are_doubtful(tmp_path, name):
-    files(tmp_path, "a_1.png", "my_dog.png", name)
+    files(tmp_path, "a_1.png", "my_dog.png", "dog.png", name)
     found = find_stray_captions(spec(tmp_path))
     assert (names(found.orphans), names(found.doubtful)) == ([], [name])
+
+
+def test_a_text_of_another_file_is_doubtful(tmp_path):
+    files(tmp_path, "a_1.png", "a_2.txt", "a_2.pdf")
+    assert names(find_stray_captions(spec(tmp_path)).doubtful) == ["a_2.txt"]
 
 
 def test_files_that_options_or_links_name_are_doubtful(tmp_path):
@@ -104,5 +113,5 @@ def test_encodings_are_told_that_are_marked_or_declared(tmp_path):
 
 
 def test_a_folder_of_two_subsets_is_looked_at_once(tmp_path):
-    files(tmp_path, "a.png", "b.txt")
-    assert names(find_stray_captions(spec(tmp_path, tmp_path)).orphans) == ["b.txt"]
+    files(tmp_path, "a1.png", "b2.txt")
+    assert names(find_stray_captions(spec(tmp_path, tmp_path)).orphans) == ["b2.txt"]
