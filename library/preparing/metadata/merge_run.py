@@ -71,8 +71,9 @@ def _known_of(
     pictures: Pictures, merge: MergeOptions, key: str, normal: Callable[[str], str]
 ) -> tuple[dict[Path, Entry], list[Fault]]:
     """{picture: its text and size} of those that can be used, and why the others cannot."""
-    found = read_texts(pictures, merge.extension, merge.caption_encoding)
     sizes, faults = _sizes_of(pictures)
+    broken = [fault.picture for fault in faults]
+    found = read_texts(pictures, merge.extension, merge.caption_encoding, passed=broken)
     faults += [fault for fault in found.faults if fault.picture in sizes]
     unusable = {fault.picture for fault in faults}
     known: dict[Path, Entry] = {}

@@ -6,7 +6,7 @@ import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,13 +37,16 @@ class PictureTexts:
     faults: tuple[Fault, ...]
 
 
-def read_texts(pictures: Pictures, extension: str, encoding: str | None = None) -> PictureTexts:
+def read_texts(
+    pictures: Pictures, extension: str, encoding: str | None = None, *, passed: Collection[Path] = ()
+) -> PictureTexts:
     """Read the text file of every picture; a warning counts the pictures without one.
 
     Args:
         pictures: Of one folder.
         extension: With its dot.
         encoding: Of files that are neither UTF-8 nor marked UTF-16.
+        passed: Pictures that are passed over: whether they have one does not matter.
 
     Raises:
         DatasetError: The encoding is not known, no picture has such a file, or the drive keeps one from being read.
@@ -74,7 +77,7 @@ def read_texts(pictures: Pictures, extension: str, encoding: str | None = None) 
         fault._replace(problem=_as_option(fault.problem), image=own.get(fault.picture, fault.image))
         for fault in reading.findings.faults
     )
-    missing = set(pictures.paths) - with_file - {fault.picture for fault in faults}
+    missing = set(pictures.paths) - with_file - {fault.picture for fault in faults} - set(passed)
     _tell_missing([path for path in pictures.paths if path in missing], subset, pictures)
     _tell_respelled(list(respelled.values()), extension)
     return PictureTexts({path: text for path, text in texts.items() if path in with_file}, faults)

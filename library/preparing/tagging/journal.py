@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from library.errors import OutputError
 
@@ -112,7 +112,7 @@ def _lines(path: Path) -> Sequence[bytes]:
         raise OutputError(f"{path}: cannot be read ({reason}). Make it readable, or remove it to begin anew.") from None
 
 
-def _entry(line: bytes) -> dict:  # type: ignore[type-arg]
+def _entry(line: bytes) -> dict[str, Any]:
     """What a line says; nothing where it was cut off."""
     try:
         entry = json.loads(line)

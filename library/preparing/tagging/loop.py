@@ -156,7 +156,7 @@ class Tagging:
 def _read(path: Path, form: PixelForm, with_size: bool) -> tuple[np.ndarray, tuple[int, int] | None]:
     """Pixels of a picture, and its size; raises DatasetError where it is broken."""
     pixels = read_pixels(path, form)
-    return pixels, tuple(read_header(path).size) if with_size else None  # type: ignore[return-value]
+    return pixels, read_header(path).size if with_size else None
 
 
 def _with_scores(tags: Iterable[ScoredTag]) -> str:

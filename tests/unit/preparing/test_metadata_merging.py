@@ -152,6 +152,9 @@ def test_broken_pictures_and_texts_are_listed_and_the_rest_is_written(tmp_path, 
     assert "4 pictures were passed over" in told
     for words in ("broken.png is damaged", "latin.caption is not UTF-8", "shares the caption file two.caption"):
         assert words in told
+    (folder / "broken.caption").unlink()
+    assert run(merge_captions, folder, file) == 2
+    assert "pictures without" not in capsys.readouterr().err  # a broken one gets no entry, with a caption or without
     assert list(read_metadata_file(file, "")) == ["a.png", "broken.png"]
     assert read_metadata_file(file, "")["broken.png"] == {"caption": "mine"}
 
