@@ -37,6 +37,9 @@ LIGHT = (  # what --help and every option or dataset error reach
     "library.tensorfile",
     "library.options",
     "library.preparing.options",
+    "library.loras.options",
+    "library.model_files.options",
+    "library.generation.options",
     "library.data.config.schema",
     "library.data.config.sources",
     "library.data.files.scan",
@@ -47,6 +50,11 @@ LIGHT = (  # what --help and every option or dataset error reach
     "library.families.base",
 )
 STAND_ALONE = "quickstart"  # runs before anything is installed
+SCRIPTS_OF_NETWORKS = {  # they lie where users look for them, beside what they call
+    *("merge_lora", "sdxl_merge_lora", "sd3_merge_lora", "svd_merge_lora", "resize_lora", "extract_lora_from_models"),
+    *("extract_lora_from_dylora", "check_lora_weights", "convert_lora"),
+}
+KNOW_FAMILIES = {"loras", "model_files"}  # what they do with files is to tell families apart
 UNETS, AROUND_UNETS = "families/unet", {"families/sd", "families/sdxl"}  # these share what the first one has
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "misc"}
 
@@ -118,7 +126,7 @@ def room_of(module: str) -> tuple[int, str]:
     """Layer and folder of one of our modules. Files that lie in library/ itself form the folder "library"."""
     first, *rest = module.split(".")
     if first == "networks":
-        return 1, "networks"
+        return (4, "scripts") if rest and rest[0] in SCRIPTS_OF_NETWORKS else (1, "networks")
     if first != "library":
         return 4, first if rest else "scripts"
     file = modules().get(f"library.{rest[0]}") if rest else None
@@ -132,6 +140,9 @@ def room_of(module: str) -> tuple[int, str]:
         "checkpoint": 1,
         "memory": 1,
         "families": 2,
+        "loras": 3,
+        "model_files": 3,
+        "generation": 3,
         "training": 3,
         "preparing": 3,
     }
@@ -158,10 +169,10 @@ def why_not(importer: str, imported: str) -> str | None:
         if other_folder == UNETS and folder in AROUND_UNETS:
             return None
         return "a family is not imported by its neighbours: what several need lies in library/families itself"
-    if layer == 3 and other_folder.startswith("families/"):
-        return "training/ and preparing/ import families/base.py, never a family"
-    if layer == other_layer == 3 and folder != other_folder:
-        return "training/ and preparing/ do not import each other"
+    if layer == 3 and folder not in KNOW_FAMILIES and other_folder.startswith("families/"):
+        return "training/, preparing/ and generation/ import families/base.py, never a family"
+    if layer == other_layer == 3 and folder != other_folder and (other_folder != "loras" or folder == "preparing"):
+        return "folders of layer 3 do not import each other, but for loras/, which is below them"
     return None
 
 

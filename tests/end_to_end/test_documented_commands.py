@@ -14,8 +14,8 @@ the names that the pages use, and one picture. Comments above a block say more:
     <!-- planned: reason -->      the training gets as far as its plan and the headers of its files; one like it runs
 
 The first command of each script starts as it is printed, and so does what starts several processes or ends with an
-error; on the pages of U-Nets only what ends with an error does, on those about preparing pictures nothing. The others
-are run in this process, which saves them the start of Python and torch; their launcher only reads what is meant for it.
+error; on the pages of U-Nets only what ends with an error does, on those about preparing pictures and on pages that
+have their files made by a module of tests/page_files (`make(folder, models)`) nothing. The others are run in this process, which saves them the start of Python and torch; their launcher only reads what is meant for it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 GUIDE = ROOT / "docs" / "sd3_train_network.md"
 UNET_PAGES = ("train_network.md", "sdxl.md")
 PREPARING_PAGES = ("photos_to_lora.md", "captions_and_tags.md", "prepare_pictures.md")  # and their models
-HERE = (*UNET_PAGES, *PREPARING_PAGES)
+PAGES_WITH_FILES = tuple(f"{path.stem}.md" for path in sorted((ROOT / "tests" / "page_files").glob("*.py")))
+HERE = (*UNET_PAGES, *PREPARING_PAGES, *PAGES_WITH_FILES)
 UNET_SCRIPTS = ("train_network.py", "fine_tune.py", "train_db.py", "sdxl_train_network.py", "sdxl_train.py")
 PAGES = (GUIDE, ROOT / "README.md", *sorted(set((ROOT / "docs").glob("*.md")) - {GUIDE}))
 UNET_FILES = {
@@ -52,7 +53,7 @@ UNET_FILES = {
     "sd2": "v2-1_768-ema-pruned.safetensors",
     "sdxl": "sd_xl_base_1.0.safetensors",
 }
-SCRIPTS = ("sd3_train_network.py", "sd3_train.py", *UNET_SCRIPTS, "library", "networks", "tools", "finetune")
+SCRIPTS = (*sorted(path.name for path in ROOT.glob("*.py")), "library", "networks", "tools", "finetune")
 PROGRAMS = {  # run by this interpreter, whatever is on the PATH
     "accelerate": ("-m", "accelerate.commands.accelerate_cli"),
     "torchrun": ("-m", "torch.distributed.run"),
@@ -217,6 +218,10 @@ def test_the_blocks_of_a_page_run_one_after_another(
         copy_unet_models(user_folder, request.getfixturevalue("tiny_unet_models"))
         if page.name in PREPARING_PAGES:
             add_photos_and_their_models(user_folder)
+        if page.name in PAGES_WITH_FILES:
+            importlib.import_module(f"tests.page_files.{page.stem}").make(
+                user_folder, request.getfixturevalue("tiny_unet_models")
+            )
     else:
         make_models(user_folder)
     monkeypatch.chdir(user_folder)
@@ -266,7 +271,7 @@ FIRST_PLACES = _first_places()
 
 def _is_started(page: Path, words: list[str], block: Block) -> bool:
     """Whether a command starts as it is printed."""
-    if page.name in PREPARING_PAGES:
+    if page.name in (*PREPARING_PAGES, *PAGES_WITH_FILES):
         return False
     if "exit code" in block.notes:
         return True

@@ -1,4 +1,4 @@
-"""The flags of the tools that come before a training are those users know."""
+"""The flags of the tools that come before and after a training are those users know."""
 
 import gzip
 import json
@@ -12,7 +12,13 @@ from library.options.spec import Finished, options_of, parse_options
 from tools.make_options_doc import TOOLS, TOOLS_PAGE, current_tools_page
 
 ROOT = Path(__file__).resolve().parents[2]
-KNOWN = json.loads(gzip.decompress((ROOT / "tests/golden/data/cli_options_preparing.json.gz").read_bytes()))
+KNOWN = {
+    script: entries
+    for name in ("cli_options_preparing", "cli_options_after")
+    for script, entries in json.loads(
+        gzip.decompress((ROOT / "tests/golden/data" / f"{name}.json.gz").read_bytes())
+    ).items()
+}
 OURS = {script["prog"].removesuffix(".py"): (options, script) for options, script in TOOLS}
 SAME_AS = {"finetune/make_captions_by_git": "finetune/make_captions"}
 DEFAULTS = {  # {script: {option: ours}} where another default is right
@@ -69,7 +75,8 @@ def test_the_script_answers_for_help_from_any_folder(script, tmp_path, monkeypat
 
 
 def test_every_tool_that_parses_options_is_documented():
-    rooms = [path for room in ("finetune", "tools") for path in (ROOT / room).glob("*.py")]
+    rooms = [path for room in ("finetune", "tools", "networks") for path in (ROOT / room).glob("*.py")]
+    rooms += ROOT.glob("*gen_img.py")
     there = {path for path in rooms if "run_script" in path.read_text(encoding="utf-8")}
     assert {path.relative_to(ROOT).with_suffix("").as_posix() for path in there} == set(OURS)
 
