@@ -72,6 +72,7 @@ class ImageRecord:
         loss_weight: Factor on this picture's loss.
         mask: A picture that says where to learn, or None; a subset with alpha_mask has it in the picture itself.
         is_reg: A regularisation picture.
+        conditioning: A picture that says what this one shows where, for a network that is told it; or None.
     """
 
     path: Path
@@ -84,6 +85,12 @@ class ImageRecord:
     loss_weight: float = 1.0
     mask: Path | None = None
     is_reg: bool = False
+    conditioning: Path | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The picture and those that belong to it."""
+        return tuple(path for path in (self.path, self.mask, self.conditioning) if path is not None)
 
 
 class PlannedItem(NamedTuple):
@@ -133,6 +140,8 @@ class Batch:
         posterior_seeds: One seed per sample for the draw from the VAE's posterior.
         masks: Where to learn, 0..1, at the size of the latents. Shape [B, 1, h, w], or None where no sample has one;
             samples without one are all 1.
+        conditioning_images: What a network is told of each picture, -1..1, cut out and mirrored as it. Shape
+            [B, 3, H, W], or None where there are none.
         preserves_output: Of each sample, whether the model shall keep drawing it as it does without the network.
             Shape [B], bool, on the CPU; None where no sample asks for it.
         num_whole: Samples of the batch that this one is a part of; 0 where it is whole.
@@ -151,6 +160,7 @@ class Batch:
     text_rows: dict[str, tuple[int, ...]] | None = None
     posterior_seeds: tuple[int, ...] = ()
     masks: Tensor | None = None
+    conditioning_images: Tensor | None = None
     preserves_output: Tensor | None = None
     num_whole: int = 0
     offset: int = 0
@@ -181,6 +191,7 @@ class Batch:
             text_rows=self.text_rows and {name: numbers[rows] for name, numbers in self.text_rows.items()},
             posterior_seeds=self.posterior_seeds[rows],
             masks=cut(self.masks),
+            conditioning_images=cut(self.conditioning_images),
             preserves_output=cut(self.preserves_output),
             num_whole=len(self.sample_ids),
             offset=part.start,
@@ -199,6 +210,7 @@ class Batch:
             images=move(self.images),
             latents=move(self.latents),
             masks=move(self.masks),
+            conditioning_images=move(self.conditioning_images),
             text=self.text and {name: t.to(device, non_blocking=True) for name, t in self.text.items()},
         )
 
@@ -214,5 +226,6 @@ class Batch:
             images=pin(self.images),
             latents=pin(self.latents),
             masks=pin(self.masks),
+            conditioning_images=pin(self.conditioning_images),
             text=self.text and {name: t.pin_memory() for name, t in self.text.items()},
         )

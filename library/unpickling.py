@@ -155,9 +155,12 @@ _REBUILDERS: dict[str, Callable[..., Any]] = {
 
 
 def weights_in(content: Any) -> dict[str, StoredTensor]:
-    """The tensors of what a pickle made: of its "state_dict", of the only entry that it has, or of itself."""
+    """The tensors of what a pickle made: of its "state_dict" or "string_to_param", of the only entry that it has, or of
+    itself."""
     for _ in range(_MAX_DEPTH):
-        inner = content.get("state_dict") if isinstance(content, dict) else None
+        inner = None
+        if isinstance(content, dict):
+            inner = content.get("state_dict", content.get("string_to_param"))  # the second of learned words
         if inner is None and isinstance(content, dict) and len(content) == 1:
             inner = next(iter(content.values()))
         if not isinstance(inner, dict):

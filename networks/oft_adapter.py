@@ -116,7 +116,7 @@ class OftAdapter(LayerAdapter):
         dtype, bias = compute_dtype(x), self.target.bias
         plain = (y if bias is None else y.movedim(axis, -1).sub(bias).movedim(-1, axis)).to(dtype)  # type: ignore[arg-type]
         turn = self.rotation().turn().to(dtype) * self.multiplier
-        return y + _turned(plain, turn, axis).to(y.dtype)
+        return y + turned(plain, turn, axis).to(y.dtype)
 
     @torch.no_grad()
     def changed_weight(self, values: Rotation | None, device: torch.device | str) -> Tensor:
@@ -124,11 +124,11 @@ class OftAdapter(LayerAdapter):
         weight: Tensor = self.target.weight  # type: ignore[assignment]
         given = values or self.rotation()
         turn = Rotation(given.blocks.to(device), given.alpha).turn() * self.multiplier
-        change = _turned(weight.to(device, turn.dtype), turn, 0)
+        change = turned(weight.to(device, turn.dtype), turn, 0)
         return weight.to(turn.dtype) + change.to(weight.device)
 
 
-def _turned(values: Tensor, turn: Tensor, axis: int) -> Tensor:
+def turned(values: Tensor, turn: Tensor, axis: int) -> Tensor:
     """The change of values whose outputs lie along `axis`. `turn` is of shape [groups, n, n]."""
     groups, size, _ = turn.shape
     last = values.movedim(axis, -1)

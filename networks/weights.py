@@ -63,15 +63,10 @@ def how_to_use(keys: Iterable[str]) -> str:
     kind = describe_file(keys)
     if "OFT" in kind and any(key.startswith("oft_unet_") for key in keys):
         return "Use --network_module=networks.oft for it."
-    if "SD3 in the layout of diffusers" in kind:
-        return (
-            "Convert it with `python tools/convert_sd3_lora.py --to kohya`; a LoRA that is to be continued is best "
-            "saved with --save_model_as=safetensors."
-        )
     if "the layout of diffusers" in kind and "FLUX" not in kind:
         return (
-            "Files in this layout are not read here. Save a LoRA that is to be continued with "
-            "--save_model_as=safetensors."
+            "Convert it with `python networks/convert_lora.py FILE NEW_FILE --to kohya`; a LoRA that is to be "
+            "continued is best saved with --save_model_as=safetensors."
         )
     if "LyCORIS" in kind or "OFT" in kind:
         return "Use --network_module=lycoris.kohya for it."

@@ -22,7 +22,7 @@ from typing import Any
 from tests.warm_python import IMPORTED_ONCE
 
 FILE_EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.truncate")
-NOT_SAVES = (".easel_run.json", "curves.png", "loss_by_image.csv")
+NOT_SAVES = (".easel_run.json", "curves.png", "loss_by_image.csv", "numbers.json")
 
 
 def main() -> None:

@@ -11,18 +11,60 @@ if __package__ in (None, ""):  # run as a file: the toolkit is one folder up
 from library.families.sd.options import (
     DREAM_BOOTH_SCRIPT,
     FINE_TUNE_SCRIPT,
+    SD_INVERSION_SCRIPT,
     SD_NETWORK_SCRIPT,
     DreamBoothOptions,
     FineTuneOptions,
+    SdInversionOptions,
     SdNetworkOptions,
 )
-from library.families.sd3.options import FULL_SCRIPT, NETWORK_SCRIPT, Sd3FullOptions, Sd3NetworkOptions
+from library.families.sd3.options import (
+    FULL_SCRIPT,
+    INVERSION_SCRIPT,
+    NETWORK_SCRIPT,
+    Sd3FullOptions,
+    Sd3InversionOptions,
+    Sd3NetworkOptions,
+)
 from library.families.sdxl.options import (
     SDXL_FULL_SCRIPT,
+    SDXL_INVERSION_SCRIPT,
+    SDXL_LLLITE_SCRIPT,
     SDXL_NETWORK_SCRIPT,
     SdxlFullOptions,
+    SdxlInversionOptions,
+    SdxlLlliteOptions,
     SdxlNetworkOptions,
 )
+from library.generation.options.scripts import (
+    GENERATION_SCRIPT,
+    SD3_GENERATION_SCRIPT,
+    SDXL_GENERATION_SCRIPT,
+    GenerationOptions,
+    Sd3GenerationOptions,
+    SdxlGenerationOptions,
+)
+from library.loras.options.converting import CONVERT_LORA_SCRIPT, ConvertLoraOptions
+from library.loras.options.extracting import EXTRACT_LORA_SCRIPT, ExtractLoraOptions
+from library.loras.options.looking import CHECK_LORA_SCRIPT, CheckLoraOptions
+from library.loras.options.merging import (
+    MERGE_LORA_SCRIPT,
+    SD3_MERGE_LORA_SCRIPT,
+    SDXL_MERGE_LORA_SCRIPT,
+    SVD_MERGE_LORA_SCRIPT,
+    FamilyMergeLoraOptions,
+    MergeLoraOptions,
+    SvdMergeLoraOptions,
+)
+from library.loras.options.resizing import (
+    CUT_DYLORA_SCRIPT,
+    RESIZE_LORA_SCRIPT,
+    CutDyloraOptions,
+    ResizeLoraOptions,
+)
+from library.model_files.options.converting import CONVERTING_SCRIPT, ConvertingOptions
+from library.model_files.options.merging import MERGING_SCRIPT, MergingOptions
+from library.model_files.options.sd3_parts import SD3_PARTS_SCRIPT, Sd3PartsOptions
 from library.options.groups import ConsoleOptions
 from library.options.groups.scripts import NetworkScriptOptions
 from library.options.groups.tools import FluxOptions
@@ -49,6 +91,7 @@ from tools.bucket_options import BUCKET_LATENTS_SCRIPT, BucketLatentsOptions
 from tools.cache_options import LATENT_CACHING_SCRIPT, TEXT_CACHING_SCRIPT, LatentCachingOptions, TextCachingOptions
 from tools.check_options import CHECK_SCRIPT, CheckOptions
 from tools.preview_options import PREVIEW_SCRIPT, PreviewToolOptions
+from tools.sweep_options import SWEEP_SCRIPT, SweepOptions
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PAGE = DOCS / "options.md"
@@ -56,11 +99,15 @@ TOOLS_PAGE = DOCS / "tool_options.md"
 SCRIPTS: tuple[Script, ...] = (
     (Sd3NetworkOptions, NETWORK_SCRIPT),
     (Sd3FullOptions, FULL_SCRIPT),
+    (Sd3InversionOptions, INVERSION_SCRIPT),
     (SdxlNetworkOptions, SDXL_NETWORK_SCRIPT),
     (SdxlFullOptions, SDXL_FULL_SCRIPT),
+    (SdxlInversionOptions, SDXL_INVERSION_SCRIPT),
+    (SdxlLlliteOptions, SDXL_LLLITE_SCRIPT),
     (SdNetworkOptions, SD_NETWORK_SCRIPT),
     (FineTuneOptions, FINE_TUNE_SCRIPT),
     (DreamBoothOptions, DREAM_BOOTH_SCRIPT),
+    (SdInversionOptions, SD_INVERSION_SCRIPT),
 )
 TOOLS: tuple[Script, ...] = (
     (ResizingOptions, RESIZING_SCRIPT),
@@ -76,16 +123,37 @@ TOOLS: tuple[Script, ...] = (
     (TextCachingOptions, TEXT_CACHING_SCRIPT),
     (BucketLatentsOptions, BUCKET_LATENTS_SCRIPT),
     (ShowMetadataOptions, SHOW_METADATA_SCRIPT),
+    (SweepOptions, SWEEP_SCRIPT),
+    (ConvertingOptions, CONVERTING_SCRIPT),
+    (MergingOptions, MERGING_SCRIPT),
+    (Sd3PartsOptions, SD3_PARTS_SCRIPT),
+    (ConvertLoraOptions, CONVERT_LORA_SCRIPT),
+    (MergeLoraOptions, MERGE_LORA_SCRIPT),
+    (FamilyMergeLoraOptions, SDXL_MERGE_LORA_SCRIPT),
+    (FamilyMergeLoraOptions, SD3_MERGE_LORA_SCRIPT),
+    (SvdMergeLoraOptions, SVD_MERGE_LORA_SCRIPT),
+    (ResizeLoraOptions, RESIZE_LORA_SCRIPT),
+    (ExtractLoraOptions, EXTRACT_LORA_SCRIPT),
+    (CutDyloraOptions, CUT_DYLORA_SCRIPT),
+    (CheckLoraOptions, CHECK_LORA_SCRIPT),
+    (GenerationOptions, GENERATION_SCRIPT),
+    (SdxlGenerationOptions, SDXL_GENERATION_SCRIPT),
+    (Sd3GenerationOptions, SD3_GENERATION_SCRIPT),
 )
 OF_TRAINING = (
     *(ConfigOptions, ConsoleOptions, FluxOptions),
     *(group for options, _ in SCRIPTS for group in group_classes(options).values()),
 )
 NAMES = {
-    "SD3": ("sd3_train_network.py", "sd3_train.py"),
-    "SDXL": ("sdxl_train_network.py", "sdxl_train.py"),
-    "SD": ("train_network.py", "fine_tune.py", "train_db.py"),
+    "SD3": ("sd3_train_network.py", "sd3_train.py", "sd3_train_textual_inversion.py"),
+    "SDXL": ("sdxl_train_network.py", "sdxl_train.py", "sdxl_train_textual_inversion.py", "sdxl_train_control_net_lllite.py"),
+    "SD": ("train_network.py", "fine_tune.py", "train_db.py", "train_textual_inversion.py"),
     "networks": ("sd3_train_network.py", "sdxl_train_network.py", "train_network.py"),
+    "textual inversion": (
+        "sd3_train_textual_inversion.py",
+        "sdxl_train_textual_inversion.py",
+        "train_textual_inversion.py",
+    ),
     "whole models": ("sd3_train.py", "sdxl_train.py", "fine_tune.py", "train_db.py"),
 }
 

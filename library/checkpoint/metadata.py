@@ -56,6 +56,7 @@ JSON_KEYS = frozenset(  # whose values are JSON
 _BACKGROUND = 10  # niceness, of -20 to 19: a tenth of what a thread of the usual 0 gets
 MAX_THUMBNAIL_BYTES = 1 << 17  # of the data URL, an eighth of the largest header
 _OWN_NAMES = {"debiased_estimation": "debiased_estimation_loss"}  # option of another name than its key
+_KINDS = {"lora": "LoRA", "textual-inversion": "TextualInversion"}  # what is behind the base's architecture
 _DESCRIPTIONS = (  # modelspec.<name>, from the option --metadata_<name>
     *("author", "description", "license", "tags", "usage_hint", "merged_from"),
     *("trigger_phrase", "preprocessor", "is_negative_embedding"),
@@ -107,7 +108,7 @@ def modelspec(
         implementation: What the weights are laid out for.
         implementation_version: Of this code.
     """
-    kind = "LoRA" if architecture.endswith("/lora") else "Checkpoint"
+    kind = _KINDS.get(architecture.partition("/")[2], "Checkpoint")
     title = options.get("metadata_title") or options.get("output_name") or f"{kind}@{int(saved_at)}"
     values = {
         "sai_model_spec": "1.0.1",

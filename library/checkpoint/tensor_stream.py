@@ -136,8 +136,13 @@ def write_planned(path: Path, tensors: Mapping[str, PlannedTensor], metadata: Ma
     write_atomically(path, write, total_bytes(ordered))
 
 
-def pickle_planned(path: Path, tensors: Mapping[str, PlannedTensor], key: str = "state_dict") -> None:
-    """Write {key: {name: tensor}} as torch.save does, atomically. All tensors are in the memory of the host at once.
+def pickle_planned(
+    path: Path,
+    tensors: Mapping[str, PlannedTensor],
+    key: str = "state_dict",
+    beside: Mapping[str, int] | None = None,
+) -> None:
+    """Write {key: {name: tensor}, **beside} as torch.save does, atomically. All tensors are in host memory at once.
 
     Raises:
         OutputError: See `write_planned`.
@@ -146,7 +151,7 @@ def pickle_planned(path: Path, tensors: Mapping[str, PlannedTensor], key: str = 
     def write(place: Path) -> None:
         # A view would be saved with all that it is a view of.
         loaded = {name: _alone(tensor.load(f"{path}: {name}")) for name, tensor in tensors.items()}
-        save_with_torch({key: loaded}, place)
+        save_with_torch({key: loaded, **(beside or {})}, place)
 
     write_atomically(path, write, total_bytes(tensors))
 

@@ -56,7 +56,12 @@ class WeightFiles:
 
 
 def open_weights(
-    path: Path, what: str = "weights file", *, allow_pickle: bool = False, is_told: bool = False
+    path: Path,
+    what: str = "weights file",
+    *,
+    allow_pickle: bool = False,
+    is_told: bool = False,
+    variant: str | None = None,
 ) -> WeightFiles:
     """Read the header of a file, or of all shards in a folder as diffusers and transformers write it.
 
@@ -65,27 +70,30 @@ def open_weights(
         what: How it is called in an error, for instance "--vae".
         allow_pickle: See `read_pickled_header`.
         is_told: See `read_pickled_header`.
+        variant: In a folder, "fp16" reads NAME.fp16.safetensors; None what has no variant, or else the only one.
 
     Raises:
         CheckpointError: The file cannot be used (see `read_header` and `read_pickled_header`), or the folder has no
             weights.
     """
-    files = _files_in(path, what) if path.is_dir() else [path]
+    files = _files_in(path, what, variant) if path.is_dir() else [path]
     headers = (read_any_header(file, what, allow_pickle=allow_pickle, is_told=is_told) for file in files)
     return WeightFiles(path, tuple(headers))
 
 
-def _files_in(folder: Path, what: str) -> list[Path]:
-    if index := next(iter(sorted(folder.glob("*.safetensors.index.json"))), None):
+def _files_in(folder: Path, what: str, variant: str | None) -> list[Path]:
+    form = f".{variant}" if variant else ""
+    if index := next(iter(sorted(folder.glob(f"*.safetensors.index{form}.json"))), None):
         try:
             shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         except (ValueError, KeyError, AttributeError):
             raise CheckpointError(f"{what}: {index} is damaged. Download or copy it again.") from None
         return [folder / shard for shard in sorted(shards)]
-    files = [file for stem in _FOLDER_STEMS for file in sorted(folder.glob(f"{stem}.*safetensors"), key=_num_suffixes)]
-    files += [file for stem in _PICKLED_STEMS if (file := folder / f"{stem}.bin").is_file()]
+    ending = f"{form}.safetensors" if variant else ".*safetensors"
+    files = [file for stem in _FOLDER_STEMS for file in sorted(folder.glob(f"{stem}{ending}"), key=_num_suffixes)]
+    files += [file for stem in _PICKLED_STEMS if (file := folder / f"{stem}{form}.bin").is_file()]
     if not files:
-        names = " or ".join(f"{stem}.safetensors" for stem in _FOLDER_STEMS)
+        names = " or ".join(f"{stem}{form}.safetensors" for stem in _FOLDER_STEMS)
         raise CheckpointError(f"{what}: {folder} is a folder without {names}. Give the .safetensors file itself.")
     return files[:1]
 

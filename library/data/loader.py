@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from library.data.cache import MASK, CachedTexts, DamagedEntry, TensorCache, used_rows
 from library.data.pixels.opencv import opencv
-from library.data.pixels.pictures import prepare_picture
+from library.data.pixels.pictures import prepare_conditioning, prepare_picture
 from library.data.plan.batches import sample_id
-from library.data.plan.captions import apply_caption_rules
+from library.data.plan.captions import apply_caption_rules, replace_texts
 from library.data.plan.variants import choose_caption
 from library.errors import UserError
 from library.log import get_logger
@@ -85,6 +85,7 @@ class BatchDataset(Dataset[Batch]):
         max_steps: Optimizer steps of the run, for caption warm-up.
         is_fixed: Nothing is random: no mirroring, no dropout of captions, no random crops or colours; `variants` has
             one caption for each record.
+        replacements: Texts to put in for others at the end, see `apply_caption_rules`.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class BatchDataset(Dataset[Batch]):
         seed: int,
         max_steps: int,
         is_fixed: bool = False,
+        replacements: Mapping[str, str | Sequence[str]] | None = None,
     ) -> None:
         self.records = records
         self.crops = crops
@@ -111,7 +113,9 @@ class BatchDataset(Dataset[Batch]):
         self.seed = seed
         self.max_steps = max_steps
         self.is_fixed = is_fixed
+        self.replacements = replacements or {}
         self.has_masks = any(self._subset(record).has_masks for record in records)
+        self.is_conditioned = any(record.conditioning is not None for record in records)
         self._warned: set[Path] = set()
 
     def __getitem__(self, plan: BatchPlan) -> Batch:
@@ -148,6 +152,7 @@ class BatchDataset(Dataset[Batch]):
                 posterior_seed(record, plan.size, is_flipped) for record, is_flipped in zip(records, flips, strict=True)
             ),
             masks=pixels.masks,
+            conditioning_images=self._conditioning(records, pixels.crops, flips) if self.is_conditioned else None,
             preserves_output=self._preserves_output(records),
         )
         return Made(batch, damaged)
@@ -173,12 +178,18 @@ class BatchDataset(Dataset[Batch]):
     def _caption(self, item: PlannedItem, plan: BatchPlan) -> str:
         record = self.records[item.record]
         if self.is_fixed and self.variants is not None:
-            return self.variants[item.record][0]
+            return replace_texts(self.variants[item.record][0], self.replacements, self._draw("caption", item, plan))
         rules, draw = self._subset(record).captions, self._draw("caption", item, plan)
         if self.variants is not None:
             return choose_caption(self.variants[item.record], rules, draw=draw, epoch=plan.epoch)
         return apply_caption_rules(
-            record.caption, rules, draw=draw, epoch=plan.epoch, step=plan.step, max_steps=self.max_steps
+            record.caption,
+            rules,
+            draw=draw,
+            epoch=plan.epoch,
+            step=plan.step,
+            max_steps=self.max_steps,
+            replacements=self.replacements,
         )
 
     def _text(self, texts: CachedTexts, plan: BatchPlan, captions: Sequence[str]) -> list[dict[str, Tensor]]:
@@ -220,6 +231,15 @@ class BatchDataset(Dataset[Batch]):
             latents=None,
             masks=self._masks([picture.mask for picture in prepared], cells),
             crops=tuple(picture.crop for picture in prepared),
+        )
+
+    def _conditioning(self, records: Sequence[ImageRecord], crops: Sequence[CropPlan], flips: Sequence[bool]) -> Tensor:
+        """What a network is told of the pictures, with their crops. Shape [B, 3, H, W]."""
+        return torch.stack(
+            [
+                prepare_conditioning(record, crop, self.specs[record.dataset], is_flipped=is_flipped)
+                for record, crop, is_flipped in zip(records, crops, flips, strict=True)
+            ]
         )
 
     def _cached(self, plan: BatchPlan, rows: Sequence[Mapping[str, Tensor]], flips: Sequence[bool]) -> _Pixels:
@@ -302,7 +322,7 @@ class _Items(Dataset[Any]):
 
 
 def _useful_workers(dataset: BatchDataset, asked: int) -> int:
-    if dataset.latents is not None and dataset.latents.in_memory:
+    if dataset.latents is not None and dataset.latents.in_memory and not dataset.is_conditioned:
         return 0
     if dataset.texts is not None and dataset.texts.in_memory and multiprocessing.get_start_method() != "fork":
         return 0  # every worker would get a copy of all texts

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from library.diffusion.ddpm import scaled_linear_betas, with_zero_terminal_snr
 from library.diffusion.flow import NUM_TIMESTEPS
-from library.diffusion.samplers import guided
+from library.diffusion.samplers import AfterStep, Start, StepState, guided
 from library.rng import torch_stream
 
 # name -> scheduler of diffusers, and where it differs from what the scheduler does by itself. The offset and the last
@@ -61,8 +62,11 @@ def sample_ddpm(
     guidance_scale: float = 1.0,
     is_velocity: bool = False,
     is_zero_terminal: bool = False,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     on_step: Callable[[int, int], None] | None = None,
+    start: Start | None = None,
+    after_step: AfterStep | None = None,
+    counts_from_zero: bool = False,
 ) -> Tensor:
     """From noise to clean latents, in float32.
 
@@ -76,8 +80,12 @@ def sample_ddpm(
         guidance_scale: How far to go from the negative prediction towards, and past, the prompt's.
         is_velocity: What the model predicts is the velocity.
         is_zero_terminal: Its schedule ends in pure noise.
-        seed: Of the noise that ancestral samplers add; each row has a stream of its own.
+        seed: Of the noise that ancestral samplers add; each row has a stream of its own. Or the seed of each row: what
+            is drawn for it does not depend on its place then.
         on_step: Called after each prediction with the number of predictions done and of all.
+        start: Clean latents that `noise` is added to, and from which less steps are taken; None begins at noise.
+        after_step: Called after each prediction, before `on_step`.
+        counts_from_zero: Timesteps of ddim and pndm are counted from 0 and not from 1.
 
     Returns:
         Scaled latents. Shape [B, C, h, w], float32.
@@ -87,23 +95,64 @@ def sample_ddpm(
     """
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
-    scheduler = build_scheduler(sampler, is_velocity=is_velocity, is_zero_terminal=is_zero_terminal)
+    changes = {"steps_offset": 0} if counts_from_zero else {}
+    scheduler = build_scheduler(sampler, is_velocity=is_velocity, is_zero_terminal=is_zero_terminal, **changes)
     scheduler.set_timesteps(num_steps)
-    draws = {}
-    if "generator" in inspect.signature(scheduler.step).parameters:
-        draws["generator"] = [torch_stream(seed, "sampler", row) for row in range(len(noise))]
+    timesteps = scheduler.timesteps
     latents = noise.float() * scheduler.init_noise_sigma
-    for done, timestep in enumerate(scheduler.timesteps, start=1):
+    if start is not None:
+        timesteps = _timesteps_from(scheduler, start.first_step(num_steps))
+        latents = start.latents.float()
+        if len(timesteps):
+            latents = scheduler.add_noise(latents, noise.float(), timesteps[:1])
+    draws = _draws(scheduler, seed, len(noise))
+    for done, timestep in enumerate(timesteps, start=1):
         rows = scheduler.scale_model_input(latents, timestep)
         prediction = guided(predict, rows, float(timestep), guidance_scale)
         latents = scheduler.step(prediction, timestep, latents, **draws).prev_sample
+        if after_step is not None:
+            latents = after_step(latents, _state(scheduler, timesteps, done))
         if on_step is not None:
-            on_step(done, len(scheduler.timesteps))
+            on_step(done, len(timesteps))
     return latents
 
 
-def build_scheduler(sampler: str, *, is_velocity: bool, is_zero_terminal: bool) -> Any:
-    """The scheduler of diffusers for a name, on the CPU, with the betas that a model was trained with.
+def _draws(scheduler: Any, seed: int | Sequence[int], num_rows: int) -> dict[str, Any]:
+    """Arguments of a scheduler that draws noise on the way."""
+    if "generator" not in inspect.signature(scheduler.step).parameters:
+        return {}
+    if isinstance(seed, int):
+        return {"generator": [torch_stream(seed, "sampler", row) for row in range(num_rows)]}
+    return {"generator": [torch_stream(own, "sampler", 0) for own in seed]}
+
+
+def _timesteps_from(scheduler: Any, first: int) -> Tensor:
+    """The timesteps without those of the first steps; the scheduler learns where it begins."""
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(first * scheduler.order)
+    timesteps: Tensor = scheduler.timesteps
+    if not getattr(scheduler.config, "skip_prk_steps", False):
+        return timesteps[first * scheduler.order :]
+    levels = torch.cat([timesteps[:1], timesteps[2:]])[first:]  # pndm passes its second level twice, wherever it begins
+    return torch.cat([levels[:2], levels[1:2], levels[2:]])
+
+
+def _state(scheduler: Any, timesteps: Tensor, done: int) -> StepState:
+    """Where sampling stands after so many predictions."""
+    if done == len(timesteps):
+        return StepState(done, len(timesteps), None, lambda clean, noise: clean.float())
+    noised = partial(_noised, scheduler, timesteps[done : done + 1])
+    return StepState(done, len(timesteps), float(timesteps[done]), noised)
+
+
+def _noised(scheduler: Any, timestep: Tensor, clean: Tensor, noise: Tensor) -> Tensor:
+    noisy: Tensor = scheduler.add_noise(clean.float(), noise.float(), timestep)
+    return noisy
+
+
+def build_scheduler(sampler: str, *, is_velocity: bool, is_zero_terminal: bool, steps_offset: int = 1) -> Any:
+    """The scheduler of diffusers for a name, on the CPU, with the betas that a model was trained with. The offset is
+    that of samplers that have it above.
 
     Raises:
         ValueError: There is no such sampler.
@@ -112,6 +161,7 @@ def build_scheduler(sampler: str, *, is_velocity: bool, is_zero_terminal: bool) 
     if sampler not in DDPM_SAMPLERS:
         raise ValueError(f"no sampler is called {sampler!r}")
     kind, settings = _SCHEDULERS[name]
+    settings = {key: steps_offset if key == "steps_offset" else value for key, value in settings.items()}
     scheduler_class = _scheduler_class(kind)
     betas = scaled_linear_betas()
     if is_zero_terminal:
@@ -129,8 +179,14 @@ def build_scheduler(sampler: str, *, is_velocity: bool, is_zero_terminal: bool) 
     if is_zero_terminal and not (name == "ddim" and is_velocity):  # which divides by nothing
         scheduler.alphas_cumprod[-1] = _NEARLY_NOTHING
     if name == "lms":
-        scheduler.get_lms_coefficient = lambda order, step, term: lms_coefficient(scheduler.sigmas, order, step, term)
+        scheduler.get_lms_coefficient = partial(_lms_coefficient_of, scheduler)
     return scheduler
+
+
+def _lms_coefficient_of(scheduler: Any, order: int, step: int, term: int) -> float:
+    """Sampling that begins later has no more derivatives than it has made steps; the scheduler counts all steps."""
+    known = min(order, len(scheduler.derivatives))
+    return lms_coefficient(scheduler.sigmas, known, step, term) if term < known else 0.0
 
 
 def _scheduler_class(kind: str) -> Any:

@@ -7,11 +7,68 @@ Euler's method as in Karras et al. 2022, arXiv:2206.00364; guidance as in Ho & S
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from library.diffusion.flow import NUM_TIMESTEPS, shift_sigmas
+
+if TYPE_CHECKING:
+    from library.diffusion.gradual_latents import Growth
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where sampling begins, if not at noise.
+
+    Attributes:
+        latents: Clean and scaled. Shape [B, C, h, w].
+        strength: Share of the steps that are taken: at 1 all of them, from latents that are nearly noise; at 0 none.
+    """
+
+    latents: Tensor
+    strength: float
+
+    def first_step(self, num_steps: int) -> int:
+        """How many of the steps are left out."""
+        return num_steps - min(int(num_steps * self.strength), num_steps)
+
+
+@dataclass(frozen=True)
+class StepState:
+    """Where sampling stands after a prediction.
+
+    Attributes:
+        done: Predictions so far.
+        count: Of all.
+        timestep: At which the next one is made; None after the last.
+        noised: (clean latents, noise) -> latents as noisy as those of this state.
+    """
+
+    done: int
+    count: int
+    timestep: float | None
+    noised: Callable[[Tensor, Tensor], Tensor]
+
+
+AfterStep = Callable[[Tensor, StepState], Tensor]
+"""(latents, where sampling stands) -> the latents to go on with."""
+
+
+@dataclass(frozen=True)
+class SamplerWays:
+    """What samplers of models of 1000 discrete steps may do otherwise.
+
+    Attributes:
+        growth: Latents begin small; None for not. Of Euler's methods, and without `Start`.
+        counts_from_zero: Timesteps are counted from 0 and not from 1, in ddim and pndm.
+    """
+
+    growth: Growth | None = None
+    counts_from_zero: bool = False
 
 
 def flow_sigmas(num_steps: int, shift: float = 3.0) -> Tensor:
@@ -45,6 +102,8 @@ def euler_flow(
     *,
     guidance_scale: float = 1.0,
     on_step: Callable[[int, int], None] | None = None,
+    start: Start | None = None,
+    after_step: AfterStep | None = None,
 ) -> Tensor:
     """Follow the predicted velocity from noise to clean latents, in float32.
 
@@ -52,23 +111,36 @@ def euler_flow(
         predict: (noisy_latents [R, C, h, w], timesteps [R]) -> velocity [R, C, h, w]. With guidance R is 2B: the
             first B rows want the prompts' conditioning, the last B the negative prompts'. Without (a scale of 1)
             R is B and no negative is asked for.
-        latents: Noise to start from. Shape [B, C, h, w].
+        latents: Noise to start from, or to add to what `start` has. Shape [B, C, h, w].
         sigmas: Noise levels, falling, the last 0. Shape [steps + 1].
         guidance_scale: How far to go from the negative prediction towards, and past, the prompt's.
         on_step: Called after each step with the number of steps done and of all steps.
+        start: Clean latents to begin from; None begins at noise.
+        after_step: Called after each step, before `on_step`.
 
     Returns:
         Scaled latents. Shape [B, C, h, w], float32.
     """
-    levels = sigmas.tolist()
+    first = 0 if start is None else start.first_step(len(sigmas) - 1)
+    levels = sigmas.tolist()[first:]
     num_steps = len(levels) - 1
-    latents = latents.float() * levels[0]
+    latents = latents.float()
+    latents = latents * levels[0] if start is None else _flow_noised(start.latents, latents, levels[0])
     for step in range(num_steps):
         velocity = guided(predict, latents, levels[step] * NUM_TIMESTEPS, guidance_scale)
         latents = latents + velocity * (levels[step + 1] - levels[step])
+        if after_step is not None:
+            timestep = levels[step + 1] * NUM_TIMESTEPS if step + 1 < num_steps else None
+            noised = partial(_flow_noised, level=levels[step + 1])
+            latents = after_step(latents, StepState(step + 1, num_steps, timestep, noised))
         if on_step is not None:
             on_step(step + 1, num_steps)
     return latents
+
+
+def _flow_noised(clean: Tensor, noise: Tensor, level: float) -> Tensor:
+    """Clean latents at a noise level, in float32."""
+    return clean.float() * (1 - level) + noise.float() * level
 
 
 def guided(

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from library.diffusion.samplers import AfterStep, SamplerWays, Start
     from library.records import Size, View
     from networks.targets import ModelOutline
 
@@ -120,6 +121,12 @@ class ModelFamily(Protocol):
 
     def inspect(self) -> Any:
         """Look at headers only: find every part, detect the variant, refuse what does not fit. Fast, no weights."""
+
+    def as_marked(self, files: Any) -> ModelFamily:
+        """The same family, told what these files say of themselves, such as that they predict the velocity."""
+
+    def with_text_rows(self, number: int) -> ModelFamily:
+        """The same family, reading texts of so many rows of 75 tokens; itself where texts have no such rows."""
 
     def depth(self, files: Any) -> int:
         """Number of swappable blocks of the denoiser."""
@@ -292,8 +299,11 @@ class ModelFamily(Protocol):
         num_steps: int,
         sampler: str | None = None,
         guidance_scale: float = 1.0,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         on_step: Callable[[int, int], None] | None = None,
+        start: Start | None = None,
+        after_step: AfterStep | None = None,
+        ways: SamplerWays | None = None,
     ) -> Tensor:
         """From noise to scaled latents [B, C, h, w], float32.
 
@@ -304,8 +314,11 @@ class ModelFamily(Protocol):
             num_steps: Sampling steps.
             sampler: One of the names of `--sample_sampler`, for families that have several; None for the usual one.
             guidance_scale: 1 is without guidance.
-            seed: Of samplers that draw noise on the way.
+            seed: Of samplers that draw noise on the way; or that of each row.
             on_step: Called after each step with the number of steps done and of all steps.
+            start: Clean latents to add the noise to, and how much of it; None begins at noise.
+            after_step: Called after each step; gives the latents to go on with.
+            ways: What samplers do otherwise, of families that have several.
         """
 
     def metadata(self, files: Any) -> dict[str, Any]:

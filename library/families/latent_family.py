@@ -109,7 +109,15 @@ class LatentFamily:
         """Where the model lies; without `files` (None) as it was given."""
         return self.pretrained
 
+    def with_text_rows(self, number: int) -> Any:
+        """The same family, reading texts of so many rows of 75 tokens; itself where texts have no such rows."""
+        return self
+
     # Files
+
+    def as_marked(self, files: Any) -> Any:
+        """Files say nothing of themselves that changes the family."""
+        return self
 
     def refuse_other_models(self) -> None:
         """A file that cannot be read, or is unknown, is told by `inspect`."""

@@ -41,7 +41,13 @@ class LoraPair:
 
     def to_diffusers(self, path: str) -> dict[str, Tensor]:
         """The tensors of a file for diffusers; the strength goes into `lora_B`."""
-        return {f"{path}.lora_A.weight": self.down, f"{path}.lora_B.weight": self.up * self.scale}
+        return {f"{path}.lora_A.weight": self.down, f"{path}.lora_B.weight": times(self.up, self.scale)}
+
+
+def times(tensor: Tensor, factor: float) -> Tensor:
+    """The product in the tensor's own dtype, rounded once."""
+    wide = tensor if tensor.element_size() > 4 else tensor.float()
+    return (wide * factor).to(tensor.dtype)
 
 
 def kohya_modules(tensors: Mapping[str, Tensor]) -> dict[str, LoraPair]:
@@ -69,13 +75,17 @@ def diffusers_modules(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 
     Args:
         tensors: Content of the file.
-        metadata: Of the file; an alpha that diffusers wrote there ("lora_adapter_metadata") is heeded.
+        metadata: Of the file; an alpha that diffusers wrote there ("lora_adapter_metadata") is heeded, where the file
+            has no tensor for it.
 
     Raises:
         CheckpointError: It has something else than LoRA, or a module without a factor.
     """
     halves: dict[str, dict[bool, Tensor]] = {}
+    alphas = {key.removesuffix(".alpha"): float(value) for key, value in tensors.items() if key.endswith(".alpha")}
     for key, tensor in tensors.items():
+        if key.endswith(".alpha"):
+            continue
         match = _PEFT_SUFFIX.search(key)
         if match is None:
             raise CheckpointError(f"{key} is no LoRA of the layout of diffusers. Only LoRA can be converted.")
@@ -83,8 +93,13 @@ def diffusers_modules(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     if lonely := [name for name, pair in halves.items() if len(pair) < 2]:
         raise CheckpointError(f"{lonely[0]} has one of its two factors only. The file is incomplete.")
     modules = {name: (pair[False], pair[True]) for name, pair in halves.items()}
+    if stray := alphas.keys() - modules.keys():
+        raise CheckpointError(f"{min(stray)}.alpha has no factors beside it. The file is incomplete.")
     notes = _AlphaNotes(metadata)
-    return {name: LoraPair(down, up, notes.scale(name, down.shape[0])) for name, (down, up) in modules.items()}
+    return {
+        name: LoraPair(down, up, alphas[name] / down.shape[0] if name in alphas else notes.scale(name, down.shape[0]))
+        for name, (down, up) in modules.items()
+    }
 
 
 def fold_alpha(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -96,7 +111,7 @@ def fold_alpha(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     folded: dict[str, Tensor] = {}
     for name, module in kohya_modules(tensors).items():
         folded[f"{name}.lora_down.weight"] = module.down
-        folded[f"{name}.lora_up.weight"] = module.up * module.scale
+        folded[f"{name}.lora_up.weight"] = times(module.up, module.scale)
     return folded
 
 

@@ -59,12 +59,14 @@ class ModelFolder:
         scheduler: Its configuration.
         tokenizers: {folder: encoder whose tokenizer it gets}.
         index: Of `model_index.json`.
+        variant: Word before the ending of weights files, as in NAME.fp16.safetensors; None for none.
     """
 
     components: Mapping[str, Component]
     scheduler: Config
     tokenizers: Mapping[str, str]
     index: Config
+    variant: str | None = None
 
     def total_bytes(self) -> int:
         """Of all weights."""
@@ -89,7 +91,7 @@ def write_model_folder(path: Path, model: ModelFolder, find_tokenizers: Callable
             (place / folder).mkdir()
             stem = "model" if component.is_encoder else "diffusion_pytorch_model"
             limit = MAX_ENCODER_SHARD_BYTES if component.is_encoder else MAX_SHARD_BYTES
-            write_shards(place / folder, stem, component.plan, limit)
+            write_shards(place / folder, stem, component.plan, limit, model.variant)
             _write_json(place / folder / "config.json", component.config)
         (place / "scheduler").mkdir()
         _write_json(place / "scheduler" / "scheduler_config.json", model.scheduler)
@@ -99,18 +101,19 @@ def write_model_folder(path: Path, model: ModelFolder, find_tokenizers: Callable
     write_whole_folder(path, write, model.total_bytes())
 
 
-def write_shards(folder: Path, stem: str, plan: Plan, limit: int) -> None:
+def write_shards(folder: Path, stem: str, plan: Plan, limit: int, variant: str | None = None) -> None:
     """One file, or as many as it takes that none has more than `limit` bytes, and an index of them."""
-    shards = cut_into_shards(plan, limit)
+    shards, form = cut_into_shards(plan, limit), f".{variant}" if variant else ""
     if len(shards) == 1:
-        write_planned(folder / f"{stem}.safetensors", plan, FOR_SIDE_FILES)
+        write_planned(folder / f"{stem}{form}.safetensors", plan, FOR_SIDE_FILES)
         return
-    files = [f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+    numbers = range(1, len(shards) + 1)
+    files = [f"{stem}{form}-{number:05d}-of-{len(shards):05d}.safetensors" for number in numbers]
     for file, shard in zip(files, shards, strict=True):
         write_planned(folder / file, shard, FOR_SIDE_FILES)
     weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
     index = {"metadata": {"total_size": total_bytes(plan)}, "weight_map": weight_map}
-    _write_json(folder / f"{stem}.safetensors.index.json", index)
+    _write_json(folder / f"{stem}.safetensors.index{form}.json", index)
 
 
 def cut_into_shards(plan: Plan, limit: int) -> list[Plan]:

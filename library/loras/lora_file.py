@@ -5,14 +5,16 @@ What is done with finished LoRAs (merged, resized, converted, extracted, checked
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from library.errors import CheckpointError, OptionError
 from library.families.lora_layout import LoraPair, kohya_modules
-from library.loras.lora_family import DIFFUSERS, KOHYA, family_of, layout_of, title_of
+from library.loras.lora_family import DIFFUSERS, FAMILY_TITLES, KOHYA, families_of, layout_of, other_adapter, title_of
+from library.loras.lora_spellings import plain_keys, with_alpha_folded, with_cores_folded
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +31,7 @@ class LoraFile:
         layout: "kohya" or "diffusers", that of the file.
         modules: {name as kohya files of this family have it: factors}
         metadata: Of its header.
+        families: Those that it may be for: several where it has modules of text encoders only. Empty is `family`.
     """
 
     path: Path
@@ -36,14 +39,16 @@ class LoraFile:
     layout: str
     modules: Mapping[str, LoraPair]
     metadata: Mapping[str, str] = field(default_factory=dict)
+    families: tuple[str, ...] = ()
 
 
-def read_lora(path: Path, option: str) -> LoraFile:
+def read_lora(path: Path, option: str, family: str | None = None) -> LoraFile:
     """Read a file of any layout.
 
     Args:
         path: A safetensors file, or one of torch.save with nothing in it but tensors.
         option: Names the file in messages, for instance "--models".
+        family: As which a file is read that has modules of text encoders only; None is the likeliest.
 
     Raises:
         CheckpointError: Missing, damaged, of no known family, or something else than LoRA.
@@ -51,34 +56,93 @@ def read_lora(path: Path, option: str) -> LoraFile:
     from library.pickled import read_any_header, read_any_tensors
 
     header = read_any_header(path, option)
-    family = family_of(header.shapes())
-    if family is None:
-        raise CheckpointError(f"{option}: {path} is {title_of(header.shapes())}. Give a LoRA of SD1, SD2, SDXL or SD3.")
-    layout = layout_of(header.shapes())
+    shapes = header.shapes()
+    families = families_of(shapes)
+    if not families or other_adapter(shapes):
+        raise CheckpointError(f"{option}: {path} is {title_of(shapes)}. Give a LoRA of SD1, SD2, SDXL or SD3.")
+    chosen, layout = family if family in families else families[0], layout_of(shapes)
     try:
-        modules = to_kohya_modules(read_any_tensors(header), family, layout, header.metadata)
+        modules = to_kohya_modules(read_any_tensors(header), chosen, layout, header.metadata)
     except CheckpointError as error:
         raise CheckpointError(f"{option} {path}: {error}") from error
-    return LoraFile(path, family, layout, modules, dict(header.metadata))
+    return LoraFile(path, chosen, layout, modules, dict(header.metadata), families)
 
 
 def to_kohya_modules(
     tensors: Mapping[str, Tensor], family: str, layout: str, metadata: Mapping[str, str]
 ) -> dict[str, LoraPair]:
-    """{name as kohya files of the family have it: factors} of the content of a file.
+    """{name as kohya files of the family have it: factors} of the content of a file, whichever names it has.
 
     Raises:
-        CheckpointError: Something else than LoRA, or a module that the family does not have.
+        CheckpointError: Something else than LoRA, a module that the family does not have, or factors that do not fit
+            each other.
     """
-    if layout == DIFFUSERS and family == "sd3":
+    names = plain_keys(tensors)
+    plain = {names[key]: tensor for key, tensor in tensors.items()}
+    if layout == DIFFUSERS:
+        modules = _from_diffusers(with_alpha_folded(plain), family, metadata)
+    else:
+        modules = kohya_modules(with_cores_folded(plain))
+        if family != "sd3":
+            modules = _with_own_names(modules, family)
+    for name, pair in modules.items():
+        if min(pair.down.dim(), pair.up.dim()) < 2 or pair.up.flatten(1).shape[1] != pair.down.shape[0]:
+            shapes = f"{list(pair.down.shape)} and {list(pair.up.shape)}"
+            raise CheckpointError(f"{name} has factors of shapes {shapes}, which do not fit. The file is damaged.")
+    return modules
+
+
+def _from_diffusers(tensors: Mapping[str, Tensor], family: str, metadata: Mapping[str, str]) -> dict[str, LoraPair]:
+    if family == "sd3":
         from library.families.sd3 import lora_format as sd3_format
 
         return kohya_modules(sd3_format.diffusers_to_kohya(tensors, metadata).tensors)
-    if layout == DIFFUSERS:
-        from library.families.unet import lora_format as unet_format
+    from library.families.unet import lora_format as unet_format
 
-        return kohya_modules(unet_format.diffusers_to_kohya(tensors, family, metadata))
-    return kohya_modules(tensors)
+    return kohya_modules(unet_format.diffusers_to_kohya(tensors, family, metadata))
+
+
+def _with_own_names(modules: Mapping[str, LoraPair], family: str) -> dict[str, LoraPair]:
+    """Layers of a U-Net have published names or those of diffusers in such files."""
+    from library.families.unet.lora_format import own_names
+
+    names = own_names(modules, family)
+    if len(set(names.values())) < len(names):
+        twice = next(name for name, own in names.items() if own != name and own in modules)
+        raise CheckpointError(f"{twice} is there twice, under the names of two layouts. Give a file with one of them.")
+    return {names[name]: pair for name, pair in modules.items()}
+
+
+def refuse_non_finite(lora: LoraFile, option: str) -> None:
+    """Refuse a file with numbers that are none.
+
+    Raises:
+        CheckpointError: It has NaN or infinite values.
+    """
+    import torch
+
+    for name, pair in lora.modules.items():
+        tensors = (pair.down, pair.up)
+        if not math.isfinite(pair.scale) or not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+            raise CheckpointError(f"{option}: {lora.path} has NaN or infinite values in {name}. Use an intact file.")
+
+
+def check_family(lora: LoraFile, families: Collection[str], option: str, advice: str) -> None:
+    """Refuse a file of another family.
+
+    Args:
+        lora: The file.
+        families: Those that will do.
+        option: Names the file.
+        advice: What to do, as a sentence.
+
+    Raises:
+        CheckpointError: It is of another one.
+    """
+    found = lora.families or (lora.family,)
+    if not set(families) & set(found):
+        title, wanted = (" or ".join(FAMILY_TITLES[name] for name in names) for names in (found, families))
+        raise CheckpointError(f"{option}: {lora.path} is a LoRA for {title}, not for {wanted}. {advice}")
 
 
 def lora_tensors(

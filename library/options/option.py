@@ -76,7 +76,8 @@ class Option:
     @property
     def flags(self) -> tuple[str, ...]:
         """The option and its other names as they are typed."""
-        return (self.flag, *(f"--{alias}" for alias in self.declared.aliases))
+        names = self.declared.aliases
+        return (self.flag, *(name if name.startswith("-") else f"--{name}" for name in names))
 
     @property
     def place(self) -> str:
@@ -159,7 +160,7 @@ class Option:
         return value
 
     def _choice_problem(self, value: object) -> str | None:
-        if not self.declared.choices or value in self.declared.choices:
+        if not self.declared.choices or value in self.declared.choices or value == self.default:
             return None
         return f"needs {self.wanted}, got '{value}'."
 

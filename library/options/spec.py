@@ -57,7 +57,7 @@ def opt(
         help: One sentence.
         unit: Unit or range, for help and documentation.
         choices: The values that are allowed.
-        aliases: Other names of the flag.
+        aliases: Other names of the flag; one with a dash, such as "-s", is as it is typed.
         nargs: "*" for any number of values; implied by a tuple annotation.
         kind: How a value is read, where the annotation does not say it.
         later: What is missing, for an option that is known but not available yet: any other value than the default is

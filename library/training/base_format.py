@@ -8,7 +8,9 @@ from library.errors import EnvironmentFault, OptionError
 from library.options.groups import MemoryOptions
 
 
-def check_base_format(memory: MemoryOptions, network_module: str, network_args: Mapping[str, str]) -> None:
+def check_base_format(
+    memory: MemoryOptions, network_module: str | None = None, network_args: Mapping[str, str] | None = None
+) -> None:
     """See, before anything is read, that the package of a format is there and that the network can do without weights.
 
     Ours can, and so can those of lycoris.kohya that add to what a layer gives ("bypass"). Others compute with the bits
@@ -16,7 +18,7 @@ def check_base_format(memory: MemoryOptions, network_module: str, network_args: 
 
     Args:
         memory: Says the format.
-        network_module: `--network_module`.
+        network_module: `--network_module`; None where there is no network.
         network_args: `--network_args`.
 
     Raises:
@@ -26,8 +28,8 @@ def check_base_format(memory: MemoryOptions, network_module: str, network_args: 
     if memory.weights_format is None:
         return
     flag = _flag(memory)
-    if not network_module.startswith("networks."):
-        _check_bypass(flag, network_module, network_args)
+    if network_module is not None and not network_module.startswith("networks."):
+        _check_bypass(flag, network_module, network_args or {})
     if memory.weights_format == "nf4":
         _import_bitsandbytes(flag)
 

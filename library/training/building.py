@@ -37,6 +37,7 @@ def make_batch_loss(trainer: BuiltTraining) -> BatchLoss:
         trainer.accelerator.autocast,
         trainer.unchanged_model,
         trainer.seed,
+        tell=trainer.tell,
     )
 
 
@@ -103,6 +104,7 @@ def make_dataset(trainer: BuiltTraining, **changes: Any) -> BatchDataset:
         "cells": trainer.family.pixels_per_latent,
         "seed": trainer.seed,
         "max_steps": plan.steps.max_steps,
+        "replacements": trainer.caption_replacements(),
     }
     return BatchDataset(plan.records, plan.crops, plan.specs, **{**settings, **changes})
 
@@ -140,4 +142,5 @@ def make_sampler(trainer: BuiltTraining) -> SamplePictures | None:
         output_name=trainer.options.saving.output_name,
         first_step=trainer.continuation.first_step,
         is_stopping=lambda: trainer.stop.is_asked,
+        tell=trainer.tell_prompt,
     )

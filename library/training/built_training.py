@@ -144,6 +144,12 @@ class BuiltTraining(Run):
         """Switch what trains between training and evaluation."""
         raise NotImplementedError
 
+    def tell(self, batch: Batch) -> None:
+        """Tell what trains of a batch, before the denoiser runs. By default there is nothing to tell."""
+
+    def tell_prompt(self, prompt: SamplePrompt) -> None:
+        """Tell what trains of a prompt, before it is drawn. By default there is nothing to tell."""
+
     def unchanged_model(self) -> AbstractContextManager[None]:
         """A context in which the model is as it was before training."""
         raise NotImplementedError

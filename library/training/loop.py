@@ -57,8 +57,8 @@ class Loop:
         self._failure: UserError | None = None
         self._schedules: dict[int, tuple[dict[str, Any], list[float]]] = {}
 
-    def run(self) -> None:
-        """All steps, or up to the one after which a stop was asked for.
+    def steps(self) -> Iterator[None]:
+        """All steps, each when it is asked for, or up to the one after which the run shall stop.
 
         Raises:
             DatasetError: Data cannot be read any more; what was trained is saved.
@@ -67,7 +67,7 @@ class Loop:
         """
         while True:
             try:
-                self._steps()
+                yield from self._steps()
                 return
             except _Diverging:
                 self._go_back()
@@ -83,7 +83,7 @@ class Loop:
                     "smaller batch or an optimizer in 8 bits."
                 ) from error
 
-    def _steps(self) -> None:
+    def _steps(self) -> Iterator[None]:
         trainer, course = self.trainer, self.trainer.course
         if trainer.step == 0 and trainer.options.sampling.sample_at_first:
             trainer.draw_samples(epoch_end=0)
@@ -96,6 +96,7 @@ class Loop:
             if self._is_stop_due():
                 self._stop()
                 return
+            yield
         self._handle(trainer.flush_report())
 
     def _next_batches(self, batches: Iterator[Batch]) -> list[Batch]:

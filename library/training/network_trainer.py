@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from library.training.saving.run_metadata import RunMetadata
+    from library.training.saving.saver import Save
 
 logger = get_logger(__name__)
 
@@ -41,6 +42,7 @@ class NetworkTrainer(Trainer):
     network: Any  # keeps to the contract of network modules, which has no common class
     module: ModuleType
     run_metadata: RunMetadata
+    network_kind = "lora"  # as modelspec.architecture has it
 
     def check_options(self) -> None:
         """Also: the form of --network_args, what cannot be cached, and what a denoiser in fewer bits needs."""
@@ -53,11 +55,20 @@ class NetworkTrainer(Trainer):
         """The network module can be imported; its arguments and files fit a model of this depth."""
         options = self.options.network
         self.module = import_network_module(options.network_module)
+        self._refuse_other_data()
         model, depth = self.family.network_model(self.files), self.family.depth(self.files)
         allow_pickle = self.options.model.allow_pickle
         check_network(self.module, options, self.network_args, model=model, depth=depth, allow_pickle=allow_pickle)
         self._refuse_cached_encoder_changes()
         self._refuse_what_cannot_be_saved()
+
+    def _refuse_other_data(self) -> None:
+        """A network that learns from conditioning pictures needs them."""
+        if getattr(self.module, "IS_CONDITIONED", False) and not self.is_conditioned:
+            raise OptionError(
+                f"--network_module {self.options.network.network_module} learns from conditioning pictures. Train it "
+                "with sdxl_train_control_net_lllite.py."
+            )
 
     def _refuse_cached_encoder_changes(self) -> None:
         """Merging into a text encoder would not reach outputs that are already cached."""
@@ -75,6 +86,8 @@ class NetworkTrainer(Trainer):
         is_lora = getattr(self.module, "IS_LORA", None)  # False: what it makes is no product of two factors
         if self.options.network.scale_weight_norms and is_lora is False:
             raise OptionError(f"--scale_weight_norms has no place in --network_module {module}. Leave it out.")
+        if self.options.network.verify_export and (is_lora is False or not module.startswith("networks.")):
+            raise OptionError(f"--verify_export knows files of LoRA only, not those of {module}. Leave it out.")
         if self.options.layout == "diffusers" and (is_lora is False or not module.startswith("networks.")):
             raise OptionError(
                 f"--save_model_as diffusers: files of {module} have no layout that diffusers loads. Use safetensors."
@@ -269,6 +282,16 @@ class NetworkTrainer(Trainer):
         """Pickles have none."""
         return self.options.saving.save_model_as not in ("ckpt", "pt")
 
+    def save_last(self, end: Save) -> None:
+        """Also: what other programs make of the final file, with --verify_export."""
+        super().save_last(end)
+        if not self.options.network.verify_export or not self.accelerator.is_main_process:
+            return
+        from library.training.saving.export_check import check_export
+
+        depth = self.family.depth(self.files)
+        check_export(self.folder / end.model, self.network.adapters(), family=self.family.name, depth=depth)
+
     def write_model(self, path: Path, *, step: int, epoch: int) -> list[Path]:
         """Write the network with its metadata and hashes."""
         from library.training.saving.run_metadata import write_network
@@ -276,7 +299,7 @@ class NetworkTrainer(Trainer):
         state = network_state(self.network, self.save_dtype())
         if self.options.layout == "diffusers":
             state = self.family.network_to_diffusers(state)
-        architecture = f"{self.family.architecture(self.files)}/lora"
+        architecture = f"{self.family.architecture(self.files)}/{self.network_kind}"
         metadata = self.run_metadata.for_file(
             state, step=step, epoch=epoch, architecture=architecture, is_average=is_average(path)
         )

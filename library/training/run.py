@@ -7,7 +7,7 @@ data are reported before torch is loaded.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +58,11 @@ class Run:
         """The model family, made from the options."""
         raise NotImplementedError
 
+    @property
+    def is_conditioned(self) -> bool:
+        """Whether every picture has a conditioning picture, which the network is told."""
+        return bool(self.options.data.takes_conditioning)
+
     def check_options(self) -> None:
         """Everything that can be told from the options alone."""
         check_launch(can_shard=self.can_shard)
@@ -91,6 +96,7 @@ class Run:
             options.dataset_defaults(),
             bucket_multiple=self.family.bucket_multiple,
             masked_loss=options.loss.masked_loss,
+            is_conditioned=self.is_conditioned,
         )
         return plan_data(source, specs, self.plan_settings(), index_dir=options.cache.index_dir)
 
@@ -106,6 +112,10 @@ class Run:
             on_bad_file=options.data.on_bad_file,
             num_variants=options.cache.text_encoder_cache_variants,
         )
+
+    def caption_replacements(self) -> Mapping[str, Sequence[str]]:
+        """Texts that are put in for others in captions, of which one is drawn; for "" as a key the whole caption."""
+        return {}
 
     def set_plan(self, plan: DataPlan) -> None:
         """Take a plan, and tell the family which sizes it has."""
@@ -144,7 +154,7 @@ class Run:
         if self.options.data.on_bad_file == "quarantine" and self.accelerator.is_main_process:
             moved = quarantine(
                 self.plan.findings.faults,
-                used=[path for record in self.plan.records for path in (record.path, record.mask) if path is not None],
+                used=[path for record in self.plan.records for path in record.files],
                 caption_extensions={subset.caption_extension for spec in self.plan.specs for subset in spec.subsets},
             )
             if moved:
@@ -201,7 +211,7 @@ class Run:
         from library.data.files.soundness import check_pixels
 
         rank, number = self.accelerator.process_index, self.accelerator.num_processes
-        distinct = list({(record.path, record.mask): record for record in records}.values())
+        distinct = list({record.files: record for record in records}.values())
         try:
             found = check_pixels(distinct[rank::number], self.plan.index, is_shown=rank == 0)
             told = (list(found.broken.items()), list(found.black_masks), "")

@@ -7,6 +7,7 @@ wrong options and wrong data are reported before torch is loaded.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,26 +49,33 @@ class Trainer(DenoiserPhases):
     def run(self) -> int:
         """Train from beginning to end; returns the exit code."""
         with self.stop, self.continuation:
-            self.stop.is_training = False
-            self.check_options()
-            self.plan_run()
-            self.inspect_files()
-            if self.options.data.dry_run or self.options.data.debug_dataset:
-                return self.show()
-            self.start()
-            self.look_at_pictures()
-            if self.continuation.is_finished():
-                return 0
-            self.load()
-            self.build_trainables()
-            self.compile_blocks()
-            self.swap_blocks()
-            self.build_optimizer()
-            self.build_loop()
-            self.announce()
-            self.warm_up()
+            code = self.prepare()
+            if code is not None:
+                return code
             self.train()
             return self.finish()
+
+    def prepare(self) -> int | None:
+        """Everything before the first step; the exit code where there is nothing to train."""
+        self.stop.is_training = False
+        self.check_options()
+        self.plan_run()
+        self.inspect_files()
+        if self.options.data.dry_run or self.options.data.debug_dataset:
+            return self.show()
+        self.start()
+        self.look_at_pictures()
+        if self.continuation.is_finished():
+            return 0
+        self.load()
+        self.build_trainables()
+        self.compile_blocks()
+        self.swap_blocks()
+        self.build_optimizer()
+        self.build_loop()
+        self.announce()
+        self.warm_up()
+        return None
 
     def check_options(self) -> None:
         """Also: optimizer and schedule by name, sample prompts, trackers, output folder."""
@@ -98,7 +106,9 @@ class Trainer(DenoiserPhases):
                 "weights itself. Leave one of them out."
             )
         if sampling.sample_prompts:
-            defaults = PromptDefaults.of_family(self.family, sampling.sample_sampler)
+            defaults = PromptDefaults.of_family(
+                self.family, sampling.sample_sampler, is_conditioned=self.is_conditioned
+            )
             self.prompt_file = PromptFile(Path(sampling.sample_prompts), defaults)
         self._tell_lost_metadata()
         check_output_dir(self.folder)
@@ -342,7 +352,13 @@ class Trainer(DenoiserPhases):
             logger.info("%s", line)
 
     def train(self) -> None:
-        """All steps that are left. Where data cannot be read any more, what was trained so far is saved.
+        """All steps that are left; see `steps`."""
+        for _ in self.steps():
+            pass
+
+    def steps(self) -> Iterator[None]:
+        """All steps that are left, one at a time: whoever takes them says when the next one is made. Where data cannot
+        be read any more, what was trained so far is saved.
 
         Raises:
             DatasetError: A picture or a cached caption has vanished or been damaged meanwhile.
@@ -353,7 +369,7 @@ class Trainer(DenoiserPhases):
         self.watch.start(self.step)
         self.stop.is_training = True
         try:
-            self.loop.run()
+            yield from self.loop.steps()
         except UserError:
             if self.accelerator.is_main_process:
                 self.watch.write()

@@ -31,7 +31,6 @@ from networks.sd3_args import Sd3NetworkArgs
 from networks.unet_args import network_arg_parsers
 from networks.unet_blocks import LAYOUTS
 from quickstart import EXTRAS
-from tools.convert_sd3_lora import make_parser
 from tools.make_options_doc import SCRIPTS
 from tools.make_options_doc import TOOLS as TOOL_SCRIPTS
 
@@ -74,8 +73,7 @@ def flags(text: str) -> set[str]:
 def test_every_flag_that_a_page_names_exists(page: Path):
     quickstart = flags((ROOT / "quickstart.py").read_text(encoding="utf-8"))
     benchmarks = flags("\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks").glob("*.py")))
-    converter = {flag for action in make_parser()._actions for flag in action.option_strings}
-    known = {f"--{name}" for name in SCRIPT_OPTIONS | TOOLS} | quickstart | converter | OTHER_PROGRAMS
+    known = {f"--{name}" for name in SCRIPT_OPTIONS | TOOLS} | quickstart | OTHER_PROGRAMS
     if page.name == "performance.md":
         known |= benchmarks
     prose = re.sub(r"<!--.*?-->|`-- `|`--`", "", page.read_text(encoding="utf-8"))

@@ -222,7 +222,7 @@ def test_imports_go_down_or_stay_in_the_folder():
         ("library.errors", "library.options.spec", False),
         ("library.training.trainer", "tools.make_options_doc", False),
         ("sd3_train_network", "library.families.sd3.family", True),
-        ("tools.convert_sd3_lora", "library.families.sd3.lora_format", True),
+        ("networks.convert_lora", "library.loras.converting_run", True),
     ],
 )
 def test_the_rules_themselves(importer: str, imported: str, is_allowed: bool):

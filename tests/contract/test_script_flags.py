@@ -9,15 +9,25 @@ from pathlib import Path
 
 import pytest
 
+from library.options.groups import NetworkOptions
 from library.options.spec import group_classes, group_options, options_of, parse_options
 from tools.make_options_doc import NAMES, PAGE, SCRIPTS, current_page
 
 ROOT = Path(__file__).resolve().parents[2]
 KNOWN = {
     script: {entry["dest"]: entry for entry in entries}
+    for name in ("scripts", "other_trainings")
     for script, entries in json.loads(
-        gzip.decompress((ROOT / "tests/golden/data/cli_options_scripts.json.gz").read_bytes())
+        gzip.decompress((ROOT / f"tests/golden/data/cli_options_{name}.json.gz").read_bytes())
     ).items()
+}
+OF_WORDS = (  # of a training that learns a word
+    *("token_string", "init_word", "num_vectors_per_token", "weights", "use_object_template", "use_style_template"),
+    "save_model_as",
+)
+KNOWN["sd3_train_textual_inversion"] = {  # which only this toolkit has
+    **{name: entry for name, entry in KNOWN["sd3_train_network"].items() if name not in group_options(NetworkOptions)},
+    **{name: KNOWN["train_textual_inversion"][name] for name in OF_WORDS},
 }
 OURS = {script["prog"].removesuffix(".py"): (options, script) for options, script in SCRIPTS}
 NUMBERS = {
@@ -25,6 +35,10 @@ NUMBERS = {
     "sd3_train": 201,
     "sdxl_train_network": 196,
     "sdxl_train": 176,
+    "sdxl_train_control_net_lllite": 171,
+    "sd3_train_textual_inversion": 210,
+    "sdxl_train_textual_inversion": 170,
+    "train_textual_inversion": 169,
     "train_network": 193,
     "fine_tune": 167,
     "train_db": 169,
@@ -46,6 +60,25 @@ ADDED_TO_MODELS = ADDED | {
     *("validation_seed", "validation_split", "validate_every_n_steps", "validate_every_n_epochs"),
     *("max_validation_steps", "block_lr", "blockwise_fused_optimizers", "fused_optimizer_groups"),
 }
+ADDED_TO_LLLITE = ADDED_TO_NETWORKS | {
+    *(
+        "prior_loss_weight",
+        "reg_data_dir",
+        "masked_loss",
+        "cpu_offload_checkpointing",
+        "no_metadata",
+        "training_comment",
+    ),
+    *("skip_until_initial_step", "initial_epoch", "initial_step", "fp8_base_unet"),
+    *("validation_seed", "validation_split", "validate_every_n_steps", "validate_every_n_epochs"),
+    "max_validation_steps",
+}
+ADDED_TO_WORDS = ADDED_TO_NETWORKS | {
+    *("caption_dropout_rate", "caption_dropout_every_n_epochs", "caption_tag_dropout_rate", "weighted_captions"),
+    *("cpu_offload_checkpointing", "no_metadata", "training_comment", "fp8_base_unet"),
+    *("skip_until_initial_step", "initial_epoch", "initial_step", "max_validation_steps"),
+    *("validation_seed", "validation_split", "validate_every_n_steps", "validate_every_n_epochs"),
+}
 # what only scripts for other families have there
 ELSEWHERE = {"text_encoder_batch_size", "blocks_to_swap"}
 ELSEWHERE_SD = ELSEWHERE | {
@@ -56,6 +89,12 @@ ADDED_TO = {
     "sd3_train": ADDED_TO_MODELS,
     "sdxl_train_network": ADDED_TO_NETWORKS | ELSEWHERE | {"sdxl_crop_compat"},
     "sdxl_train": ADDED_TO_MODELS | ELSEWHERE | {"sdxl_crop_compat"},
+    "sdxl_train_control_net_lllite": ADDED_TO_LLLITE | ELSEWHERE | {"sdxl_crop_compat"},
+    "sd3_train_textual_inversion": ADDED_TO_NETWORKS | {"train_t5xxl"},
+    "sdxl_train_textual_inversion": ADDED_TO_WORDS
+    | ELSEWHERE
+    | {"sdxl_crop_compat", "cache_text_encoder_outputs", "cache_text_encoder_outputs_to_disk"},
+    "train_textual_inversion": ADDED_TO_WORDS | ELSEWHERE_SD,
     "train_network": ADDED_TO_NETWORKS | ELSEWHERE_SD,
     "fine_tune": ADDED_TO_MODELS | ELSEWHERE_SD | {"reg_data_dir", "conditioning_data_dir", "masked_loss"},
     "train_db": ADDED_TO_MODELS | ELSEWHERE_SD | {"in_json", "dataset_repeats"},
@@ -83,7 +122,8 @@ def test_the_names_are_the_same_but_for_our_additions(name):
 @each_script
 def test_type_default_choices_and_number_of_values_are_the_same(name):
     ours, differences = options_of(OURS[name][0]), []
-    more = ADDED_CHOICES | (ADDED_CHOICES_OF_NETWORKS if f"{name}.py" in NAMES["networks"] else {})
+    has_both = f"{name}.py" in NAMES["networks"] or name == "sdxl_train_control_net_lllite"
+    more = ADDED_CHOICES | (ADDED_CHOICES_OF_NETWORKS if has_both else {})
     for known in KNOWN[name].values():
         own = ours[known["dest"]]
         choices = {choice for choice in known["choices"] or () if choice is not None}

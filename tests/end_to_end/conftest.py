@@ -244,12 +244,15 @@ class OtherTraining(Training):
     def __init__(self, folder: Path, model: Path, script: str) -> None:
         super().__init__(folder, model)
         name, options, text = OTHER_SCRIPTS[script]
-        room = importlib.import_module(f"library.families.{'sdxl' if 'sdxl' in script else 'sd'}.options")
+        kind = script.partition("_")[0]
+        room = importlib.import_module(f"library.families.{kind if kind in ('sdxl', 'sd3') else 'sd'}.options")
         self.options_class, self.script = getattr(room, options), getattr(room, text)
         self._entry, self._trainer_name = script, name
         self.own_flags = Training.own_flags if "network" in script else ()
         self.family_flags = (f"--tokenizer_dir={model.parent}",)
         self.bucket_steps = 32 if "sdxl" in script else 64
+        if kind == "sd3":
+            self.family_flags, self.bucket_steps = Training.family_flags, Training.bucket_steps
 
     def trainer_class(self) -> type[Trainer]:
         """What the script runs."""
@@ -260,9 +263,13 @@ class OtherTraining(Training):
 OTHER_SCRIPTS = {  # script: what it runs, and its options
     "sdxl_train_network": ("SdxlNetworkTrainer", "SdxlNetworkOptions", "SDXL_NETWORK_SCRIPT"),
     "sdxl_train": ("SdxlFullTrainer", "SdxlFullOptions", "SDXL_FULL_SCRIPT"),
+    "sdxl_train_control_net_lllite": ("SdxlLlliteTrainer", "SdxlLlliteOptions", "SDXL_LLLITE_SCRIPT"),
     "train_network": ("SdNetworkTrainer", "SdNetworkOptions", "SD_NETWORK_SCRIPT"),
     "fine_tune": ("FineTuneTrainer", "FineTuneOptions", "FINE_TUNE_SCRIPT"),
     "train_db": ("DreamBoothTrainer", "DreamBoothOptions", "DREAM_BOOTH_SCRIPT"),
+    "train_textual_inversion": ("SdInversionTrainer", "SdInversionOptions", "SD_INVERSION_SCRIPT"),
+    "sdxl_train_textual_inversion": ("SdxlInversionTrainer", "SdxlInversionOptions", "SDXL_INVERSION_SCRIPT"),
+    "sd3_train_textual_inversion": ("Sd3InversionTrainer", "Sd3InversionOptions", "INVERSION_SCRIPT"),
 }
 
 

@@ -9,13 +9,15 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, St
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from library.families.sd3.key_map import mmdit_to_diffusers
+from library.loras.verifying import effects
 from library.models.mmdit import MMDiT, MMDiTConfig
 from networks import lora_sd3
-from tools.convert_sd3_lora import convert
+from networks.convert_lora import main
+from tests.lora_in_diffusers import real_effects, ruled
 
 CONFIG = MMDiTConfig(
     depth=3,
@@ -126,6 +128,12 @@ def make_lora(ours, path, dtype=None, **args):
     return network
 
 
+def convert(source, target, *, to, fold=False):
+    """Run the converter; what it has written."""
+    assert main([str(source), str(target), "--to", to, *(["--fold_alpha"] if fold else [])]) == 0
+    return load_file(target)
+
+
 def assert_same_effect(base, adapted, loaded):
     for before, mine, theirs in zip(base, adapted, loaded, strict=True):
         assert (mine - before).abs().max() > 0.01
@@ -142,7 +150,7 @@ def test_converted_lora_has_the_same_effect(args, ours, pipeline, tmp_path):
     network = make_lora(ours, tmp_path / "lora.safetensors", **args)
     adapted = outputs(*ours)
 
-    message = convert(tmp_path / "lora.safetensors", tmp_path / "converted.safetensors", to="diffusers")
+    written = convert(tmp_path / "lora.safetensors", tmp_path / "converted.safetensors", to="diffusers")
     pipeline.load_lora_weights(tmp_path, weight_name="converted.safetensors")
     assert_same_effect(base, adapted, pipeline_outputs(pipeline))
 
@@ -154,17 +162,40 @@ def test_converted_lora_has_the_same_effect(args, ours, pipeline, tmp_path):
     }
     num_qkv = sum(adapter.name.endswith("_qkv") for adapter in network.adapters())
     assert len(loaded) == len(list(network.adapters())) + 2 * num_qkv
-    assert f"{2 * len(loaded)} tensors" in message
+    assert 2 * len(loaded) == len(written)
+    reading = ruled(tmp_path / "converted.safetensors", "sd3")
+    found = real_effects(pipeline, tmp_path / "converted.safetensors", "sd3")
+    torch.testing.assert_close(found, effects(reading.pairs), **TOLERANCE)
+    assert not reading.passed_over and reading.refusal is None
 
     pipeline.unload_lora_weights()
     torch.testing.assert_close(pipeline_outputs(pipeline), base, **TOLERANCE)
+
+
+def test_files_that_diffusers_ignores_or_refuses_are_known(ours, pipeline, tmp_path):
+    base = outputs(*ours)
+    make_lora(ours, tmp_path / "lora.safetensors").detach_all()
+    convert(tmp_path / "lora.safetensors", tmp_path / "folded.safetensors", to="kohya", fold=True)
+    convert(tmp_path / "lora.safetensors", tmp_path / "native.safetensors", to="native")
+    for name in ("lora.safetensors", "folded.safetensors", "native.safetensors"):
+        reading = ruled(tmp_path / name, "sd3")
+        assert reading.passed_over and not reading.pairs and reading.refusal is None
+        pipeline.load_lora_weights(tmp_path, weight_name=name)
+        torch.testing.assert_close(pipeline_outputs(pipeline), base, **TOLERANCE)
+    own = convert(tmp_path / "lora.safetensors", tmp_path / "own.safetensors", to="diffusers")
+    save_file(own | {"transformer.proj_out.alpha": torch.tensor(1.0)}, tmp_path / "own.safetensors")
+    assert ruled(tmp_path / "own.safetensors", "sd3").refusal
+    with pytest.raises(ValueError, match="Invalid LoRA checkpoint"):
+        pipeline.load_lora_weights(tmp_path, weight_name="own.safetensors")
 
 
 def test_metadata_is_kept_without_the_old_hash(ours, tmp_path):
     make_lora(ours, tmp_path / "lora.safetensors")
     convert(tmp_path / "lora.safetensors", tmp_path / "converted.safetensors", to="diffusers")
     with safe_open(tmp_path / "converted.safetensors", "pt") as file:
-        assert file.metadata() == {"ss_network_dim": "4"}
+        metadata = file.metadata()
+    assert metadata["ss_network_dim"] == "4"
+    assert len(metadata["sshs_model_hash"]) == 64
 
 
 def test_there_and_back_has_the_same_effect(ours, tmp_path):

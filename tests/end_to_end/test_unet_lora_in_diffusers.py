@@ -4,13 +4,15 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tiny_unets import CLIP_G_WIDTH, CLIP_L_WIDTH, clip_settings, unet_settings
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from library.families.unet.lora_format import kohya_to_diffusers
+from library.loras.verifying import effects
 from library.models.unet import UNet
 from networks import dylora, lora, lora_fa
+from networks.convert_lora import main
+from tests.lora_in_diffusers import real_effects, ruled
 
 KINDS = ("sd1", "sd2", "sdxl")
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
@@ -124,20 +126,40 @@ def test_saved_and_converted_files_have_the_same_effect_and_come_off(kind, ours,
     network = make_network(ours, tmp_path / "saved.safetensors", **CONV)
     adapted = outputs(*ours)
     network.detach_all()
-    saved = load_file(tmp_path / "saved.safetensors")
-    converted = kohya_to_diffusers(saved, kind)
-    save_file(converted, tmp_path / "converted.safetensors")
-    assert not any("alpha" in key for key in converted)
+    assert main([str(tmp_path / "saved.safetensors"), str(tmp_path / "converted.safetensors"), "--to=diffusers"]) == 0
+    assert not any("alpha" in key for key in load_file(tmp_path / "converted.safetensors"))
+    family = kind if kind == "sdxl" else "sd"
 
     for name in ("saved.safetensors", "converted.safetensors"):
         pipeline.load_lora_weights(tmp_path, weight_name=name)
         loaded = pipeline_outputs(pipeline)
+        known = effects(ruled(tmp_path / name, family).pairs)
+        torch.testing.assert_close(real_effects(pipeline, tmp_path / name, family), known, **TOLERANCE)
         assert len(lora_layers(pipeline)) == len(list(network.adapters()))
         pipeline.unload_lora_weights()
         for before, mine, theirs in zip(base, adapted, loaded, strict=True):
             assert (mine - before).abs().max() > 0.01
             torch.testing.assert_close(theirs, mine, **TOLERANCE)
         torch.testing.assert_close(pipeline_outputs(pipeline), base, **TOLERANCE)
+
+
+def test_other_forms_do_what_the_rules_say(kind, ours, pipeline, tmp_path):
+    make_network(ours, tmp_path / "saved.safetensors", **CONV).detach_all()
+    family, naming = (kind, "diffusers") if kind == "sdxl" else ("sd", "published")
+    target = ["--to=kohya", f"--naming={naming}"]
+    assert main([str(tmp_path / "saved.safetensors"), str(tmp_path / "other.safetensors"), *target]) == 0
+    reading = ruled(tmp_path / "other.safetensors", family)
+    if family == "sd":
+        assert reading.refusal
+        with pytest.raises(Exception):  # noqa: B017 it differs between versions
+            pipeline.load_lora_weights(tmp_path, weight_name="other.safetensors")
+        pipeline.unload_lora_weights()
+        return
+    pipeline.load_lora_weights(tmp_path, weight_name="other.safetensors")
+    found = real_effects(pipeline, tmp_path / "other.safetensors", family)
+    pipeline.unload_lora_weights()
+    assert not reading.passed_over
+    torch.testing.assert_close(found, effects(reading.pairs), **TOLERANCE)
 
 
 @pytest.mark.parametrize("kind", ["sdxl"], indirect=True)

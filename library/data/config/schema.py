@@ -24,7 +24,12 @@ logger = get_logger(__name__)
 
 
 def load_dataset_config(
-    path: Path, defaults: Mapping[str, object], *, bucket_multiple: int = 16, masked_loss: bool = False
+    path: Path,
+    defaults: Mapping[str, object],
+    *,
+    bucket_multiple: int = 16,
+    masked_loss: bool = False,
+    is_conditioned: bool = False,
 ) -> tuple[DatasetSpec, ...]:
     """Read a `.toml` or `.json` dataset file.
 
@@ -33,13 +38,20 @@ def load_dataset_config(
         defaults: Values from the command line by key of the dataset file; None counts as not given.
         bucket_multiple: Sides of training pictures must be multiples of this many pixels.
         masked_loss: Whether `--masked_loss` is given; masks from a second folder need it.
+        is_conditioned: The second folder holds conditioning pictures, which every subset must have.
 
     Raises:
         DatasetError: The file cannot be read, or something in it is wrong; all faults are listed.
     """
     table, text = read_dataset_file(path)
     return parse_dataset_config(
-        table, str(path), defaults, bucket_multiple=bucket_multiple, masked_loss=masked_loss, text=text
+        table,
+        str(path),
+        defaults,
+        bucket_multiple=bucket_multiple,
+        masked_loss=masked_loss,
+        is_conditioned=is_conditioned,
+        text=text,
     )
 
 
@@ -50,6 +62,7 @@ def parse_dataset_config(
     *,
     bucket_multiple: int = 16,
     masked_loss: bool = False,
+    is_conditioned: bool = False,
     text: str = "",
 ) -> tuple[DatasetSpec, ...]:
     """Check the content of a dataset file and find the value of every key.
@@ -60,18 +73,19 @@ def parse_dataset_config(
         defaults: As for `load_dataset_config`, like the next two.
         bucket_multiple: As there.
         masked_loss: As there.
+        is_conditioned: As there.
         text: The file itself, for line numbers in messages.
 
     Raises:
         DatasetError: Lists all faults.
     """
-    reader = _Reader(source, text, masked_loss)
+    reader = _Reader(source, text, masked_loss, is_conditioned)
     base, problems = base_values(defaults)
     reader.problems += problems
     base |= reader.read_keys(_table(table.get("general", {}), "[general]", reader), "general", "[general]")
     datasets = reader.read_datasets(table, base)
     _raise_if_any(reader.problems, source, reader.missing)
-    builder = SpecBuilder(bucket_multiple=bucket_multiple, masked_loss=masked_loss)
+    builder = SpecBuilder(bucket_multiple=bucket_multiple, masked_loss=masked_loss, is_conditioned=is_conditioned)
     specs = builder.build(datasets)
     _raise_if_any(builder.problems, source, reader.missing)
     for warning in (*reader.warnings, *builder.warnings):
@@ -88,10 +102,11 @@ def _raise_if_any(problems: list[str], source: str, missing: list[str]) -> None:
 class _Reader:
     """First pass: every table by itself. Unknown keys, types, ranges, and keys that exclude each other."""
 
-    def __init__(self, source: str, text: str, masked_loss: bool) -> None:
+    def __init__(self, source: str, text: str, masked_loss: bool, is_conditioned: bool = False) -> None:
         self.source = source
         self.text = text
         self.masked_loss = masked_loss
+        self.is_conditioned = is_conditioned
         self.problems: list[str] = []
         self.missing: list[str] = []
         self.without_effect: dict[str, str] = {}
@@ -147,7 +162,7 @@ class _Reader:
                 "is_reg",
                 "is_reg cannot be used with metadata_file; name a folder of regularisation pictures as image_dir",
             )
-        if "conditioning_data_dir" in own:
+        if "conditioning_data_dir" in own and not self.is_conditioned:
             self._check_masks(own, place)
         self._look_for_places(own, place)
         return Table(place, dataset_values | own, frozenset(own))

@@ -9,7 +9,7 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +40,24 @@ class DataPlaces:
         in_json: A metadata file; `train_data_dir` is where its names start.
         train_data_dir: A folder with a folder "N_words" for each subset.
         reg_data_dir: Likewise, of regularisation pictures.
+        conditioning_data_dir: Folder of conditioning pictures of `in_json` and `train_data_dir`; for a folder "N_words"
+            of the latter they may be in a folder of the same name in it.
     """
 
     dataset_config: Path | None = None
     in_json: Path | None = None
     train_data_dir: Path | None = None
     reg_data_dir: Path | None = None
+    conditioning_data_dir: Path | None = None
 
 
 def specs_from_options(
-    places: DataPlaces, defaults: Mapping[str, object], *, bucket_multiple: int = 16, masked_loss: bool = False
+    places: DataPlaces,
+    defaults: Mapping[str, object],
+    *,
+    bucket_multiple: int = 16,
+    masked_loss: bool = False,
+    is_conditioned: bool = False,
 ) -> tuple[str, tuple[DatasetSpec, ...]]:
     """The datasets of a run, and the name of what they were read from, for messages.
 
@@ -58,13 +66,18 @@ def specs_from_options(
         defaults: Values from the command line by key of the dataset file; None counts as not given.
         bucket_multiple: Sides of training pictures must be multiples of this many pixels.
         masked_loss: Whether `--masked_loss` is given; masks from a second folder need it.
+        is_conditioned: The second folder holds conditioning pictures, which every subset must have.
 
     Raises:
         DatasetError: Something is wrong with a file, the folders or the values; all faults are listed.
     """
     if places.dataset_config is not None:
         specs = load_dataset_config(
-            places.dataset_config, defaults, bucket_multiple=bucket_multiple, masked_loss=masked_loss
+            places.dataset_config,
+            defaults,
+            bucket_multiple=bucket_multiple,
+            masked_loss=masked_loss,
+            is_conditioned=is_conditioned,
         )
         return str(places.dataset_config), specs
     if places.in_json is None and places.train_data_dir is None:
@@ -74,7 +87,7 @@ def specs_from_options(
     source = str(places.in_json or places.train_data_dir)
     if reader.problems:
         raise dataset_error(source, reader.problems)
-    builder = SpecBuilder(bucket_multiple=bucket_multiple, masked_loss=masked_loss)
+    builder = SpecBuilder(bucket_multiple=bucket_multiple, masked_loss=masked_loss, is_conditioned=is_conditioned)
     specs = builder.build([(Table("the pictures", reader.base), subsets)])
     if builder.problems:
         raise dataset_error(source, builder.problems)
@@ -107,6 +120,9 @@ class _PlacesReader:
             subsets.append(self._metadata_subset(places.in_json, places.train_data_dir))
         elif places.train_data_dir is not None:
             subsets += self._folder_subsets(expand_home(places.train_data_dir), "--train_data_dir")
+        if places.conditioning_data_dir is not None:
+            second = expand_home(places.conditioning_data_dir)
+            subsets = [_conditioned(subset, second) for subset in subsets]
         if places.reg_data_dir is not None:
             subsets += self._folder_subsets(expand_home(places.reg_data_dir), "--reg_data_dir", is_reg=True)
         return subsets
@@ -148,6 +164,13 @@ class _PlacesReader:
                 f"pictures directly in {root} are not used: {len(pictures)} ({first_names(pictures)}); "
                 "put them into a folder like 10_name"
             )
+
+
+def _conditioned(subset: Table, folder: Path) -> Table:
+    """The subset with its conditioning pictures: those of a folder that is called as its own, if there is one."""
+    named = folder / Path(subset.values["image_dir"] or "").name
+    has_own = subset.values["metadata_file"] is None and named.is_dir()
+    return replace(subset, values=subset.values | {"conditioning_data_dir": named if has_own else folder})
 
 
 def _resolution_advice(in_json: Path | None) -> str:

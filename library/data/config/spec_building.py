@@ -71,15 +71,17 @@ class SpecBuilder:
     Args:
         bucket_multiple: Sides of training pictures must be multiples of this many pixels.
         masked_loss: Whether the loss may come from masks of a second folder.
+        is_conditioned: The second folder holds conditioning pictures, which every subset must have.
 
     Attributes:
         problems: Found so far.
         warnings: Likewise.
     """
 
-    def __init__(self, *, bucket_multiple: int, masked_loss: bool) -> None:
+    def __init__(self, *, bucket_multiple: int, masked_loss: bool, is_conditioned: bool = False) -> None:
         self.bucket_multiple = bucket_multiple
         self.masked_loss = masked_loss
+        self.is_conditioned = is_conditioned
         self.problems: list[str] = []
         self.warnings: list[str] = []
 
@@ -147,7 +149,8 @@ class SpecBuilder:
         own |= {name: expand_home(own[name]) for name in PATH_KEYS if own[name] is not None}
         if not own["caption_extension"].startswith("."):
             own["caption_extension"] = f".{own['caption_extension']}"
-        spec = SubsetSpec(captions=rules, **own)
+        spec = SubsetSpec(captions=rules, is_conditioned=self.is_conditioned, **own)
+        self._check_conditioning(spec, table)
         self._check_captions(spec, table)
         self._check_crops(spec, table)
         return self._settle(spec, table)
@@ -155,6 +158,13 @@ class SpecBuilder:
     def _check_captions(self, spec: SubsetSpec, table: Table) -> None:
         if spec.empty_caption == "class_tokens" and spec.class_tokens is None:
             self.problems.append(f'{table.place}: empty_caption = "class_tokens" needs class_tokens')
+
+    def _check_conditioning(self, spec: SubsetSpec, table: Table) -> None:
+        if spec.is_conditioned and spec.conditioning_data_dir is None:
+            self.problems.append(
+                f"{table.place}: no conditioning_data_dir; it names the folder with a conditioning picture of the same "
+                "name for every picture"
+            )
 
     def _check_crops(self, spec: SubsetSpec, table: Table) -> None:
         if spec.face_crop_aug_range is not None and table.values["enable_bucket"]:
@@ -165,7 +175,7 @@ class SpecBuilder:
 
     def _settle(self, spec: SubsetSpec, table: Table) -> SubsetSpec:
         """What does not apply is turned off, with a warning where the subset itself asks for it."""
-        if spec.alpha_mask and spec.conditioning_data_dir is not None:
+        if spec.alpha_mask and spec.conditioning_data_dir is not None and not spec.is_conditioned:
             self.warnings.append(f"{table.place}: --alpha_mask has no effect beside conditioning_data_dir")
             spec = replace(spec, alpha_mask=False)
         if spec.is_reg and spec.validation_split:

@@ -26,6 +26,7 @@ class SubsetSpec:
             file holds absolute names.
         metadata_file: JSON or JSONL file with captions and tags; then only the pictures it names are used.
         conditioning_data_dir: Folder of masks, a picture of the same stem for each training picture.
+        is_conditioned: What that folder holds is no mask: a network is told it.
         recursive: Take pictures of sub-folders too.
         is_reg: Regularisation pictures.
         alpha_mask: The transparency of a picture is its mask.
@@ -45,6 +46,7 @@ class SubsetSpec:
     image_dir: Path | None
     metadata_file: Path | None = None
     conditioning_data_dir: Path | None = None
+    is_conditioned: bool = False
     recursive: bool = False
     num_repeats: int = 1
     class_tokens: str | None = None
@@ -71,7 +73,12 @@ class SubsetSpec:
     @property
     def has_masks(self) -> bool:
         """Whether its pictures come with masks for the loss."""
-        return self.conditioning_data_dir is not None or self.alpha_mask
+        return (self.conditioning_data_dir is not None and not self.is_conditioned) or self.alpha_mask
+
+    @property
+    def beside(self) -> str:
+        """What a picture of `conditioning_data_dir` is called."""
+        return "conditioning picture" if self.is_conditioned else "mask"
 
     @property
     def preserves_output(self) -> bool:

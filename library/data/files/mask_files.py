@@ -1,4 +1,4 @@
-"""Masks in a folder of their own: which one belongs to which picture."""
+"""Masks and conditioning pictures in a folder of their own: which one belongs to which picture."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def pair_masks(images: Sequence[Path], subset: SubsetSpec) -> MaskPairs:
     for image in images:
         found_as = (by_name.get(name) or by_folded_name.get(name.casefold()) for name in _names_of(image, root))
         candidates = next(filter(None, found_as), [])
-        fault = _fault_of(image, candidates, owners, folder)
+        fault = _fault_of(image, candidates, owners, subset)
         owners.update((path, image) for path in candidates if path not in owners)
         if fault is not None:
             faults.append(fault)
@@ -59,21 +59,22 @@ def pair_masks(images: Sequence[Path], subset: SubsetSpec) -> MaskPairs:
     return MaskPairs(masks, Findings(faults=tuple(faults), left_out=tuple(unused), remarks=remarks))
 
 
-def _fault_of(image: Path, candidates: Sequence[Path], owners: Mapping[Path, Path], folder: Path) -> Fault | None:
+def _fault_of(image: Path, candidates: Sequence[Path], owners: Mapping[Path, Path], subset: SubsetSpec) -> Fault | None:
+    folder, beside = subset.conditioning_data_dir, subset.beside
     owner = owners.get(candidates[0]) if candidates else None
     if not candidates:
-        problem = f"has no mask in {folder}; add a picture {image.stem}.png there, or remove this one"
+        problem = f"has no {beside} in {folder}; add a picture {image.stem}.png there, or remove this one"
     elif len(candidates) > 1:
-        problem = f"has several masks in {folder}: {', '.join(path.name for path in candidates)}; keep one"
+        problem = f"has several {beside}s in {folder}: {', '.join(path.name for path in candidates)}; keep one"
     elif owner is not None:
-        problem = f"and {owner.name} share the mask {candidates[0]}; rename one"
+        problem = f"and {owner.name} share the {beside} {candidates[0]}; rename one"
     else:
         return None
     return Fault(image, problem, kind="mask")
 
 
 def _of_no_picture(subset: SubsetSpec) -> str:
-    return f"is the mask of no picture of {subset.metadata_file or subset.image_dir}"
+    return f"is the {subset.beside} of no picture of {subset.metadata_file or subset.image_dir}"
 
 
 def _names_of(image: Path, root: str | None) -> list[str]:
@@ -94,12 +95,12 @@ def _list_masks(folder: Path, subset: SubsetSpec) -> tuple[list[tuple[str, Path]
     """(place below the folder without extension, path) of every picture in it, by name; remarks; why there are none."""
     place = f"conditioning_data_dir {folder}"
     if subset.image_dir is not None and os.path.realpath(folder) == os.path.realpath(subset.image_dir):
-        return [], (), f"{place} is image_dir itself; name the folder with the masks"
+        return [], (), f"{place} is image_dir itself; name the folder with the {subset.beside}s"
     masks: list[tuple[str, Path]] = []
     remarks: list[str] = []
     for found in walk_folders(folder, is_recursive=subset.recursive or subset.metadata_file is not None):
         if isinstance(found, OSError):
-            return [], (), _folder_problem(place, folder, found)
+            return [], (), _folder_problem(place, folder, found, subset.beside)
         if isinstance(found, str):
             remarks.append(found)
             continue
@@ -107,16 +108,16 @@ def _list_masks(folder: Path, subset: SubsetSpec) -> tuple[list[tuple[str, Path]
         pictures = [name for name in sorted(found.files) if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES]
         masks += [(below + os.path.splitext(name)[0], found.path / name) for name in pictures]
     if not masks:
-        return [], (), f"{place} has no pictures; put a mask for every picture there"
+        return [], (), f"{place} has no pictures; put a {subset.beside} for every picture there"
     return masks, tuple(remarks), None
 
 
-def _folder_problem(place: str, folder: Path, error: OSError) -> str:
-    """Why the folder of masks, or one in it, cannot be read."""
+def _folder_problem(place: str, folder: Path, error: OSError, beside: str) -> str:
+    """Why the folder of masks, or one in it, cannot be read. `beside`: what its pictures are called."""
     if Path(error.filename) != folder:
         return f"{place}: the sub-folder {error.filename} cannot be read ({error.strerror or error}); make it readable"
     if isinstance(error, FileNotFoundError):
-        return f"{place} does not exist; name the folder with the masks"
+        return f"{place} does not exist; name the folder with the {beside}s"
     if isinstance(error, NotADirectoryError):
         return f"{place} is a file; name the folder it is in"
     return f"{place} cannot be read ({error.strerror or error}); make it readable"

@@ -138,8 +138,9 @@ class _Scanner:
                 repeats=subset.num_repeats,
                 dataset=dataset,
                 subset=number,
-                mask=masks[path] if masks is not None else None,
+                mask=masks[path] if masks is not None and not subset.is_conditioned else None,
                 is_reg=subset.is_reg,
+                conditioning=masks[path] if masks is not None and subset.is_conditioned else None,
             )
             for path, name in zip(pictures.images, pictures.names, strict=True)
             if path in sizes and path in pictures.captions and (masks is None or path in masks)
@@ -192,7 +193,7 @@ class _Scanner:
         return sizes
 
     def _masks(self, pictures: _Pictures, sizes: Mapping[Path, Size], subset: SubsetSpec) -> dict[Path, Path]:
-        """The masks that can be used, by picture; of those pictures whose size is known."""
+        """The masks (or conditioning pictures) that can be used, by picture; of those pictures whose size is known."""
         pairs = pair_masks(pictures.images, subset)
         self._read_headers(tuple(pairs.masks.values()))
         usable, faults, resized = {}, [], []
@@ -209,7 +210,8 @@ class _Scanner:
             usable[picture] = mask
             if header.size != sizes[picture]:
                 resized.append(mask.name)
-        line = f"masks of another size than their picture, brought to it: {len(resized)} ({first_names(resized)})"
+        what = f"{subset.beside}s of another size than their picture, brought to it"
+        line = f"{what}: {len(resized)} ({first_names(resized)})"
         self.findings += [pairs.findings, Findings(faults=tuple(faults), notes=(line,) if resized else ())]
         return usable
 

@@ -56,7 +56,7 @@ def check_pixels(records: Sequence[ImageRecord], index: PictureIndex | None = No
     """
     from tqdm import tqdm
 
-    distinct = {(record.path, record.mask): record for record in records}
+    distinct = {record.files: record for record in records}
     states = _states(path for record in distinct.values() for path in _files_of(record))
     unknown = [record for record in distinct.values() if not _is_known(record, states, index)]
     is_short = len(unknown) < WORTH_A_BAR
@@ -88,7 +88,7 @@ def check_pixels(records: Sequence[ImageRecord], index: PictureIndex | None = No
 
 def num_never_decoded(records: Iterable[ImageRecord], index: PictureIndex) -> int:
     """How many pictures, or their masks, are not known to be sound as they are now. Nothing is decoded."""
-    distinct = {(record.path, record.mask): record for record in records}
+    distinct = {record.files: record for record in records}
     states = _states(path for record in distinct.values() for path in _files_of(record))
     return len({record.path for record in distinct.values() if not _is_known(record, states, index)})
 
@@ -111,7 +111,7 @@ def _note(record: ImageRecord, states: dict[Path, FileState], index: PictureInde
 
 
 def _files_of(record: ImageRecord) -> tuple[Path, ...]:
-    return (record.path,) if record.mask is None else (record.path, record.mask)
+    return record.files
 
 
 def _states(paths: Iterable[Path]) -> dict[Path, FileState]:
@@ -136,6 +136,8 @@ def _verdict(record: ImageRecord) -> _Verdict | UnreadableError:
     """What is wrong with a picture or its mask, or what keeps them from being read."""
     try:
         problem = _decoding_problem(record.path, record.size)
+        if problem is None and record.conditioning is not None:
+            problem = _conditioning_problem(record.conditioning)
         if problem is not None or record.mask is None:
             return _Verdict(problem)
         return _mask_verdict(record.mask)
@@ -151,6 +153,16 @@ def _decoding_problem(path: Path, size: Size) -> str | None:
         raise
     except DatasetError as error:
         return _without_path(error, path)
+    return None
+
+
+def _conditioning_problem(path: Path) -> str | None:
+    try:
+        load_image(path)
+    except UnreadableError:
+        raise
+    except DatasetError as error:
+        return f"has a conditioning picture that cannot be used: {path} {_without_path(error, path)}"
     return None
 
 

@@ -165,6 +165,32 @@ def load_mask(path: Path, picture: Size, size: Size, interpolation: str | None) 
     return _resized(decoded, _mask_values(decoded, path), size, interpolation)
 
 
+def load_beside(
+    path: Path, picture: Size, size: Size, interpolation: str | None, *, background: Colour = WHITE
+) -> np.ndarray:
+    """Decode what belongs to a picture, in its colours, and resize it as the picture is.
+
+    Args:
+        path: The file.
+        picture: Size of the picture; another size but the same shape is stretched over it.
+        size: What the picture is resized to.
+        interpolation: As for the picture.
+        background: What shows through transparency.
+
+    Returns:
+        Shape [height, width, 3], uint8.
+
+    Raises:
+        DatasetError: The file is gone or broken, or has another shape than the picture.
+    """
+    decoded = _load(path, None, background=background, least=size if interpolation in _MAY_START_SMALLER else None)
+    if not has_shape_of(decoded.size, picture):
+        raise DatasetError(
+            f"{path} is {decoded.size} pixels but its picture {picture}. Give both one shape and start again."
+        )
+    return _resized(decoded, decoded.image, size, interpolation)
+
+
 def prepare_image(image: Image.Image, crop: CropPlan, interpolation: str | None, flip: bool) -> Tensor:
     """Resize, cut out, mirror and scale a decoded picture.
 

@@ -1,4 +1,4 @@
-"""From a record and its crop to what is trained: pixels, and a mask that went exactly the same way."""
+"""From a record and its crop to what is trained: pixels, and a mask or more that went exactly the same way."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from library.data.pixels.augment import change_colours
-from library.data.pixels.images import cut_out, load_mask, load_resized, pixels_to_tensor
+from library.data.pixels.images import cut_out, load_beside, load_mask, load_resized, pixels_to_tensor
 from library.data.plan.crops import drawn_crop
 from library.records import CropPlan, ImageRecord
 
@@ -77,6 +77,28 @@ def prepare_picture(
         pixels = change_colours(pixels, draw)
     image = pixels_to_tensor(pixels[:, ::-1] if is_flipped else pixels)
     return Prepared(image, None if mask is None else _mask_tensor(cut_out(mask, crop), cells, is_flipped), crop)
+
+
+def prepare_conditioning(record: ImageRecord, crop: CropPlan, spec: DatasetSpec, *, is_flipped: bool) -> Tensor:
+    """What a network is told of a picture, resized, cut out and mirrored as the picture is. Its colours stay.
+
+    Args:
+        record: The picture, with a conditioning one.
+        crop: The crop that the picture had: the planned one, or what was drawn.
+        spec: Of its dataset.
+        is_flipped: As the picture is.
+
+    Returns:
+        In -1..1. Shape [3, H, W], float32.
+
+    Raises:
+        DatasetError: It is gone or broken, or has another shape than the picture.
+    """
+    assert record.conditioning is not None
+    interpolation, background = spec.interpolation_of(record.subset), spec.subsets[record.subset].background
+    pixels = load_beside(record.conditioning, record.size, crop.resized, interpolation, background=background)
+    pixels = cut_out(pixels, crop)
+    return pixels_to_tensor(pixels[:, ::-1] if is_flipped else pixels)
 
 
 def _mask_tensor(mask: np.ndarray, cells: int, is_flipped: bool) -> Tensor:

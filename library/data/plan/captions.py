@@ -78,7 +78,7 @@ def apply_caption_rules(
         caption = _edit_tags(caption, rules, draw, step, max_steps)
     if rules.secondary_separator:
         caption = caption.replace(rules.secondary_separator, rules.caption_separator)
-    return _replace_texts(caption, replacements or {}, draw)
+    return replace_texts(caption, replacements or {}, draw)
 
 
 def fixed_caption(caption: str, rules: CaptionRules) -> str:
@@ -176,7 +176,8 @@ def _num_warm_tags(num_tags: int, rules: CaptionRules, step: int, max_steps: int
     return max(0, min(num_warm, num_tags))
 
 
-def _replace_texts(caption: str, replacements: Mapping[str, str | Sequence[str]], draw: random.Random) -> str:
+def replace_texts(caption: str, replacements: Mapping[str, str | Sequence[str]], draw: random.Random) -> str:
+    """Put texts in for others, see `apply_caption_rules`."""
     for old, new in replacements.items():
         text = new if isinstance(new, str) else draw.choice(list(new))
         caption = caption.replace(old, text) if old else text

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from library.families.unet.options import UnetFullOptions, UnetNetworkOptions, UnetScriptOptions
 from library.options.groups import EncoderChoice, FullOptions, OlderComputeOptions
+from library.options.groups.scripts import InversionScriptOptions
 from library.options.spec import ScriptText, opt
 
 NEVER = -1  # of --stop_text_encoder_training
@@ -35,6 +36,11 @@ class SdNetworkOptions(SdScriptOptions, UnetNetworkOptions):
         rates = self.network.text_encoder_lr or ()
         if len(rates) > 1:
             yield f"--text_encoder_lr takes one rate, for the one text encoder, got {len(rates)}."
+
+
+@dataclass(frozen=True, kw_only=True)
+class SdInversionOptions(SdScriptOptions, InversionScriptOptions):
+    """All options of train_textual_inversion.py."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +132,18 @@ SD_NETWORK_SCRIPT: ScriptText = {
         "accelerate launch train_network.py --pretrained_model_name_or_path=v1-5.safetensors "
         "--dataset_config=my_pictures.toml --output_dir=out --output_name=my_lora --network_module=networks.lora "
         "--network_dim=16 --learning_rate=1e-4 --max_train_epochs=10 --mixed_precision=bf16 --clip_skip=2"
+    ),
+    "ignored": IGNORED,
+}
+
+SD_INVERSION_SCRIPT: ScriptText = {
+    "prog": "train_textual_inversion.py",
+    "description": "Learn a new word for Stable Diffusion 1.x or 2.x (textual inversion).",
+    "example": (
+        "accelerate launch train_textual_inversion.py --pretrained_model_name_or_path=v1-5.safetensors "
+        "--dataset_config=my_pictures.toml --output_dir=out --token_string=blarg --init_word=dog "
+        "--num_vectors_per_token=4 --learning_rate=5e-3 --max_train_steps=1500 --mixed_precision=bf16 --cache_latents "
+        "--save_model_as=safetensors"
     ),
     "ignored": IGNORED,
 }

@@ -72,6 +72,7 @@ def inspect_files(
     t5xxl: Path | None = None,
     vae: Path | None = None,
     allow_pickle: bool = False,
+    variant: str | None = None,
 ) -> Sd3Files:
     """Find the parts of a model. Reads headers only.
 
@@ -79,6 +80,7 @@ def inspect_files(
         pretrained: One file in any layout, or a diffusers folder.
         clip_l: A file of its own, which wins over a bundled one. So do `clip_g`, `t5xxl` and `vae`.
         allow_pickle: Also read .ckpt files that hold more than tensors.
+        variant: See `open_weights`.
 
     Raises:
         CheckpointError: A file cannot be used, is of another kind, or does not fit the model; all such files are named.
@@ -95,7 +97,7 @@ def inspect_files(
     for kind, path in wanted.items():
         try:
             option = "--pretrained_model_name_or_path" if kind == DENOISER else f"--{kind}"
-            opened[kind] = open_weights(path, option, allow_pickle=allow_pickle)
+            opened[kind] = open_weights(path, option, allow_pickle=allow_pickle, variant=variant)
         except CheckpointError as error:
             problems.append(str(error))
     if problems:

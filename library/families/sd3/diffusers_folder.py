@@ -103,14 +103,18 @@ def write_diffusers(path: Path, model: Sd3Model, tokenizers: Callable[[], Tokeni
         OutputError: It cannot be written.
         CheckpointError: A part of the model cannot be read.
     """
+    write_model_folder(path, model_folder(model), tokenizers)
+
+
+def model_folder(model: Sd3Model) -> ModelFolder:
+    """What is in the folder."""
     plans = component_plans(model)
-    folder = ModelFolder(
+    return ModelFolder(
         components={folder: _component(folder, plan) for folder, plan in plans.items()},
         scheduler={**_SCHEDULER, **DIFFUSERS_VERSION},
         tokenizers={TOKENIZERS[name]: name for name, own in ENCODERS.items() if own in plans},
         index=model_index(plans),
     )
-    write_model_folder(path, folder, tokenizers)
 
 
 def model_index(folders: Iterable[str]) -> Config:

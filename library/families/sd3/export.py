@@ -10,18 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from library.checkpoint.tensor_stream import PlannedTensor, plan_tensor, total_bytes, written_dtype
-from library.checkpoint.weights import read_weights
+from library.checkpoint.tensor_stream import PlannedTensor, plan_tensor, total_bytes
 from library.families import whole_model
-from library.families.sd3.key_map import mmdit_from_diffusers
+from library.families.sd3.key_map import ModulePair, mmdit_from_diffusers, mmdit_tensors, published_tensor
 from library.families.whole_model import Plan, converted, write_whole_model
 from library.models.text_encoders import T5_TOKENS, T5_TOKENS_TWIN, with_text_model
 from library.models.vae_key_map import vae_from_diffusers
-from library.tensorfile import torch_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -95,19 +93,20 @@ def plan_part(part: Part, dtype: torch.dtype | None, mmap: bool = True) -> Plan:
 
 
 def _plan_diffusers_mmdit(part: Part, dtype: torch.dtype | None, mmap: bool) -> Plan:
-    """Queries, keys and values are joined, so the part is read whole, as soon as one tensor is written."""
+    """Queries, keys and values are joined, those of one layer at a time."""
     import torch
 
-    shapes = part.shapes()
-    outlines = {
-        own: torch.empty(shapes[own], dtype=torch_dtype(part.source.tensors[name].dtype), device="meta")
-        for name, own in part.names.items()
-    }
-    whole = cache(lambda: mmdit_from_diffusers(read_weights(part, mmap=mmap)))
+    stored = whole_model.plan_part(part, dtype, mmap)
+    outlines = {name: torch.empty(t.shape, dtype=t.dtype, device="meta") for name, t in stored.items()}
+    joined = mmdit_from_diffusers(outlines)
     return {
-        name: PlannedTensor(tuple(outline.shape), written_dtype(outline.dtype, dtype), lambda name=name: whole()[name])  # type: ignore[misc]
-        for name, outline in mmdit_from_diffusers(outlines).items()
+        name: PlannedTensor(tuple(joined[name].shape), joined[name].dtype, partial(_joined, pair, stored))
+        for name, pair in mmdit_tensors(joined).items()
     }
+
+
+def _joined(pair: ModulePair, stored: Plan) -> Tensor:
+    return published_tensor(pair, [stored[name].fetch() for name in pair.diffusers])
 
 
 def _published_clip(plan: Plan, *, has_projection: bool) -> Plan:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from library.diffusion.objective import FlowObjective
+    from library.diffusion.samplers import AfterStep, SamplerWays, Start
     from library.families.sd3.checkpoint import Sd3Files
     from library.families.sd3.export import Sd3Model
     from library.families.sd3.options import Sd3NetworkOptions
@@ -139,14 +140,25 @@ class Sd3Family(Sd3Loading, Sd3Captions):
         num_steps: int,
         sampler: str | None = None,
         guidance_scale: float = 1.0,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         on_step: Callable[[int, int], None] | None = None,
+        start: Start | None = None,
+        after_step: AfterStep | None = None,
+        ways: SamplerWays | None = None,
     ) -> Tensor:
         """Euler's method with the published shift of 3. There is no other sampler, and nothing is drawn on the way."""
         from library.diffusion.samplers import euler_flow, flow_sigmas
 
         sigmas = flow_sigmas(num_steps, shift=3.0)
-        return euler_flow(predict, noise, sigmas, guidance_scale=guidance_scale, on_step=on_step)
+        return euler_flow(
+            predict,
+            noise,
+            sigmas,
+            guidance_scale=guidance_scale,
+            on_step=on_step,
+            start=start,
+            after_step=after_step,
+        )
 
     def predict(
         self,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from library.errors import CheckpointError
-from library.families.lora_layout import LoraPair, clip_name, clip_path, diffusers_modules, kohya_modules
+from library.families.lora_layout import LoraPair, clip_name, clip_path, diffusers_modules, kohya_modules, times
 from library.families.sd3.key_map import ModulePair, mmdit_modules
 
 if TYPE_CHECKING:
@@ -43,7 +43,8 @@ def is_kohya(names: Sequence[str] | Mapping[str, object]) -> bool:
 def kohya_to_diffusers(tensors: Mapping[str, Tensor]) -> Conversion:
     """The kohya layout to that of diffusers; alpha is folded into `lora_B`.
 
-    Query, key and value share copies of one `lora_A`. T5 modules are dropped: diffusers cannot load them.
+    Query, key and value share copies of one `lora_A`; where each has ranks of its own it gets these alone. T5 modules
+    are dropped: diffusers cannot load them.
 
     Raises:
         CheckpointError: A module that SD3 does not have, or one without a factor.
@@ -92,13 +93,35 @@ def diffusers_to_kohya(tensors: Mapping[str, Tensor], metadata: Mapping[str, str
     return Conversion(converted)
 
 
+def published_layers(names: Sequence[str]) -> dict[str, str]:
+    """{name of a module of the MMDiT in a kohya file: its published name, with points}
+
+    Raises:
+        CheckpointError: A module that SD3 does not have.
+    """
+    pairs = mmdit_modules(_num_blocks(r"joint_blocks_(\d+)_", names))
+    known = {f"lora_unet_{pair.published.replace('.', '_')}": pair.published for pair in pairs}
+    if missing := [name for name in names if name not in known]:
+        raise CheckpointError(f"{missing[0]} is no module of SD3. Convert LoRA files of SD3 and SD3.5 only.")
+    return {name: known[name] for name in names}
+
+
 def _mmdit_to_peft(pair: ModulePair, module: LoraPair) -> dict[str, Tensor]:
-    up = module.up * module.scale
+    from networks.adapters import is_block_diagonal
+
+    up, number = module.up, len(pair.diffusers)
     if _is_swapped(pair, module):
         up = up.roll(up.shape[0] // 2, 0)
+    if up.shape[0] % number:
+        raise CheckpointError(f"{pair.published}: {up.shape[0]} rows are no query, key and value. The file is damaged.")
+    downs, ups = [module.down.clone() for _ in range(number)], up.chunk(number)
+    if number > 1 and is_block_diagonal(up, number):
+        downs = list(module.down.chunk(number))
+        ups = tuple(rows.chunk(number, 1)[index] for index, rows in enumerate(ups))
     converted: dict[str, Tensor] = {}
-    for name, rows in zip(pair.diffusers, up.chunk(len(pair.diffusers)), strict=True):
-        converted |= LoraPair(module.down.clone(), rows.contiguous(), 1.0).to_diffusers(f"transformer.{name}")
+    for name, down, rows in zip(pair.diffusers, downs, ups, strict=True):
+        part = LoraPair(down.contiguous(), rows.contiguous(), module.scale)
+        converted |= part.to_diffusers(f"transformer.{name}")
     return converted
 
 
@@ -123,7 +146,7 @@ def _joined(parts: Sequence[LoraPair | None], pair: ModulePair) -> LoraPair:
         return LoraPair(first.down, up, first.scale)
     size, rank = first.up.shape
     if len({part.scale for part in given}) > 1:
-        return _joined([part and LoraPair(part.down, part.up * part.scale, 1.0) for part in parts], pair)
+        return _joined([part and LoraPair(part.down, times(part.up, part.scale), 1.0) for part in parts], pair)
     if all(part.down.shape == first.down.shape and torch.equal(part.down, first.down) for part in given):
         shared = [first.up.new_zeros(size, rank) if part is None else part.up for part in parts]
         return LoraPair(first.down, torch.cat(shared), first.scale)

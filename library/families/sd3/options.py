@@ -8,11 +8,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from library.options.groups import CacheOptions, ClipPairOptions, EncoderChoice
-from library.options.groups.scripts import FullScriptOptions, NetworkScriptOptions, TrainingScriptOptions
+from library.options.groups import CacheOptions, ClipPairOptions, EncoderChoice, InversionOptions
+from library.options.groups.scripts import (
+    FullScriptOptions,
+    InversionScriptOptions,
+    NetworkScriptOptions,
+    TrainingScriptOptions,
+)
 from library.options.spec import OptionGroup, ScriptText, opt
 
 EIGHT_BITS: Mapping[str, str] = {"fp8": "fp8", "fp8_e4m3fn": "fp8", "int8": "int8"}  # of --t5xxl_dtype
+_T5_IN_HALF = (
+    "--train_t5xxl cannot be used with --mixed_precision fp16: T5's numbers exceed the range of fp16. Use bf16."
+)
 _DEVICE_NAME = re.compile(r"cpu|mps|(cuda|xpu)(:\d+)?")
 
 
@@ -150,6 +158,32 @@ class Sd3NetworkOptions(Sd3ScriptOptions, NetworkScriptOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sd3WordOptions(InversionOptions):
+    """The word that is learned, by two encoders or by all three."""
+
+    train_t5xxl: bool = opt(
+        False, "T5 learns the word too. Otherwise only CLIP-L and CLIP-G do, and T5 reads captions without the word."
+    )
+
+    @property
+    def encoder_arguments(self) -> Mapping[str, str]:
+        """CLIP-L and CLIP-G; T5 where it is asked for."""
+        return {"train_t5xxl": str(self.train_t5xxl)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sd3InversionOptions(Sd3ScriptOptions, InversionScriptOptions):
+    """All options of sd3_train_textual_inversion.py."""
+
+    inversion: Sd3WordOptions = field(default_factory=Sd3WordOptions)
+
+    def check(self) -> Iterator[str]:
+        yield from super().check()
+        if self.inversion.train_t5xxl and self.precision.mixed_precision == "fp16":
+            yield _T5_IN_HALF
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sd3FullOptions(Sd3ScriptOptions, FullScriptOptions):
     """All options of sd3_train.py."""
 
@@ -172,10 +206,7 @@ class Sd3FullOptions(Sd3ScriptOptions, FullScriptOptions):
     def check(self) -> Iterator[str]:
         yield from super().check()
         if self.full.train_t5xxl and self.precision.mixed_precision == "fp16":
-            yield (
-                "--train_t5xxl cannot be used with --mixed_precision fp16: T5's numbers exceed the range of fp16. "
-                "Use bf16."
-            )
+            yield _T5_IN_HALF
         if self.full.train_t5xxl and self.cache.caches_text:
             yield (
                 "--train_t5xxl cannot be used with cached text encoder outputs: a trained encoder has no fixed output. "
@@ -185,6 +216,7 @@ class Sd3FullOptions(Sd3ScriptOptions, FullScriptOptions):
 
 _FLOW = "SD3 predicts the flow; this is for models that predict noise"
 _LORA_ONLY = "a LoRA file never holds text encoders"
+_WORD_ONLY = "an embedding file never holds text encoders"
 
 IGNORED_BY_ALL: Mapping[str, str] = {
     "v2": "SD3 has one text layout",
@@ -208,6 +240,7 @@ IGNORED_BY_ALL: Mapping[str, str] = {
 }
 IGNORED_BY_FULL: Mapping[str, str] = {**IGNORED_BY_ALL, "use_safetensors": "--save_model_as says the format"}
 IGNORED: Mapping[str, str] = {**IGNORED_BY_ALL, "save_clip": _LORA_ONLY, "save_t5xxl": _LORA_ONLY}
+IGNORED_BY_INVERSION: Mapping[str, str] = {**IGNORED_BY_ALL, "save_clip": _WORD_ONLY, "save_t5xxl": _WORD_ONLY}
 
 DESCRIPTION = "Train a LoRA, or another adapter, for Stable Diffusion 3 / 3.5."
 
@@ -222,6 +255,18 @@ NETWORK_SCRIPT: ScriptText = {
     "description": DESCRIPTION,
     "example": EXAMPLE,
     "ignored": IGNORED,
+}
+
+INVERSION_SCRIPT: ScriptText = {
+    "prog": "sd3_train_textual_inversion.py",
+    "description": "Learn a new word for Stable Diffusion 3 / 3.5 (textual inversion).",
+    "example": (
+        "accelerate launch sd3_train_textual_inversion.py --pretrained_model_name_or_path=sd3.safetensors "
+        "--dataset_config=my_pictures.toml --output_dir=out --token_string=blarg --init_word=dog "
+        "--num_vectors_per_token=4 --learning_rate=5e-3 --max_train_steps=1500 --mixed_precision=bf16 "
+        "--gradient_checkpointing --cache_latents --save_model_as=safetensors"
+    ),
+    "ignored": IGNORED_BY_INVERSION,
 }
 
 FULL_SCRIPT: ScriptText = {

@@ -8,6 +8,8 @@ from typing import ClassVar
 
 from library.families.unet.options import UnetFullOptions, UnetNetworkOptions, UnetScriptOptions
 from library.options.groups import ClipPairOptions, EncoderChoice, OlderComputeOptions
+from library.options.groups.lllite import ConditionedDatasetOptions, LlliteOptions
+from library.options.groups.scripts import InversionScriptOptions
 from library.options.spec import OptionGroup, ScriptText, opt
 from library.records import Size
 
@@ -56,6 +58,33 @@ class SdxlNetworkOptions(SdxlScriptOptions, UnetNetworkOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SdxlInversionOptions(SdxlScriptOptions, InversionScriptOptions):
+    """All options of sdxl_train_textual_inversion.py."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SdxlLlliteOptions(SdxlScriptOptions):
+    """All options of sdxl_train_control_net_lllite.py."""
+
+    network: LlliteOptions = field(default_factory=LlliteOptions)
+    data: ConditionedDatasetOptions = field(default_factory=ConditionedDatasetOptions)
+
+    freezes_model: ClassVar[bool] = True
+    project: ClassVar[str] = "lllite_control_net_train"
+
+    def check(self) -> Iterator[str]:
+        yield from super().check()
+        if self.optimizer.learning_rate == 0:
+            yield "--learning_rate 0 leaves nothing to train. Give a rate above 0."
+        is_alone = self.data.dataset_config is None and self.data.conditioning_data_dir is None
+        if is_alone and (self.data.train_data_dir or self.data.in_json):
+            yield (
+                "--conditioning_data_dir is missing: it names the folder with a conditioning picture of the same name "
+                "for every picture."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class SdxlFullOptions(SdxlScriptOptions, UnetFullOptions):
     """All options of sdxl_train.py."""
 
@@ -82,6 +111,30 @@ SDXL_NETWORK_SCRIPT: ScriptText = {
         "--dataset_config=my_pictures.toml --output_dir=out --output_name=my_lora --network_module=networks.lora "
         "--network_dim=16 --network_train_unet_only --learning_rate=1e-4 --max_train_epochs=10 --mixed_precision=bf16 "
         "--gradient_checkpointing --cache_latents --cache_text_encoder_outputs"
+    ),
+    "ignored": IGNORED,
+}
+
+SDXL_INVERSION_SCRIPT: ScriptText = {
+    "prog": "sdxl_train_textual_inversion.py",
+    "description": "Learn a new word for SDXL (textual inversion).",
+    "example": (
+        "accelerate launch sdxl_train_textual_inversion.py --pretrained_model_name_or_path=sdxl.safetensors "
+        "--dataset_config=my_pictures.toml --output_dir=out --token_string=blarg --init_word=dog "
+        "--num_vectors_per_token=4 --learning_rate=5e-3 --max_train_steps=1500 --mixed_precision=bf16 "
+        "--gradient_checkpointing --cache_latents --save_model_as=safetensors"
+    ),
+    "ignored": IGNORED,
+}
+
+SDXL_LLLITE_SCRIPT: ScriptText = {
+    "prog": "sdxl_train_control_net_lllite.py",
+    "description": "Train a ControlNet-LLLite for SDXL: modules that follow a conditioning picture.",
+    "example": (
+        "accelerate launch sdxl_train_control_net_lllite.py --pretrained_model_name_or_path=sdxl.safetensors "
+        "--dataset_config=my_pairs.toml --output_dir=out --output_name=my_lllite --cond_emb_dim=32 --network_dim=64 "
+        "--learning_rate=2e-4 --max_train_epochs=3 --mixed_precision=bf16 --gradient_checkpointing --cache_latents "
+        "--cache_text_encoder_outputs"
     ),
     "ignored": IGNORED,
 }

@@ -52,10 +52,10 @@ def build_encoder(kind: str, part: Part, tensors: Mapping[str, Tensor]) -> CLIPT
     facts = KINDS[kind].encoders[part.kind]
     unused = (SCALE,) if facts.is_projected else (SCALE, f"{PROJECTION}.weight")
     used = {name: tensor for name, tensor in tensors.items() if name not in unused}
-    return load_clip(used, kind=facts.clip, num_layers=_num_layers(part) if facts.has_unused_layer else None)
+    return load_clip(used, kind=facts.clip, num_layers=num_used_layers(part) if facts.has_unused_layer else None)
 
 
-def _num_layers(part: Part) -> int | None:
+def num_used_layers(part: Part) -> int | None:
     """Layers of the encoder of SD 2.x that are used; folders of diffusers have no others.
 
     Some single files leave the last layer of the published 24 out as well.

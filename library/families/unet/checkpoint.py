@@ -75,7 +75,12 @@ class UnetFiles:
 
 
 def inspect_files(
-    pretrained: Path, *, kinds: Collection[str], vae: Path | None = None, allow_pickle: bool = False
+    pretrained: Path,
+    *,
+    kinds: Collection[str],
+    vae: Path | None = None,
+    allow_pickle: bool = False,
+    variant: str | None = None,
 ) -> UnetFiles:
     """Find the parts of a model. Reads headers only.
 
@@ -84,6 +89,7 @@ def inspect_files(
         kinds: Of "sd1", "sd2" and "sdxl" those that are wanted.
         vae: A file, a folder, or the name of one on the hub, which wins over what the model has.
         allow_pickle: Also read .ckpt files that hold more than tensors.
+        variant: See `open_weights`.
 
     Raises:
         CheckpointError: A file cannot be used, is of another kind, or does not fit the model; all such files are named.
@@ -105,7 +111,7 @@ def inspect_files(
     for name, path in wanted.items():
         try:
             option = "--vae" if name == "vae" and vae is not None else MODEL_OPTION
-            opened[name] = open_weights(path, option, allow_pickle=allow_pickle)
+            opened[name] = open_weights(path, option, allow_pickle=allow_pickle, variant=variant)
         except CheckpointError as error:
             problems.append(str(error))
     if problems:

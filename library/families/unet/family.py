@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from library.diffusion.ddpm import DdpmObjective
+    from library.diffusion.samplers import AfterStep, SamplerWays, Start
     from library.families.base import Conditioning
     from library.families.unet.checkpoint import UnetFiles
     from library.families.unet.export import UnetModel
@@ -111,22 +112,30 @@ class UnetFamily(UnetLoading, UnetCaptions):
         num_steps: int,
         sampler: str | None = None,
         guidance_scale: float = 1.0,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         on_step: Callable[[int, int], None] | None = None,
+        start: Start | None = None,
+        after_step: AfterStep | None = None,
+        ways: SamplerWays | None = None,
     ) -> Tensor:
-        """By one of the samplers of `library/diffusion/ddpm_samplers.py`."""
+        """By one of the samplers of `library/diffusion/ddpm_samplers.py`, or `gradual_latents.py`."""
         from library.diffusion.ddpm_samplers import sample_ddpm
+        from library.diffusion.gradual_latents import sample_growing
 
+        shared: dict[str, Any] = {
+            "sampler": sampler or "ddim",
+            "num_steps": num_steps,
+            "guidance_scale": guidance_scale,
+            "is_velocity": self.is_velocity,
+            "is_zero_terminal": self.is_zero_terminal,
+            "seed": seed,
+            "on_step": on_step,
+        }
+        if ways is not None and ways.growth is not None:
+            return sample_growing(predict, noise, growth=ways.growth, **shared)
+        counts_from_zero = ways is not None and ways.counts_from_zero
         return sample_ddpm(
-            predict,
-            noise,
-            sampler=sampler or "ddim",
-            num_steps=num_steps,
-            guidance_scale=guidance_scale,
-            is_velocity=self.is_velocity,
-            is_zero_terminal=self.is_zero_terminal,
-            seed=seed,
-            on_step=on_step,
+            predict, noise, start=start, after_step=after_step, counts_from_zero=counts_from_zero, **shared
         )
 
     def predict(

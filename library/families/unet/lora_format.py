@@ -87,6 +87,55 @@ def diffusers_to_kohya(
     return converted
 
 
+def own_names(names: Iterable[str], kind: str) -> dict[str, str]:
+    """{name of a module in a kohya file, whichever names of layers it has: as files of this kind have it}
+
+    Args:
+        names: Of modules; those of text encoders, and what is unknown, stay as they are.
+        kind: As for `kohya_to_diffusers`.
+    """
+    known = list(names)
+    layers = {name: dotted(name.removeprefix(_UNET)) for name in known if name.startswith(_UNET)}
+    if facts_of(kind).has_published_layers:
+        paths = {name: path for name, path in layers.items() if _LAYER.fullmatch(path)}
+    else:
+        others = {name: _or_none(path) for name, path in layers.items() if not _LAYER.fullmatch(path)}
+        paths = {name: path for name, path in others.items() if path is not None and _LAYER.fullmatch(path)}
+    own = _kohya_names(paths.values(), kind)
+    return {name: own[paths[name]] if name in paths else name for name in known}
+
+
+def other_names(names: Iterable[str], kind: str) -> dict[str, str]:
+    """{name of a module as kohya files of this kind have it: with the other naming of layers}. See `own_names`.
+
+    Raises:
+        CheckpointError: A layer that such models do not have.
+    """
+    known = list(names)
+    layers = {name: dotted(name.removeprefix(_UNET)) for name in known if name.startswith(_UNET)}
+    if facts_of(kind).has_published_layers:
+        paths = _diffusers_names(layers.values(), kind)
+    else:
+        paths = to_published(_with_levels([path for path in layers.values() if _LAYER.fullmatch(path)], kind))
+    if missing := [name for name, path in layers.items() if path not in paths]:
+        raise _foreign(missing[0], kind)
+    other = {name: _UNET + paths[path].replace(".", "_") for name, path in layers.items()}
+    return {name: other.get(name, name) for name in known}
+
+
+def published_layers(names: Iterable[str], kind: str) -> dict[str, str]:
+    """{name of a module of a U-Net as kohya files of this kind have it: its published name, with points}
+
+    Raises:
+        CheckpointError: A layer that such models do not have.
+    """
+    known = list(names)
+    if not facts_of(kind).has_published_layers:
+        known_names = other_names(known, kind)
+        return {name: dotted(known_names[name].removeprefix(_UNET)) for name in known}
+    return {name: dotted(name.removeprefix(_UNET)) for name in known}
+
+
 def dotted(name: str) -> str:
     """The name of a layer from what a kohya file makes of it: to_out_0 is to_out.0, and proj_in stays.
 
@@ -118,10 +167,19 @@ def _kohya_names(names: Iterable[str], kind: str) -> dict[str, str]:
     known = list(names)
     own = {name: name for name in known}
     if facts_of(kind).has_published_layers:
-        # every level of SDXL that is made larger has attention, whether or not the file has adapters there
-        levels = [f"{match[1]}.attentions.0.proj_in" for match in map(_UPSAMPLER.match, known) if match]
-        own = to_published([*known, *levels])
+        own = to_published(_with_levels(known, kind))
     return {name: _UNET + own[name].replace(".", "_") for name in known}
+
+
+def _with_levels(names: list[str], kind: str) -> list[str]:
+    """Also the attention that levels have which are made larger, whether or not a file has adapters there.
+
+    In SDXL every such level has some, in SD1 and SD2 every one but the first.
+    """
+    found = {match[1] for match in map(_UPSAMPLER.match, names) if match}
+    has_plain = not facts_of(kind).has_published_layers
+    levels = sorted(found - {"up_blocks.0"} if has_plain else found)
+    return [*names, *(f"{level}.attentions.0.proj_in" for level in levels)]
 
 
 def _encoders(kind: str) -> Mapping[str, str]:

@@ -87,7 +87,7 @@ def find_denoiser(source: WeightFiles, kinds: Collection[str]) -> tuple[str, Par
     refuse_other_kind(source.path, kind, [facts.file for name, facts in KINDS.items() if name in kinds])
     _refuse_other_schedule(source, kind)
     try:
-        part = _select_denoiser(source)
+        part = select_denoiser(source)
         shapes = diffusers_shapes(part)
         _refuse_other_inputs(kind.name, shapes)
         return kind.name, part, _checked_config(kind.name, part, shapes)
@@ -118,7 +118,8 @@ def _refuse_other_inputs(kind: str, shapes: Shapes) -> None:
         )
 
 
-def _select_denoiser(source: WeightFiles) -> Part:
+def select_denoiser(source: WeightFiles) -> Part:
+    """The U-Net of a file that has one, not checked any further."""
     is_diffusers = not any(name.endswith(_MARK) for name in source.tensors)
     prefix = prefix_of(source, _DIFFUSERS_MARK if is_diffusers else _MARK, _PREFIXES) or ""
     # Behind a prefix is nothing else; without one the VAE or text encoders may lie beside the U-Net.
@@ -199,7 +200,7 @@ def report_ignored(model: WeightFiles, parts: Iterable[Part], marks: Iterable[st
         marks: Names of tensors that say something by being there.
     """
     known = {*marks, *(name for part in parts for name in (*part.names, *part.scales.values()))}
-    ignored = sorted(name for name in model.tensors if not (name in known or _is_expected(name)))
+    ignored = sorted(name for name in model.tensors if not (name in known or is_expected(name)))
     averages = [name for name in ignored if name.startswith(_EMA)]
     others = [name for name in ignored if not name.startswith(_EMA)]
     told = [f"{len(averages)} of averaged weights (EMA)"] if averages else []
@@ -208,6 +209,6 @@ def report_ignored(model: WeightFiles, parts: Iterable[Part], marks: Iterable[st
         _logger.info("%s: tensors that are not used: %s", model.path, ", ".join(told))
 
 
-def _is_expected(name: str) -> bool:
+def is_expected(name: str) -> bool:
     """Whether published files have such a tensor beside their networks."""
     return name.endswith("position_ids") or _SCHEDULE.fullmatch(name) is not None

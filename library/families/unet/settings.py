@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from library.families.detect import SD1, SD2, SDXL, FileKind
@@ -26,6 +26,7 @@ class UnetSettings(LatentFamily):
         kinds: Of models that the family takes: "sd1", "sd2", "sdxl".
         num_chunks: Rows of 77 tokens that a caption may fill.
         noise: Settings of the objective, which needs torch; see `library/families/unet/objective.py`.
+        follows_marks: What a model says of itself is taken over, see `as_marked`, and options need not say the same.
     """
 
     name: str
@@ -43,6 +44,7 @@ class UnetSettings(LatentFamily):
     kinds: tuple[str, ...]
     num_chunks: int = 1
     noise: Mapping[str, Any] = field(default_factory=dict)
+    follows_marks: bool = False
 
     @property
     def file_kinds(self) -> tuple[FileKind, ...]:
@@ -63,6 +65,10 @@ class UnetSettings(LatentFamily):
     def prediction_type(self) -> str:
         """As metadata has it."""
         return "v" if self.is_velocity else "epsilon"
+
+    def with_text_rows(self, number: int) -> UnetSettings:
+        """Reading texts of so many rows of 75 tokens."""
+        return replace(self, num_chunks=number)
 
     @abstractmethod
     def text_layers(self) -> Mapping[str, LayerChoice]:

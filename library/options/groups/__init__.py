@@ -10,6 +10,7 @@ from library.options.groups.data import DatasetOptions, dataset_defaults
 from library.options.groups.ema import EmaOptions
 from library.options.groups.full import ClipPairOptions, EncoderChoice, FullOptions
 from library.options.groups.hub import HubOptions
+from library.options.groups.inversion import EmbeddingSavingOptions, InversionOptions
 from library.options.groups.logging import ConsoleOptions, LoggingOptions
 from library.options.groups.loss import LossOptions
 from library.options.groups.memory import MemoryOptions
@@ -31,9 +32,11 @@ __all__ = [
     "DatasetOptions",
     "DistributedOptions",
     "EmaOptions",
+    "EmbeddingSavingOptions",
     "EncoderChoice",
     "FullOptions",
     "HubOptions",
+    "InversionOptions",
     "LoggingOptions",
     "LossOptions",
     "MemoryOptions",

@@ -55,6 +55,7 @@ class DatasetOptions(OptionGroup):
     """Pictures, captions, buckets. A value in the dataset file goes before the option."""
 
     title: ClassVar[str] = "Data"
+    takes_conditioning: ClassVar[bool] = False
 
     dataset_config: Path | None = opt(None, "Dataset file (.toml or .json), see docs/dataset_config.md.")
     train_data_dir: Path | None = opt(
@@ -171,7 +172,8 @@ class DatasetOptions(OptionGroup):
     @property
     def places(self) -> dict[str, Path | None]:
         """The options that name the pictures."""
-        return {name: getattr(self, name) for name in ("dataset_config", "in_json", "train_data_dir", "reg_data_dir")}
+        names = ("dataset_config", "in_json", "train_data_dir", "reg_data_dir")
+        return {name: getattr(self, name) for name in (*names, *(["conditioning_data_dir"] * self.takes_conditioning))}
 
     def check(self) -> Iterator[str]:
         if self.resolution is not None and parse_size(self.resolution) is None:
@@ -183,7 +185,7 @@ class DatasetOptions(OptionGroup):
                 "--reg_data_dir needs --train_data_dir beside it: regularisation pictures are trained together with "
                 "others, not alone."
             )
-        if self.conditioning_data_dir is not None:
+        if self.conditioning_data_dir is not None and not self.takes_conditioning:
             yield (
                 "--conditioning_data_dir has a place only in a dataset file: write conditioning_data_dir into the "
                 "subset of a --dataset_config file."

@@ -52,6 +52,11 @@ class NetworkOptions(OptionGroup):
     base_weights_multiplier: tuple[float, ...] | None = opt(
         None, "Strength of each file of --base_weights. Not set means 1."
     )
+    verify_export: bool = opt(
+        False,
+        "Read the final file back and check that ComfyUI, Forge, A1111 and diffusers, as far as they read such files, "
+        "make of it what was trained.",
+    )
 
     def check(self) -> Iterator[str]:
         if self.network_train_unet_only and self.network_train_text_encoder_only:

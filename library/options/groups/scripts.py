@@ -17,9 +17,11 @@ from library.options.groups import (
     DatasetOptions,
     DistributedOptions,
     EmaOptions,
+    EmbeddingSavingOptions,
     EncoderChoice,
     FullOptions,
     HubOptions,
+    InversionOptions,
     LoggingOptions,
     LossOptions,
     MemoryOptions,
@@ -35,7 +37,10 @@ from library.options.groups import (
     ValidationOptions,
     dataset_defaults,
 )
+from library.options.groups.inversion import is_file_name
 
+NO_CAPTIONS = {"missing_caption": "allow", "empty_caption": "allow"}
+"""Keys of a dataset file for data that may have no captions."""
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 """Endings of weights files that are pickles."""
 
@@ -46,6 +51,7 @@ class TrainingScriptOptions(CommonOptions):
 
     Attributes:
         project: Name of the project in trackers, unless --log_tracker_name gives one.
+        freezes_model: The model itself stays as it is.
     """
 
     logging: LoggingOptions = field(default_factory=LoggingOptions)
@@ -73,6 +79,7 @@ class TrainingScriptOptions(CommonOptions):
         ("dataset_config", "train_data_dir", "in_json"),
     )
     project: ClassVar[str] = "network_train"
+    freezes_model: ClassVar[bool] = False
 
     def check(self) -> Iterator[str]:
         if self.memory.swaps and self.training.cpu_offload_checkpointing:
@@ -102,6 +109,7 @@ class NetworkScriptOptions(TrainingScriptOptions):
 
     network: NetworkOptions = field(default_factory=NetworkOptions)
 
+    freezes_model: ClassVar[bool] = True
     required: ClassVar[tuple[str | tuple[str, ...], ...]] = (
         "pretrained_model_name_or_path",
         "output_dir",
@@ -141,3 +149,43 @@ class FullScriptOptions(TrainingScriptOptions):
         if self.memory.weights_format is not None:
             flag = self.memory.weights_format_flag
             yield f"{flag} is for a frozen denoiser beside a network; here it trains. Leave it out."
+
+
+@dataclass(frozen=True, kw_only=True)
+class InversionScriptOptions(TrainingScriptOptions):
+    """What every script has that learns vectors for a word, beside a model that stays as it is."""
+
+    inversion: InversionOptions = field(default_factory=InversionOptions)
+    saving: EmbeddingSavingOptions = field(default_factory=EmbeddingSavingOptions)
+
+    freezes_model: ClassVar[bool] = True
+    required: ClassVar[tuple[str | tuple[str, ...], ...]] = (
+        "pretrained_model_name_or_path",
+        "output_dir",
+        "token_string",
+        ("dataset_config", "train_data_dir", "in_json"),
+    )
+    project: ClassVar[str] = "textual_inversion"
+
+    def check(self) -> Iterator[str]:
+        yield from super().check()
+        word = self.inversion.token_string
+        if word is not None and not self.saving.output_name and not is_file_name(word):
+            yield f"--token_string {word} is no name for a file. Give a name with --output_name."
+        if self.cache.caches_text:
+            yield (
+                "--cache_text_encoder_outputs cannot be used here: what text encoders say of a caption changes with "
+                "the vectors that are learned. Leave it out."
+            )
+        if self.optimizer.learning_rate == 0:
+            yield "--learning_rate 0 leaves nothing to train. Give a rate above 0."
+        if self.optimizer.blockwise_fused_optimizers:
+            yield (
+                "--blockwise_fused_optimizers steps the weights of a block together, and the vectors are in none. "
+                "Use --fused_backward_pass, or leave it out."
+            )
+
+    def dataset_defaults(self) -> dict[str, object]:
+        """What applies where the dataset file says nothing. With a template no captions are needed."""
+        values = super().dataset_defaults()
+        return values | (NO_CAPTIONS if self.inversion.has_template else {})

@@ -38,7 +38,7 @@ from library.preparing.outcome import Outcome
 from library.preparing.pictures import find_pictures, is_blank, text_file_faults, text_file_of
 from library.preparing.shares import Shares
 from library.preparing.text_writing import TextWriter, write_text
-from library.preparing.writable_folders import check_folders
+from library.writable_folders import check_folders
 
 if TYPE_CHECKING:
     import torch

@@ -37,9 +37,9 @@ from library.preparing.resizing.picture_files import (
 )
 from library.preparing.resizing.sizes import central_cut, fitted_size
 from library.preparing.shares import Shares
-from library.preparing.writable_folders import check_folders
 from library.records import CropPlan, Size
 from library.tensorfile import abandoned_files, write_atomically
+from library.writable_folders import check_folders
 
 logger = get_logger(__name__)
 

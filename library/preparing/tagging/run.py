@@ -24,7 +24,7 @@ from library.preparing.tagging.onnx_model import onnxruntime
 from library.preparing.tagging.rules import rules_of, warn_of_limits
 from library.preparing.tagging.text_output import TextOutput
 from library.preparing.text_writing import TextWriter
-from library.preparing.writable_folders import check_folders
+from library.writable_folders import check_folders
 
 logger = get_logger(__name__)
 

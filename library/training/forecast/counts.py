@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from library.records import Size
     from library.training.trainer import Trainer
 
+_OF_TEXT = (2, 3)  # dimensions of pooled vectors and of contexts; latents have more, timesteps one
+
 
 @dataclass(frozen=True)
 class TrainedNumbers:
@@ -132,8 +134,13 @@ class Counts:
         return self._calls[batch]
 
     def inputs(self, batch: BatchSize) -> dict[str, Any]:
-        """Arguments of the denoiser."""
-        return self.family.denoiser_inputs(self.files, batch.size, batch.number, self.formats.encoders)
+        """Arguments of the denoiser; those about the text need gradients where only something before it trains."""
+        given = self.family.denoiser_inputs(self.files, batch.size, batch.number, self.formats.encoders)
+        if hasattr(self.trainer.options, "inversion"):
+            for tensor in tensors_of(given):
+                if tensor.is_floating_point() and tensor.ndim in _OF_TEXT:
+                    tensor.requires_grad_()
+        return given
 
     def input_bytes(self) -> int:
         """Of the largest batch."""

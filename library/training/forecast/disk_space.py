@@ -30,7 +30,7 @@ def disk_of(trainer: Trainer, trained: TrainedNumbers) -> Disk:
 
 def _model_bytes(trainer: Trainer, trained: TrainedNumbers) -> int | None:
     """Of a whole model; None where what trains is all that is saved."""
-    if hasattr(trainer.options, "network"):
+    if trainer.options.freezes_model:
         return None
     family, files = trainer.family, trainer.files
     encoders = [name for name in trainer.trained_encoders() if family.has_encoder(files, name)]

@@ -109,16 +109,17 @@ def _may_swap(trainer: Trainer, free: set[str]) -> bool:
     options = trainer.options
     is_open = "blocks_to_swap" in free or options.memory.blocks_to_swap == "auto"
     is_possible = trainer.sharding is None and not options.training.cpu_offload_checkpointing
-    return is_open and is_possible and (hasattr(options, "network") or bool(options.optimizer.steps_in_backward))
+    return is_open and is_possible and (options.freezes_model or bool(options.optimizer.steps_in_backward))
 
 
 def _may_round(trainer: Trainer) -> bool:
-    """Whether the frozen weights beside a network may be in fewer bits."""
+    """Whether the weights of a frozen denoiser may be in fewer bits."""
     options = trainer.options
-    if options.memory.weights_format is not None or not hasattr(options, "network"):
+    if options.memory.weights_format is not None or not options.freezes_model:
         return False
     memory, arguments = replace(options.memory, base_weights_dtype=_ROUNDED), getattr(trainer, "network_args", {})
-    return _is_allowed(lambda: check_base_format(memory, options.network.network_module, arguments))
+    module = options.network.network_module if hasattr(options, "network") else None
+    return _is_allowed(lambda: check_base_format(memory, module, arguments))
 
 
 def _is_allowed(refuse: Callable[[], None]) -> bool:
@@ -132,7 +133,7 @@ def _is_allowed(refuse: Callable[[], None]) -> bool:
 def advice(options: Any) -> str:
     """What else saves memory, and is not chosen without being asked for."""
     optimizer, found = options.optimizer, ["a smaller resolution or batch"]
-    if not hasattr(options, "network"):
+    if not options.freezes_model:
         if not options.precision.full_bf16:
             found.append("--full_bf16 with --mixed_precision bf16")
         if optimizer.optimizer_name.lower() not in ("adamw8bit", "adafactor"):

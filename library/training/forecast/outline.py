@@ -18,6 +18,7 @@ from library.device import encoder_dtype, precision_dtype
 from library.errors import UserError
 from library.log import LOGGER_NAME
 from library.memory.blocks import blocks
+from library.models.added_words import add_rows, token_table
 from library.training.network_module import as_modules_take, pickled_network
 from library.training.trained_parts import Part, denoiser_parts, part_rates, train_only
 
@@ -94,6 +95,8 @@ def outline_of(trainer: Trainer, formats: Formats) -> Outline:
     encoders = {name: family.encoder_outline(files, name, formats.trained).requires_grad_(False) for name in names}
     if hasattr(trainer.options, "network"):
         return _with_network(trainer, denoiser, encoders, formats.weights)
+    if hasattr(trainer.options, "inversion"):
+        return _with_word(trainer.options.inversion.num_vectors_per_token, denoiser, encoders)
     return _whole(trainer, denoiser, encoders)
 
 
@@ -119,6 +122,17 @@ def _whole(trainer: Trainer, denoiser: nn.Module, encoders: Mapping[str, nn.Modu
     return Outline(denoiser, encoders, trained)
 
 
+def _with_word(number: int, denoiser: nn.Module, encoders: Mapping[str, nn.Module]) -> Outline:
+    """Text encoders have so many rows of tokens more, which train."""
+    rows = [
+        Parameter(torch.empty(number, token_table(encoder).embedding_dim, device="meta"))
+        for encoder in encoders.values()
+    ]
+    for encoder, own in zip(encoders.values(), rows, strict=True):
+        add_rows(encoder, own, end=0)
+    return Outline(denoiser, encoders, tuple(rows))
+
+
 def _with_network(
     trainer: Trainer, denoiser: nn.Module, encoders: Mapping[str, nn.Module], dtype: torch.dtype
 ) -> Outline:
@@ -138,6 +152,8 @@ def _with_network(
             network = _network(stand_in, options.network, {}, taken, denoiser)
         has_encoders = bool(encoders) and not options.network.network_train_unet_only
         network.apply_to(taken, denoiser, has_encoders, not options.network.network_train_text_encoder_only)
+        if hasattr(network, "assume_condition"):
+            network.assume_condition()
         sketch.network = network
         is_half = options.precision.full_fp16 or options.precision.full_bf16
         network.to(dtype=dtype if is_half else torch.float32)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from library.data.loader import BatchDataset
 from library.data.plan.crops import drawn_crop
@@ -22,9 +22,18 @@ class BatchWords(BatchDataset):
         seed: Of the run.
         has_cached_latents: Then crops and colours are not random.
         has_cached_texts: Then captions are drawn from what is cached.
+        replacements: Texts to put in for others, see `BatchDataset`.
     """
 
-    def __init__(self, plan: DataPlan, seed: int, *, has_cached_latents: bool, has_cached_texts: bool) -> None:
+    def __init__(
+        self,
+        plan: DataPlan,
+        seed: int,
+        *,
+        has_cached_latents: bool,
+        has_cached_texts: bool,
+        replacements: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
         super().__init__(
             plan.records,
             plan.crops,
@@ -32,6 +41,7 @@ class BatchWords(BatchDataset):
             variants=plan.caption_variants() if has_cached_texts else None,
             seed=seed,
             max_steps=plan.steps.max_steps,
+            replacements=replacements,
         )
         self.has_cached_latents = has_cached_latents
 

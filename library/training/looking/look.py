@@ -101,7 +101,13 @@ def show_batches(run: Run) -> None:
     from library.training.looking.batch_words import BatchWords, describe_batches
 
     cache, seed = run.options.cache, run.options.training.seed
-    words = BatchWords(run.plan, seed or 0, has_cached_latents=cache.caches_latents, has_cached_texts=cache.caches_text)
+    words = BatchWords(
+        run.plan,
+        seed or 0,
+        has_cached_latents=cache.caches_latents,
+        has_cached_texts=cache.caches_text,
+        replacements=run.caption_replacements(),
+    )
     if seed is None:
         write_lines(["without --seed every run draws another order; this is that of seed 0", ""])
     write_lines(describe_batches(words, run.plan))

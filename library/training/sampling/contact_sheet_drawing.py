@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import io
-import unicodedata
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from textwrap import wrap
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+from library.data.pixels.lettering import drawable, font
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -102,7 +102,7 @@ def draw_table(titles: Sequence[str], rows: Sequence[Row], cells: Mapping[tuple[
     sheet = pillow.new("RGB", (layout.width, layout.height), _PAPER)
     pen = ImageDraw.Draw(sheet)
     for number, title in enumerate(titles):
-        pen.text((_left(layout, number), 5), title, _INK, _font())
+        pen.text((_left(layout, number), 5), title, _INK, font(_FONT_SIZE))
     for number, (row, (top, height)) in enumerate(zip(rows, layout.rows, strict=True)):
         sheet.paste(_label(row, number + 1, height), (_GAP, top))
         for place in range(len(titles)):
@@ -155,47 +155,5 @@ def _label(row: Row, number: int, height: int) -> Image:
     lines = wrap(f"{number}. {text}", _LETTERS_A_LINE, max_lines=_MAX_LINES, placeholder="...")
     details = wrap(row.details, _LETTERS_A_LINE, max_lines=2, placeholder="...")
     for place, line in enumerate((*lines, *details)):
-        pen.text((0, place * _LINE_HEIGHT), line, _INK if place < len(lines) else _FAINT, _font())
+        pen.text((0, place * _LINE_HEIGHT), line, _INK if place < len(lines) else _FAINT, font(_FONT_SIZE))
     return label
-
-
-def drawable(text: str) -> str:
-    """The text in letters that the font has: without accents, and with one ? for letters in a row that it lacks.
-
-    Empty if nothing is left to read.
-    """
-    plain = [letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter)]
-    shown = ""
-    for letter in plain:
-        if letter.isspace() or _has_glyph(letter):
-            shown += " " if letter.isspace() else letter
-        elif not shown.endswith("?"):
-            shown += "?"
-    return shown.strip() if any(letter.isalnum() for letter in shown) else ""
-
-
-@lru_cache(maxsize=4096)
-def _has_glyph(letter: str) -> bool:
-    """Whether the font has the letter. All letters that it lacks look the same."""
-    if not _has_outlines():
-        return letter.isascii()
-    return _drawn(letter) != _drawn("\ufffe")
-
-
-def _drawn(letter: str) -> tuple[Any, bytes]:
-    mask = _font().getmask(letter)
-    return mask.size, bytes(mask)
-
-
-def _has_outlines() -> bool:
-    """Whether Pillow was built with the library for outlines; otherwise its font is made of dots."""
-    from PIL import features
-
-    return bool(features.check("freetype2"))
-
-
-@lru_cache(maxsize=1)
-def _font() -> Any:
-    from PIL import ImageFont
-
-    return ImageFont.load_default(_FONT_SIZE) if _has_outlines() else ImageFont.load_default()

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 MIN_SIDE = 64
 MAX_SIDE = 8192  # more than any model draws
 MAX_SEED = 2**63 - 1
-NEVER_USED = frozenset({"guidance_scale", "controlnet_image", "cfg_trunc_ratio", "renorm_cfg", "flow_shift"})
+CONDITION = "controlnet_image"
+NEVER_USED = frozenset({"guidance_scale", CONDITION, "cfg_trunc_ratio", "renorm_cfg", "flow_shift"})
 """Settings of a prompt that are for models of other trainers."""
 _WEIGHT = re.compile(r"(?<!\\)\([^()]*:\s*[0-9]*\.?[0-9]+\s*\)")
 
@@ -40,6 +41,7 @@ class SamplePrompt:
         scale: Guidance scale; 1 is without guidance.
         index: Place in the file, from 0.
         sampler: One of SAMPLERS; None for models that have one sampler only.
+        condition: A picture that a network is told; None for none.
     """
 
     prompt: str
@@ -51,6 +53,7 @@ class SamplePrompt:
     scale: float
     index: int = 0
     sampler: str | None = None
+    condition: str | None = None
 
     @property
     def is_guided(self) -> bool:
@@ -75,6 +78,7 @@ class PromptDefaults:
         samplers: Those that the model may be sampled with; empty where there is only one.
         sampler: Of them.
         is_weighted: Brackets weigh words.
+        is_conditioned: A prompt may name a conditioning picture.
     """
 
     size: int = 1024
@@ -84,9 +88,12 @@ class PromptDefaults:
     samplers: Collection[str] = ()
     sampler: str | None = None
     is_weighted: bool = False
+    is_conditioned: bool = False
 
     @classmethod
-    def of_family(cls, family: ModelFamily, sampler: str | None = None) -> PromptDefaults:
+    def of_family(
+        cls, family: ModelFamily, sampler: str | None = None, *, is_conditioned: bool = False
+    ) -> PromptDefaults:
         """What its models draw best, with the sampler of `--sample_sampler` where they have several."""
         return cls(
             size=family.sample_size,
@@ -96,12 +103,14 @@ class PromptDefaults:
             samplers=family.samplers,
             sampler=sampler if family.samplers else None,
             is_weighted=family.is_weighted,
+            is_conditioned=is_conditioned,
         )
 
     @property
     def no_effect(self) -> Collection[str]:
         """Settings of a prompt that change nothing; giving one is a warning."""
-        return NEVER_USED if self.samplers else NEVER_USED | {"sample_sampler"}
+        never = NEVER_USED - {CONDITION} if self.is_conditioned else NEVER_USED
+        return never if self.samplers else never | {"sample_sampler"}
 
 
 class PromptFile:
@@ -210,6 +219,7 @@ def _complete(settings: Mapping[str, Any], place: str, defaults: PromptDefaults,
         scale=float(settings.get("scale", defaults.scale)),
         index=index,
         sampler=_sampler(settings, place, defaults),
+        condition=settings.get(CONDITION) if defaults.is_conditioned else None,
     )
 
 

@@ -67,6 +67,7 @@ class SamplePictures:
         output_name: Begins the names of all files.
         first_step: Optimizer steps that were done before this start, see `ContactSheet`.
         is_stopping: Asked after each sampling step; True leaves the event unfinished.
+        tell: Given each prompt before it is drawn, to tell a network its conditioning picture.
 
     Attributes:
         is_off: Nothing is drawn any more, because nothing could be drawn several times.
@@ -88,7 +89,9 @@ class SamplePictures:
         output_name: str | None,
         first_step: int | None = None,
         is_stopping: Callable[[], bool] = lambda: False,
+        tell: Callable[[SamplePrompt], None] = lambda prompt: None,
     ) -> None:
+        self.tell = tell
         self.file, self.family, self.encoders, self.denoiser = prompts, family, encoders, denoiser
         self.device, self.autocast, self.is_stopping = device, autocast, is_stopping
         self.folder, self.output_name = folder, output_name
@@ -165,6 +168,7 @@ class SamplePictures:
         return drawn
 
     def _draw_one(self, prompt: SamplePrompt, step: int, epoch_end: int | None) -> Path:
+        self.tell(prompt)
         with self.autocast():
             latents = draw_latents(
                 prompt, self.family, self.denoiser, self.encoders.text, self.device, on_step=self._on_step

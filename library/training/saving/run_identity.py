@@ -36,7 +36,7 @@ _FREE = frozenset(
         *("initial_epoch", "initial_step", "skip_until_initial_step", "blocks_to_swap", "lowram", "highvram", "sdpa"),
         *("max_bad_steps", "mem_eff_attn", "disable_mmap_load_safetensors", "network_weights"),
         *("gradient_checkpointing", "cpu_offload_checkpointing", "fp8_base", "fp8_base_unet"),
-        *("allow_pickle", "use_safetensors"),
+        *("allow_pickle", "use_safetensors", "verify_export"),
         *("gradient_checkpointing_every_n_blocks", "swap_prefetch", "sample_blocks_to_swap", "fit"),
     )
 )
@@ -143,14 +143,14 @@ def _settings(value: Any) -> Any:
 
 
 def _pictures(records: Sequence[ImageRecord]) -> dict[str, str]:
-    """{key: marks of picture and mask, a hash of the caption}"""
-    files = list({path for record in records for path in (record.path, record.mask) if path is not None})
+    """{key: marks of the picture and of those that belong to it, a hash of the caption}"""
+    files = list({path for record in records for path in record.files})
     marks = dict(zip(files, map_files(file_mark, files), strict=True))
     result = {}
     for record in records:
         caption = hashlib.sha256(record.caption.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-        mask = "" if record.mask is None else marks[record.mask]
-        result[record.key.encode("utf-8", "backslashreplace").decode()] = f"{marks[record.path]}{mask} {caption}"
+        others = "".join(marks[path] for path in record.files[1:])
+        result[record.key.encode("utf-8", "backslashreplace").decode()] = f"{marks[record.path]}{others} {caption}"
     return result
 
 

@@ -47,6 +47,7 @@ class BatchLoss:
         unchanged: Gives a context in which the model is as it was before training.
         seed: Of the run.
         attempt: How often the run has gone back to a saved state: another attempt draws other noise.
+        tell: Given each batch before the denoiser runs, to tell a network the conditioning pictures.
     """
 
     family: ModelFamily
@@ -58,6 +59,7 @@ class BatchLoss:
     unchanged: Callable[[], AbstractContextManager[None]]
     seed: int
     attempt: int = 0
+    tell: Callable[[Batch], None] = lambda batch: None
 
     def __call__(self, batch: Batch) -> SampleLosses:
         """Losses of a batch at the draws of its samples in this epoch."""
@@ -86,6 +88,7 @@ class BatchLoss:
     def _losses(
         self, batch: Batch, seeds: Sequence[int], draw: Draw, states: States, window: Window | None
     ) -> SampleLosses:
+        self.tell(batch)
         objective, latents = self.family.objective(), self._latents(batch)
         noise = objective.draw_noise(seeds, latents)
         conditioning = self._conditioning(batch, states)

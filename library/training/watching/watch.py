@@ -19,6 +19,7 @@ from library.memory_use import gpu_memory, memory_in_use, spill_warning
 from library.training.processes import in_all_processes
 from library.training.saving.saver import average_path
 from library.training.watching.loss_records import LossRecords
+from library.training.watching.numbers import NUMBERS, RunNumbers, write_numbers
 from library.training.watching.progress import ProgressBar, rate_to_show
 from library.training.watching.scalars import epoch_scalars, step_scalars, validation_scalars
 from library.training.watching.summary import RunSummary, SavedFile, WrittenFile, summary_lines
@@ -45,6 +46,7 @@ class Watch:
 
     Attributes:
         validations: (step, loss) of each.
+        shows_bar: Whether steps are shown by a bar.
     """
 
     def __init__(self, trainer: BuiltTraining) -> None:
@@ -54,6 +56,7 @@ class Watch:
         self.trainer = trainer
         self.records = LossRecords()
         self.validations: list[tuple[int, float]] = []
+        self.shows_bar = True
         self._rates: dict[str, list[float]] = {}
         self._is_main = trainer.accelerator.is_main_process
         self._bar: ProgressBar | None = None
@@ -79,7 +82,7 @@ class Watch:
     def start(self, step: int) -> None:
         """The first step comes."""
         self._first_step, self._started = step, time.monotonic()
-        is_shown = self.trainer.accelerator.is_local_main_process
+        is_shown = self.shows_bar and self.trainer.accelerator.is_local_main_process
         self._bar = ProgressBar(self.trainer.course.num_steps, initial=step, is_shown=is_shown)
 
     def step(self, report: StepReport) -> None:
@@ -173,6 +176,7 @@ class Watch:
         self._curves.draw(self._curves_now())
         try:
             self.records.write_by_image(self._place("loss_by_image.csv"))
+            write_numbers(self._place(NUMBERS), self._numbers())
         except OutputError as error:
             logger.error("not written, training goes on: %s", error)
         now = time.monotonic()
@@ -191,6 +195,16 @@ class Watch:
             epoch_ends=range(per_epoch, num_known + 1, per_epoch),
             bins=self.records.timestep_bins(),
             title=trainer.options.saving.output_name or "",
+        )
+
+    def _numbers(self) -> RunNumbers:
+        trainer = self.trainer
+        return RunNumbers(
+            steps=trainer.step,
+            max_steps=trainer.course.num_steps,
+            losses=tuple(trainer.log.losses),
+            validation=tuple(self.validations),
+            saved=tuple((str(trainer.folder / file.name), file.step) for file in trainer.saver.files),
         )
 
     def _summary(self, uploads: Sequence[str]) -> RunSummary:

@@ -16,7 +16,7 @@ from library.preparing.outcome import Outcome, raise_faults
 from library.preparing.pictures import find_pictures, is_blank, shared_text_files, text_file_faults, text_file_of
 from library.preparing.shares import Shares
 from library.preparing.text_writing import TextWriter, write_text
-from library.preparing.writable_folders import check_folders
+from library.writable_folders import check_folders
 
 
 def picture(path: Path) -> Path:

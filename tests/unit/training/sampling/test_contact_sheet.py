@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont, features
 
+from library.data.pixels.lettering import drawable, font, has_glyph
 from library.training.sampling.contact_sheet import (
     MAX_COLUMNS,
     MAX_ROWS,
@@ -18,7 +19,6 @@ from library.training.sampling.contact_sheet import (
     rows_of,
     thinned,
 )
-from library.training.sampling.contact_sheet_drawing import _font, _has_glyph, drawable
 from library.training.sampling.prompts import SamplePrompt
 
 RED, GREEN, BLUE, GREY = (200, 0, 0), (0, 160, 0), (0, 0, 200), (238, 238, 238)
@@ -32,10 +32,10 @@ def _log_lines_reach_caplog(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _font_is_chosen_anew():
-    for cached in (_font, _has_glyph):
+    for cached in (font, has_glyph):
         cached.cache_clear()
     yield
-    for cached in (_font, _has_glyph):
+    for cached in (font, has_glyph):
         cached.cache_clear()
 
 

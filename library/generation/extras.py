@@ -1,0 +1,186 @@
+"""What a picture asks for beside prompt, size and sampler: plain values under the names of their options, which travel
+in its record. Deep shrink, gradual latents, two passes, other noise, guiding pictures, regions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from library.errors import OptionError
+from library.generation.prompt_lines import LINE_OPTIONS, PromptOptions
+from library.generation.record import GenerationRecord
+
+if TYPE_CHECKING:
+    from library.diffusion.gradual_latents import Growth, Unsharp
+    from library.generation.options.scripts import GenerationOptions
+    from library.models.deep_shrink import DeepShrink
+
+GROUPS = ("noise", "highres", "guide", "shrink", "gradual")
+"""Groups of options whose values may be extras of a picture."""
+GUIDE = "guide_image_path"
+REGIONS = "network_regional_mask_max_color_codes"
+_SWITCHES = {  # {what switches an extra on: how the names of its options begin}
+    "ds_depth_1": "ds_",
+    "gradual_latent_timesteps": "gradual_latent_",
+    "highres_fix_scale": "highres_fix_",
+    "pyramid_noise_prob": "pyramid_noise_",
+    "noise_offset_prob": "noise_offset_",
+    "force_scheduler_zero_steps_offset": "force_",
+    "control_net_models": "control_net_",
+    "control_net_lllite_models": "control_net_",
+    "clip_vision_strength": "clip_vision_",
+    REGIONS: "network_regional_",
+}
+_GUIDED = {"control_net_models", "control_net_lllite_models", "clip_vision_strength", REGIONS}
+_NOT_RECORDED = "highres_fix_save_1st"  # changes no picture
+_UNSHARP = "3,0.5,0.5,0"
+
+
+def asked_extras(
+    options: GenerationOptions, prompt: PromptOptions, guides: Sequence[Path], *, ignored: frozenset[str]
+) -> dict[str, Any]:
+    """{option: value} of the extras that act, in plain values for JSON.
+
+    Args:
+        options: Of the run; a line goes before them.
+        prompt: Of the line.
+        guides: Guiding pictures of this prompt.
+        ignored: Switches of extras that the family has not.
+
+    Raises:
+        OptionError: A line asks for a part of an extra that is not switched on.
+    """
+    groups = [getattr(options, group) for group in GROUPS]
+    values = {item.name: getattr(group, item.name) for group in groups for item in fields(group)}
+    said = {name: value for name in values if (value := getattr(prompt, name, None)) is not None}
+    values |= said
+    switches = [name for name in _SWITCHES if name not in ignored and values[name] not in (None, False, ())]
+    starts = tuple(_SWITCHES[name] for name in switches)
+    acting = {name: value for name, value in values.items() if name.startswith(starts)}
+    for name in said.keys() - acting.keys():
+        switch = next(switch for switch, start in _SWITCHES.items() if name.startswith(start))
+        if switch not in ignored:
+            raise OptionError(f"{_flag(name)} has no effect without {_flag(switch)}. Give both, or leave it out.")
+    if guides and _GUIDED & acting.keys():
+        acting[GUIDE] = tuple(guides)
+    return {name: _plain(value) for name, value in acting.items() if value is not None and name != _NOT_RECORDED}
+
+
+def check_extras(record: GenerationRecord) -> None:
+    """Refuse extras that do not go with a picture, or with each other.
+
+    Raises:
+        OptionError: They do not.
+    """
+    extras = record.extras or {}
+    if (growth := growth_of(extras)) is not None:
+        _check_growth(record, growth)
+    both = ("ds_depth_1", "control_net_models")
+    if all(name in extras for name in both):
+        raise OptionError(f"{_flag(both[0])} and --{both[1]} exclude each other. Keep one of them.")
+    if REGIONS in extras and len(region_prompts(record.prompt)) > extras[REGIONS]:
+        raise OptionError(
+            f"the prompt has {len(region_prompts(record.prompt))} parts between AND, and --{REGIONS} says "
+            f"{extras[REGIONS]}. Give as many."
+        )
+
+
+def region_prompts(prompt: str) -> list[str]:
+    """The parts of a prompt between AND."""
+    return [part.strip() for part in prompt.split(" AND ")]
+
+
+def growth_of(extras: Mapping[str, Any]) -> Growth | None:
+    """How latents grow; None where they do not.
+
+    Raises:
+        OptionError: The parameters of sharpening are malformed.
+    """
+    from library.diffusion.gradual_latents import Growth
+
+    if "gradual_latent_timesteps" not in extras:
+        return None
+    return Growth(
+        timestep=extras["gradual_latent_timesteps"],
+        ratio=extras["gradual_latent_ratio"],
+        ratio_step=extras["gradual_latent_ratio_step"],
+        every_n_steps=extras["gradual_latent_every_n_steps"],
+        noise_scale=extras["gradual_latent_s_noise"],
+        unsharp=_unsharp(extras.get("gradual_latent_unsharp_params")),
+    )
+
+
+def shrink_of(extras: Mapping[str, Any]) -> DeepShrink | None:
+    """How features are shrunk; None where they are not."""
+    from library.models.deep_shrink import DeepShrink
+
+    if "ds_depth_1" not in extras:
+        return None
+    return DeepShrink(
+        extras["ds_depth_1"],
+        extras["ds_timesteps_1"],
+        extras.get("ds_depth_2"),
+        extras["ds_timesteps_2"],
+        extras["ds_ratio"],
+    )
+
+
+def batch_extras(record: GenerationRecord) -> str:
+    """What pictures have in common that are drawn at once; their guiding pictures may differ, not those of regions."""
+    extras = record.extras or {}
+    shared = {name: value for name, value in extras.items() if name != GUIDE or REGIONS in extras}
+    parts = len(region_prompts(record.prompt)) if REGIONS in extras else 1
+    return json.dumps([parts, shared], sort_keys=True)
+
+
+def option_values(extras: Mapping[str, Any]) -> dict[str, Any]:
+    """{option: value} of the extras of a record, in the types that options have."""
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in extras.items()}
+    for name in (GUIDE, "control_net_models", "control_net_lllite_models"):
+        if name in values:
+            values[name] = tuple(map(Path, values[name]))
+    if "clip_vision_model" in values:
+        values["clip_vision_model"] = Path(values["clip_vision_model"])
+    return values
+
+
+def _check_growth(record: GenerationRecord, growth: Growth) -> None:
+    from library.diffusion.gradual_latents import GROWING_SAMPLERS
+
+    option = "--gradual_latent_timesteps"
+    if record.sampler not in GROWING_SAMPLERS:
+        raise OptionError(f"{option}: latents grow with --sampler euler and euler_a, not {record.sampler}. Use these.")
+    if record.image is not None:
+        raise OptionError(f"{option} begins at noise, and --image_path does not. Keep one of them.")
+    if "control_net_lllite_models" in (record.extras or {}):
+        raise OptionError(f"{option} and --control_net_lllite_models exclude each other. Keep one of them.")
+
+
+def _unsharp(text: str | None) -> Unsharp | None:
+    from library.diffusion.gradual_latents import Unsharp
+
+    if text is None:
+        return None
+    try:
+        size, sigma, strength, of_result = text.split(",")
+        found = Unsharp(int(size), float(sigma), float(strength), bool(int(of_result)))
+    except ValueError:
+        found = None
+    if found is None or found.size < 1 or found.size % 2 == 0 or not found.sigma > 0:
+        raise OptionError(f'--gradual_latent_unsharp_params must be like {_UNSHARP}, got "{text}".')
+    return found
+
+
+def _flag(name: str) -> str:
+    """An option, with the one of a line where there is one."""
+    letters = next((flag for flag, setting in LINE_OPTIONS.items() if setting == name), None)
+    return f"--{name}" if letters is None else f"--{name} ({letters} in a line)"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(one) for one in value]
+    return str(value) if isinstance(value, Path) else value

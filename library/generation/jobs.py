@@ -1,0 +1,198 @@
+"""What is drawn, one after the other: from a prompt's line and the options to everything that makes each picture."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, replace
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from library.errors import OptionError
+from library.generation.options.scripts import GenerationOptions
+from library.generation.prompt_lines import PromptOptions
+from library.generation.record import GenerationRecord, NetworkUse, PictureSizes
+from library.generation.sources import SourcePictures, picture_size
+from library.generation.supply import AskedPrompt
+from library.log import get_logger
+from library.records import Size
+
+if TYPE_CHECKING:
+    from library.families.base import ModelFamily
+
+logger = get_logger(__name__)
+
+DEFAULT_STRENGTH = 0.8
+MAX_SIDE = 16384
+_SEED_BITS = 32
+_EXTRAS = tuple(item.name for item in fields(PromptOptions) if item.name.startswith(("ds_", "gradual_latent_")))
+
+
+@dataclass
+class Seeds:
+    """Seeds of pictures whose prompts give none.
+
+    Attributes:
+        first: Of `--seed`; None draws each.
+        is_same: All pictures of an iteration have one.
+    """
+
+    first: int | None
+    is_same: bool = False
+    _numbers: Iterator[int] = field(default_factory=count)
+    _of_iteration: dict[int, int] = field(default_factory=dict)
+
+    def next(self, iteration: int) -> int:
+        """That of the next picture."""
+        if not self.is_same:
+            return self._drawn() if self.first is None else self.first + next(self._numbers)
+        if iteration not in self._of_iteration:
+            self._of_iteration[iteration] = self._drawn() if self.first is None else self.first + iteration
+        return self._of_iteration[iteration]
+
+    @staticmethod
+    def _drawn() -> int:
+        return secrets.randbits(_SEED_BITS)
+
+
+@dataclass(frozen=True)
+class JobMaker:
+    """Turns prompts into records.
+
+    Attributes:
+        options: Decide what a prompt leaves open.
+        family: Of the model, as its files mark it.
+        base: A record with what all pictures of the run share.
+        longest: Longest side that the model can place, in pixels; None for any.
+        sources: What prompts are drawn over.
+    """
+
+    options: GenerationOptions
+    family: ModelFamily
+    base: GenerationRecord
+    longest: int | None
+    sources: SourcePictures
+    _told: set[str] = field(default_factory=set)
+
+    def records(self, asked: AskedPrompt, *, number: int, iteration: int, seeds: Seeds) -> list[GenerationRecord]:
+        """The pictures of a prompt, without networks and lengths of texts.
+
+        Args:
+            asked: The prompt and its options.
+            number: Of the prompt in its iteration, from 0.
+            iteration: From 0.
+            seeds: For pictures whose prompt gives none.
+
+        Raises:
+            OptionError: The prompt asks for what cannot be drawn.
+        """
+        prompt = asked.options
+        self._refuse_extras(prompt)
+        record = self._record(prompt, number)
+        given = prompt.seeds or ()
+        how_many = max(asked.count, len(given))
+        own = [given[place] if place < len(given) else seeds.next(iteration) for place in range(how_many)]
+        return [replace(record, seed=seed) for seed in own]
+
+    def _record(self, prompt: PromptOptions, number: int) -> GenerationRecord:
+        picture, image, mask = self.options.picture, self.sources.image(number), self.sources.mask(number)
+        size = self._size(prompt, image)
+        negative_scale = picture.negative_scale if prompt.negative_scale is None else prompt.negative_scale
+        asked = self.options.source.strength if prompt.strength is None else prompt.strength
+        strength = DEFAULT_STRENGTH if asked is None else asked
+        if prompt.strength is not None and image is None:
+            self._tell("--t has no effect: there is no --image_path.")
+        return replace(
+            self.base,
+            prompt=prompt.prompt,
+            negative_prompt=prompt.negative_prompt or "",
+            width=size.width,
+            height=size.height,
+            steps=prompt.steps or picture.steps,
+            sampler=self._sampler(prompt),
+            scale=picture.scale if prompt.scale is None else prompt.scale,
+            negative_scale=None if negative_scale == "none" else negative_scale,
+            strength=None if image is None else strength,
+            image=None if image is None else str(image),
+            mask=None if mask is None else str(mask),
+            clip_prompt=prompt.clip_prompt,
+            sizes=self._told_sizes(prompt, size),
+            file_name=prompt.file_name,
+        )
+
+    def _size(self, prompt: PromptOptions, image: Path | None) -> Size:
+        """Width and height: of the line, of the options, of the picture that is drawn over, or of the family."""
+        usual = Size(self.family.sample_size, self.family.sample_size)
+        picture, is_said = self.options.picture, prompt.width or prompt.height
+        if image is not None and not (is_said or self.options.picture.W or self.options.picture.H):
+            usual = picture_size(image)
+        asked = Size(prompt.width or picture.W or usual.width, prompt.height or picture.H or usual.height)
+        multiple, longest = self.family.sample_multiple, self.longest or MAX_SIDE
+        size = Size(*(max(side // multiple, 1) * multiple for side in asked))
+        if size != asked:
+            self._tell(f"{asked} becomes {size}: sides are multiples of {multiple} pixels.")
+        if max(size) > longest:
+            raise OptionError(f"{size} is too large: this model draws up to {longest} pixels a side. Make it smaller.")
+        return size
+
+    def _sampler(self, prompt: PromptOptions) -> str:
+        known = self.family.samplers
+        if not known:
+            if prompt.sampler is not None:
+                self._tell(f"--ss {prompt.sampler} has no effect: {self.family.name} is drawn by Euler's method.")
+            return "euler"
+        sampler = prompt.sampler or self.options.picture.sampler
+        if sampler not in known:
+            raise OptionError(f"--ss {sampler}: there is no such sampler. Known are {', '.join(known)}.")
+        return sampler
+
+    def _told_sizes(self, prompt: PromptOptions, size: Size) -> PictureSizes | None:
+        """What SDXL is told of a picture."""
+        names = [item.name for item in fields(PictureSizes)]
+        asked = {name: _first(getattr(prompt, name), getattr(self.options.picture, name, None)) for name in names}
+        if self.family.name != "sdxl":
+            if any(getattr(prompt, name) is not None for name in names):
+                self._tell("--ow, --oh, --nw, --nh, --ct and --cl are for SDXL and have no effect here.")
+            return None
+        width = _first(asked["original_width"], size.width)
+        height = _first(asked["original_height"], size.height)
+        return PictureSizes(
+            width,
+            height,
+            _first(asked["original_width_negative"], width),
+            _first(asked["original_height_negative"], height),
+            _first(asked["crop_top"], 0),
+            _first(asked["crop_left"], 0),
+        )
+
+    def _refuse_extras(self, prompt: PromptOptions) -> None:
+        asked = [name for name in _EXTRAS if getattr(prompt, name) is not None]
+        if asked:
+            raise OptionError(f"a prompt asks for {', '.join(asked)}, which is not available yet. Leave it out.")
+
+    def _tell(self, text: str) -> None:
+        """Warn once in a run."""
+        if text not in self._told:
+            self._told.add(text)
+            logger.warning("%s", text)
+
+
+def batch_key(record: GenerationRecord) -> tuple[Any, ...]:
+    """Pictures whose keys are equal can be drawn at once."""
+    strengths = tuple(use.multiplier for use in record.networks)
+    is_guided, is_apart = record.scale != 1, record.negative_scale is not None
+    return (
+        *(record.width, record.height, record.steps, record.sampler, record.strength, record.mask is None),
+        *(record.max_embeddings_multiples, strengths, is_guided or is_apart, is_apart),
+    )
+
+
+def with_networks(record: GenerationRecord, networks: tuple[NetworkUse, ...], num_rows: int) -> GenerationRecord:
+    """A record with the networks at the strengths of its prompt, and the length that its texts need."""
+    return replace(record, networks=networks, max_embeddings_multiples=num_rows)
+
+
+def _first(*values: Any) -> Any:
+    """The first that is said."""
+    return next((value for value in values if value is not None), None)

@@ -1,0 +1,86 @@
+"""Names of the files that pictures are written to. No file is replaced."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from library.errors import OutputError
+
+_SEQUENTIAL = re.compile(r"im_(\d{6,})\.png")
+_FORBIDDEN = re.compile(r'[<>:"|?*\x00-\x1f]')
+
+
+class FileNames:
+    """Names for the pictures of a run.
+
+    Args:
+        folder: Of all pictures.
+        is_sequential: im_000001.png and so on, behind what is there.
+        uses_original: The name of the picture that is drawn over.
+    """
+
+    def __init__(self, folder: Path, *, is_sequential: bool = False, uses_original: bool = False) -> None:
+        self.folder, self.is_sequential, self.uses_original = folder, is_sequential, uses_original
+        self._started = time.strftime("%Y%m%d%H%M%S")
+        self._numbers: Iterator[int] = itertools.count()
+
+    def prepare(self) -> None:
+        """Make the folder and see whether a file can be written, before anything is drawn.
+
+        Raises:
+            OutputError: It cannot.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=self.folder).close()
+        except OSError as error:
+            raise OutputError(
+                f"--outdir: {self.folder} cannot be written ({error.strerror or error}). Give another folder."
+            ) from None
+        if self.is_sequential:
+            self._numbers = itertools.count(self._last_number() + 1)
+
+    def next(self, seed: int, *, asked: str | None = None, original: str | None = None, prefix: str = "") -> Path:
+        """The file of the next picture.
+
+        Args:
+            seed: Of the picture.
+            asked: By the prompt's line.
+            original: Path of the picture that is drawn over.
+            prefix: Of what is no usual picture, as "hires_".
+
+        Raises:
+            OutputError: The name that a line asks for is none.
+        """
+        number = next(self._numbers)
+        if asked:
+            return self._unused(safe_name(asked))
+        if self.uses_original and original:
+            return self._unused(Path(original).stem)
+        stem = f"im_{number:06d}" if self.is_sequential else f"im_{self._started}_{prefix}{number:03d}_{seed}"
+        return self._unused(stem)
+
+    def _last_number(self) -> int:
+        found = [_SEQUENTIAL.fullmatch(path.name) for path in self.folder.iterdir()]
+        return max((int(match[1]) for match in found if match), default=0)
+
+    def _unused(self, stem: str) -> Path:
+        names = itertools.chain([stem], (f"{stem}_{number}" for number in itertools.count(1)))
+        return next(path for name in names if not (path := self.folder / f"{name}.png").exists())
+
+
+def safe_name(asked: str) -> str:
+    """The name that a line asks for, without ending.
+
+    Raises:
+        OutputError: It is the name of no file in the folder.
+    """
+    stem = asked.strip().removesuffix(".png")
+    if not stem or stem in (".", "..") or "/" in stem or "\\" in stem or _FORBIDDEN.search(stem):
+        raise OutputError(f'--f {asked}: this is no name for a file. Use letters, numbers, "_" and "-".')
+    return stem

@@ -1,0 +1,118 @@
+"""What the text chunks of a PNG say about how the picture was made: ours in full, those of others as far as they go."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from library.errors import UserError
+from library.generation.png_text import NEGATIVE, PARAMETERS_CHUNK, RECORD_CHUNK, SAMPLER_NAMES
+from library.generation.prompt_lines import PromptOptions
+from library.generation.record import GenerationRecord, record_from_json
+
+_SETTING = re.compile(r'\s*(\w[\w /-]*):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
+_LEAST_SETTINGS = 3  # of a last line that is no part of a prompt
+_NETWORK = re.compile(r"\s*<lora:([^:<>]+):([^:<>]+)>")
+
+
+def read_record(path: Path, option: str = "--from_png") -> GenerationRecord | None:
+    """What draws the picture again; None if it was not drawn here.
+
+    Raises:
+        UserError: The file cannot be read as a picture, or its record is damaged.
+    """
+    text = _read_chunks(path, option).get(RECORD_CHUNK)
+    if text is None:
+        return None
+    try:
+        return record_from_json(json.loads(text))
+    except (ValueError, RecursionError):
+        raise UserError(f"{option}: {path}: its text is damaged. Give the picture as it was saved.") from None
+    except UserError as error:
+        raise UserError(f"{option}: {path}: {error}. Give the picture as it was saved.") from None
+
+
+def read_parameters(path: Path, option: str = "--from_png") -> PromptOptions:
+    """What a picture of AUTOMATIC1111, or of a program that writes as it does, tells of itself. Not everything counts
+    there: model and networks are left to the options.
+
+    Raises:
+        UserError: The file cannot be read as a picture, or tells nothing.
+    """
+    text = _read_chunks(path, option).get(PARAMETERS_CHUNK)
+    if text is None:
+        raise UserError(f"{option}: {path} does not say how it was made. Give a PNG as it was saved, not a copy of it.")
+    return parse_parameters(text)
+
+
+def parse_parameters(text: str) -> PromptOptions:
+    """Prompt and settings of a text as AUTOMATIC1111 writes it. Settings that are malformed count as not said."""
+    *lines, last = text.strip().split("\n")
+    settings = {title: _unquoted(value) for title, value in _SETTING.findall(last)}
+    if len(settings) < _LEAST_SETTINGS:
+        lines, settings = [*lines, last], {}
+    place = next((number for number, line in enumerate(lines) if line.strip().startswith(NEGATIVE)), len(lines))
+    prompt = _NETWORK.sub("", "\n".join(lines[:place])).strip()
+    negative = "\n".join(lines[place:]).strip().removeprefix(NEGATIVE).strip()
+    return PromptOptions(prompt, negative_prompt=negative or None, **_values(settings))
+
+
+def network_tags(text: str) -> dict[str, float]:
+    """{name: strength} of the <lora:name:strength> in a prompt."""
+    found = {name: _number(value.partition(":")[0]) for name, value in _NETWORK.findall(text)}
+    return {name: strength for name, strength in found.items() if strength is not None}
+
+
+def _values(settings: Mapping[str, str]) -> dict[str, Any]:
+    """What the settings ask for, under the names of `PromptOptions`."""
+    size = re.fullmatch(r"(\d{1,6})x(\d{1,6})", settings.get("Size", ""))
+    seed = _whole(settings.get("Seed", ""))
+    return {
+        "steps": _whole(settings.get("Steps", "")),
+        "sampler": SAMPLER_NAMES.get(settings.get("Sampler", "").lower()),
+        "scale": _number(settings.get("CFG scale", "")),
+        "seeds": None if seed is None else (seed,),
+        "width": int(size[1]) if size else None,
+        "height": int(size[2]) if size else None,
+        "strength": _number(settings.get("Denoising strength", "")),
+    }
+
+
+def _unquoted(value: str) -> str:
+    value = value.strip()
+    if not value.startswith('"'):
+        return value
+    try:
+        return str(json.loads(value))
+    except ValueError:
+        return value
+
+
+def _whole(text: str) -> int | None:
+    return int(text) if re.fullmatch(r"\d{1,18}", text) else None
+
+
+def _number(text: str) -> float | None:
+    return float(text) if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d{1,2})?", text) else None
+
+
+def _read_chunks(path: Path, option: str) -> dict[str, str]:
+    """{keyword: text} of a PNG."""
+    from PIL import Image, UnidentifiedImageError
+
+    if path.is_dir():
+        raise UserError(f"{option}: {path} is a folder. Give one PNG file.")
+    try:
+        with Image.open(path) as picture:
+            picture.load()  # chunks may stand behind the pixels
+            chunks = dict(getattr(picture, "text", {}))
+    except FileNotFoundError:
+        raise UserError(f"{option}: {path} does not exist. Check the path.") from None
+    except (UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError):
+        raise UserError(f"{option}: {path} is no picture that can be read. Give a PNG as it was saved.") from None
+    except OSError as error:
+        raise UserError(f"{option}: {path} cannot be read ({error.strerror or error}).") from None
+    return {str(keyword): str(text) for keyword, text in chunks.items()}

@@ -1,0 +1,175 @@
+"""A run that draws pictures: what is wrong is found from headers first, then the model is read once, then batches of
+pictures are drawn, decoded and written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from library.generation.jobs import JobMaker, Seeds, batch_key, with_networks
+from library.generation.naming import FileNames
+from library.generation.options.scripts import GenerationOptions
+from library.generation.record import GenerationRecord
+from library.generation.redrawing import Redrawing, redrawings
+from library.generation.sources import SourcePictures
+from library.generation.supply import PromptSupply, naming
+from library.log import get_logger
+
+if TYPE_CHECKING:
+    from library.families.base import ModelFamily
+    from library.generation.drawing import Drawing
+
+logger = get_logger(__name__)
+
+MakeFamily = Callable[[GenerationOptions], "ModelFamily"]
+
+
+def draw_pictures(options: GenerationOptions, make_family: MakeFamily) -> None:
+    """Draw everything that the options ask for.
+
+    Args:
+        options: Of the script.
+        make_family: Chooses the family from options and headers.
+
+    Raises:
+        UserError: Something cannot be used, or drawn.
+    """
+    names = FileNames(
+        options.files.outdir,
+        is_sequential=options.files.sequential_file_name,
+        uses_original=options.files.use_original_file_name,
+    )
+    if options.prompts.from_png:
+        asked = redrawings(options)
+    else:
+        asked = [Redrawing(options, PromptSupply.of(options.prompts))]
+    number = sum(PictureRun(one.options, make_family, names).draw(one.supply) for one in asked)
+    logger.info("%d picture%s in %s", number, "s"[: number != 1], options.files.outdir)
+
+
+class PictureRun:
+    """One model, and the prompts that it draws.
+
+    Args:
+        options: Of the run.
+        make_family: See `draw_pictures`.
+        names: For the pictures.
+
+    Raises:
+        UserError: A file cannot be used; nothing was drawn.
+    """
+
+    def __init__(self, options: GenerationOptions, make_family: MakeFamily, names: FileNames) -> None:
+        from library.generation.embeddings import read_embeddings
+        from library.generation.model import naming_ckpt
+        from library.generation.networks import read_networks
+
+        self.options, self.names = options, names
+        self.sources = SourcePictures.of(options.source.image_path, options.source.mask_path)
+        with naming_ckpt():
+            family = make_family(options)
+            files = family.inspect()
+            self.family: ModelFamily = family.as_marked(files)
+        self.files: Any = files
+        self.networks = read_networks(options.network, self.family, files)
+        self.embeddings = read_embeddings(options.model.textual_inversion_embeddings)
+        self.drawing: Drawing | None = None
+        longest = self.family.longest_side(files)
+        self.maker = JobMaker(options, self.family, self._base(), longest, self.sources)
+
+    def draw(self, supply: PromptSupply) -> int:
+        """Draw all prompts; returns the number of pictures."""
+        if supply.is_known:  # what is wrong is told before the model is read
+            for number, asked in enumerate(supply.iteration(0)):
+                with naming(asked.place):
+                    self.maker.records(asked, number=number, iteration=0, seeds=Seeds(0))
+        self.names.prepare()
+        return sum(self._draw_batch(batch) for batch in self._batches(supply))
+
+    def _batches(self, supply: PromptSupply) -> Iterator[list[GenerationRecord]]:
+        """Pictures that are drawn at once. What is asked for by and by is drawn before the next is asked for."""
+        batch: list[GenerationRecord] = []
+        for records in self._jobs(supply):
+            for record in records:
+                if batch and (len(batch) == self.options.computing.batch_size or not _same(batch[0], record)):
+                    yield batch
+                    batch = []
+                batch.append(record)
+            if supply.is_interactive and batch:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+    def _jobs(self, supply: PromptSupply) -> Iterable[list[GenerationRecord]]:
+        prompts = self.options.prompts
+        seeds = Seeds(prompts.seed, prompts.iter_same_seed)
+        for iteration in range(prompts.n_iter):
+            for number, asked in enumerate(supply.iteration(iteration)):
+                with supply.forgiving(), naming(asked.place):
+                    records = self.maker.records(asked, number=number, iteration=iteration, seeds=seeds)
+                    yield [self._complete(record, asked.options.network_muls) for record in records]
+
+    def _complete(self, record: GenerationRecord, multipliers: Sequence[float] | None) -> GenerationRecord:
+        """With what only the loaded model tells."""
+        drawing = self._drawing()
+        if multipliers and not drawing.networks.uses:
+            logger.warning("--am has no effect: there are no --network_weights.")
+        texts = (record.prompt, record.negative_prompt)
+        rows = self.options.model.max_embeddings_multiples or drawing.text.num_rows(texts)
+        return with_networks(record, drawing.networks.uses_at(multipliers), rows)
+
+    def _draw_batch(self, batch: list[GenerationRecord]) -> int:
+        from library.generation.writing import write_picture
+
+        pictures = self._drawing().draw(batch)
+        for record, picture in zip(batch, pictures, strict=True):
+            path = self.names.next(record.seed, asked=record.file_name, original=record.image)
+            write_picture(path, picture, record)
+            logger.info("%s", path)
+        return len(batch)
+
+    def _drawing(self) -> Drawing:
+        """What draws, once it is needed."""
+        from library.generation.drawing import Drawing
+
+        if self.drawing is None:
+            self.drawing = Drawing.load(
+                self.family, self.files, self.options, networks=self.networks, embeddings=self.embeddings
+            )
+        return self.drawing
+
+    def _base(self) -> GenerationRecord:
+        """What all pictures share."""
+        model = self.options.model
+        return GenerationRecord(
+            prompt="",
+            width=0,
+            height=0,
+            seed=0,
+            steps=1,
+            sampler="",
+            scale=1.0,
+            family=self.family.name,
+            model=str(model.ckpt),
+            model_hash=_hash(Path(str(model.ckpt))),
+            vae=None if model.vae is None else str(model.vae),
+            embeddings=tuple(map(str, self.embeddings)),
+            clip_skip=model.clip_skip,
+            emb_normalize_mode=model.emb_normalize_mode,
+            v_parameterization=self.family.prediction_type == "v",
+            zero_terminal_snr=bool(getattr(self.family, "is_zero_terminal", False)),
+            precision=self.options.computing.precision,
+        )
+
+
+def _same(one: GenerationRecord, other: GenerationRecord) -> bool:
+    return batch_key(one) == batch_key(other)
+
+
+def _hash(path: Path) -> str:
+    """Of a model's file, as A1111 shows it; empty for a folder."""
+    from library.checkpoint.metadata import file_hashes
+
+    return file_hashes(path).sha256[:10] if path.is_file() else ""

@@ -1,0 +1,242 @@
+"""LoRAs merged into a model's file: each tensor is read, changed and written before the next.
+
+What no LoRA touches is copied byte for byte, unless another precision is asked for. Sums are computed on wide weights
+and rounded once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from math import prod
+from typing import TYPE_CHECKING
+
+from library.checkpoint.tensor_stream import PlannedTensor, pickle_planned, write_planned, written_dtype
+from library.checkpoint.weights import Part, StoredWeight, WeightFiles, open_weights, select_part, stored_weights
+from library.errors import CheckpointError
+from library.families.detect import FileKind, file_kind
+from library.families.lora_layout import LoraPair
+from library.log import get_logger
+from library.loras.lora_family import FAMILY_TITLES
+from library.loras.lora_file import check_target
+from library.loras.merged_model_metadata import model_metadata
+from library.loras.merging import size_of
+from library.loras.merging_inputs import OPTION, MergeInput, read_inputs
+from library.loras.merging_places import Place, Places, check_modules, family_of_model, places_in
+from library.pickled import tensor_reader
+from library.tensorfile import TensorInfo, torch_dtype
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from library.loras.options.merging import MergeOptions
+    from networks.oft_adapter import Rotation
+
+MODEL_OPTION = "--sd_model"
+_WIDE, _FP8 = ("F64", "F32", "F16", "BF16"), ("F8_E4M3", "F8_E5M2")
+_FLOATS = (*_WIDE, *_FP8)
+_FP8_MARKS = (".scale_weight", ".weight_scale", ".scale_input", ".input_scale", ".comfy_quant", "scaled_fp8")
+_SETTINGS = ("denoiser.", "model_ema.decay", "model_ema.num_updates")  # numbers beside the networks
+_ENCODERS = "lora_te"
+
+logger = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one module of one file does to a tensor."""
+
+    place: Place
+    change: LoraPair | Rotation
+    strength: float
+
+
+def merge_into_model(options: MergeOptions, families: Collection[str]) -> None:
+    """Merge as networks/merge_lora.py does with --sd_model.
+
+    Args:
+        options: Of the script.
+        families: Those that it takes.
+
+    Raises:
+        UserError: A file cannot be used, the files do not fit each other, or the result cannot be written.
+    """
+    from library.device import precision_dtype
+
+    assert options.sd_model is not None and options.save_to is not None and options.models is not None
+    sources = {f"{OPTION} {path}": path for path in options.models} | {MODEL_OPTION: options.sd_model}
+    check_target(options.save_to, sources)
+    source, kind, family = _open_model(options, families)
+    advice = f"Give LoRAs of the family of {MODEL_OPTION} {source.path}, which is {kind.title}."
+    _, inputs = read_inputs(options, (family,), advice=advice, takes_oft=True)
+    if options.skip_text_encoders:
+        inputs = [_without_encoders(given) for given in inputs]
+    places = _places(source, kind)
+    steps = _steps(inputs, places, source)
+    wanted = precision_dtype(options.save_precision) if options.save_precision else None
+    _refuse_narrow(source, steps, wanted)
+    plan = _plan(source, steps, wanted, precision_dtype(options.precision))
+    if options.save_to.suffix == ".safetensors":
+        metadata = None if options.no_metadata else model_metadata(source, kind, inputs, options.save_to.stem, wanted)
+        write_planned(options.save_to, plan, metadata)
+    else:
+        pickle_planned(options.save_to, plan)
+    logger.info("%s: %d of %d tensors changed", options.save_to, len(steps), len(plan))
+
+
+def _open_model(options: MergeOptions, families: Collection[str]) -> tuple[WeightFiles, FileKind, str]:
+    path = options.sd_model
+    assert path is not None
+    if path.is_dir():
+        raise CheckpointError(
+            f"{MODEL_OPTION}: {path} is a folder. Give a single file; a folder of diffusers becomes one with "
+            "tools/convert_diffusers20_original_sd.py."
+        )
+    source = open_weights(path, MODEL_OPTION, allow_pickle=options.allow_pickle)
+    kind = file_kind(source.shapes())
+    family = family_of_model(kind)
+    if family is None or family not in families:
+        wanted = " or ".join(FAMILY_TITLES[name] for name in families)
+        advice = "Use networks/merge_lora.py, which takes all of them." if family else "Give the base model."
+        raise CheckpointError(f"{MODEL_OPTION}: {path} is {kind.title}, not a model of {wanted}. {advice}")
+    return source, kind, family
+
+
+def _without_encoders(given: MergeInput) -> MergeInput:
+    kept = {name: change for name, change in given.changes.items() if not name.startswith(_ENCODERS)}
+    if not kept:
+        raise CheckpointError(
+            f"{OPTION}: {given.path} changes text encoders only, and --skip_text_encoders leaves them out. "
+            "Leave out the option, or the file."
+        )
+    return replace(given, changes=kept)
+
+
+def _places(source: WeightFiles, kind: FileKind) -> Places:
+    try:
+        return places_in(source, kind)
+    except CheckpointError as error:
+        told = str(error).removeprefix("--pretrained_model_name_or_path: ").removeprefix(f"{source.path}: ")
+        raise CheckpointError(f"{MODEL_OPTION}: {source.path}: {told}") from None
+
+
+# Which file does what to which tensor
+
+
+def _steps(inputs: Sequence[MergeInput], places: Places, source: WeightFiles) -> dict[str, list[Step]]:
+    """{tensor: what is done to it, in the order of the files}"""
+    for given in inputs:
+        check_modules(given.changes, places, f"{OPTION}: {given.path}", str(source.path))
+    steps: dict[str, list[Step]] = {}
+    for key, found in places.by_tensor.items():
+        for given in inputs:
+            for place in found:
+                change = given.changes.get(place.module)
+                if change is None:
+                    continue
+                _check_size(place, change, source.tensors[key], given, source)
+                if strength := given.strength(place.module):
+                    steps.setdefault(key, []).append(Step(place, change, strength))
+    if not steps:
+        raise CheckpointError("nothing would be merged: every module has strength 0. Check --ratios and --lbws.")
+    return steps
+
+
+def _check_size(
+    place: Place, change: LoraPair | Rotation, info: TensorInfo, given: MergeInput, source: WeightFiles
+) -> None:
+    rows, columns = info.shape[0] // place.rows[1] * place.change[1], prod(info.shape[1:])
+    if isinstance(change, LoraPair):
+        size = size_of(change)
+        found = (size[0], prod(size[1:]))
+    else:
+        found = (change.num_outputs, columns)
+    if found != (rows, columns):
+        raise CheckpointError(
+            f"{OPTION}: {given.path} is for another size of model: {place.module} is {found[0]} x {found[1]} there and "
+            f"{rows} x {columns} in {source.path}. Give a LoRA of this model."
+        )
+
+
+def _refuse_narrow(source: WeightFiles, steps: Collection[str], wanted: torch.dtype | None) -> None:
+    """Most of what a LoRA adds is smaller than the steps between numbers of 8 bits."""
+    types = {key: source.tensors[key].dtype for key in steps}
+    if key := next((key for key, dtype in types.items() if dtype not in (*_WIDE, *_FP8)), None):
+        raise CheckpointError(
+            f"{MODEL_OPTION}: {source.path}: {key} is stored as {types[key]}. Use an fp16, bf16, fp32 or fp8 file."
+        )
+    if wanted is None and (key := next((key for key, dtype in types.items() if dtype in _FP8), None)):
+        raise CheckpointError(
+            f"{MODEL_OPTION}: {source.path} is in fp8 ({key}), where most of a LoRA would be rounded away. "
+            "Give --save_precision fp16 or bf16."
+        )
+
+
+# What is written
+
+
+def _plan(
+    source: WeightFiles, steps: Mapping[str, Sequence[Step]], wanted: torch.dtype | None, precision: torch.dtype
+) -> dict[str, PlannedTensor]:
+    (header,) = source.headers
+    reader = tensor_reader(header)
+    part = _networks(source)
+    weights = cache(lambda: {weight.key: weight for weight in stored_weights(part)})
+    plan = {}
+    for key, info in source.tensors.items():
+        is_changed = key in steps
+        if key in part.names and (is_changed or wanted is not None):
+            dtype = written_dtype(torch_dtype(info.dtype), wanted)
+            fetch = partial(_merged, weights, key, steps.get(key, ()), precision if is_changed else dtype)
+            plan[key] = PlannedTensor(info.shape, dtype, fetch)
+        elif wanted is None or not key.endswith(_FP8_MARKS):  # which belong to weights that are not in fp8 any more
+            plan[key] = PlannedTensor(info.shape, torch_dtype(info.dtype), partial(reader.view, key))
+    return plan
+
+
+def _networks(source: WeightFiles) -> Part:
+    """All weights of the file, with the scales of those in fp8."""
+    names = [key for key, info in source.tensors.items() if info.dtype in _FLOATS and not _is_setting(key, info)]
+    marks = [key for key in source.tensors if key.endswith(_FP8_MARKS)]
+    return select_part("model", source, {key: key for key in (*names, *marks)})
+
+
+def _is_setting(key: str, info: TensorInfo) -> bool:
+    """What is no weight of a network: schedules of noise, marks, counters."""
+    return not prod(info.shape) or key.startswith(_SETTINGS) or ("." not in key and len(info.shape) < 2)
+
+
+def _merged(
+    weights: Callable[[], Mapping[str, StoredWeight]], key: str, steps: Sequence[Step], dtype: torch.dtype
+) -> Tensor:
+    tensor = weights()[key].wide(dtype)
+    return changed(tensor, steps) if steps else tensor
+
+
+def changed(weight: Tensor, steps: Sequence[Step]) -> Tensor:
+    """A weight with everything that is done to it, one after the other, in its own type."""
+    result = weight.clone()
+    for step in steps:
+        rows = result.T if step.place.is_transposed else result
+        index, count = step.place.rows
+        rows = rows.chunk(count)[index]
+        rows += _change(rows, step)
+    return result
+
+
+def _change(rows: Tensor, step: Step) -> Tensor:
+    """What is added to some rows. Shape of `rows`."""
+    from networks.oft_adapter import turned
+
+    if not isinstance(step.change, LoraPair):
+        turn = step.change.turn() * step.strength
+        return turned(rows.to(turn.dtype), turn, 0).to(rows.dtype)
+    index, count = step.place.change
+    up = step.change.up.flatten(1).chunk(count)[index]
+    if step.place.is_swapped:
+        up = up.roll(up.shape[0] // 2, 0)
+    down = step.change.down.flatten(1)
+    product = (up.to(rows.dtype) @ down.to(rows.dtype)) * (step.change.scale * step.strength)
+    return product.reshape(rows.shape)

@@ -1,0 +1,155 @@
+"""A whole model in another layout: one file or a diffusers folder, of any family, in both directions.
+
+Everything is planned from headers and then written tensor by tensor. Names and shapes are those of the published
+files, see library/families/<name>/export.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from library.errors import CheckpointError, OptionError
+from library.families.detect import SD1, SD2, SD3
+from library.log import get_logger
+from library.model_files.about import about_model
+from library.model_files.options.converting import ConversionOptions, is_file_name
+from library.model_files.options.metadata_text import read_metadata
+from library.model_files.options.precisions import dtype_of
+from library.model_files.places import check_file, check_folder, naming
+from library.model_files.whole import WholeModel, find_whole_model
+
+if TYPE_CHECKING:
+    from library.families.model_folder import ModelFolder
+    from library.models.tokenizers import TokenizerSet
+
+_SOURCE, _TARGET, _REFERENCE = "MODEL_TO_LOAD", "MODEL_TO_SAVE", "--reference_model"
+_SCHEDULER = Path("scheduler", "scheduler_config.json")
+
+logger = get_logger(__name__)
+
+
+def convert_model(options: ConversionOptions) -> None:
+    """Read a model and write it in the layout that the target's name asks for.
+
+    Raises:
+        CheckpointError: The model or the reference cannot be used.
+        OptionError: Options do not go with the model, or the target is no place for it.
+        OutputError: It cannot be written; what was at the target still is.
+    """
+    source, target = options.model_to_load, options.model_to_save
+    assert source is not None and target is not None  # the parser has made sure
+    model = find_whole_model(
+        source,
+        _SOURCE,
+        variant=options.variant if source.is_dir() else None,
+        allow_pickle=options.allow_pickle,
+        prediction_type=options.prediction_type,
+    )
+    _check_options(options, model)
+    _tell(model, options.precision)
+    if is_file_name(target):
+        check_file(target, model.sources, _TARGET)
+        _write_file(model, target, options)
+    else:
+        check_folder(target, model.sources, _TARGET)
+        _write_folder(model, target, options)
+    logger.info("%s is written.", target)
+
+
+def _check_options(options: ConversionOptions, model: WholeModel) -> None:
+    for flag, is_given, kind in (("--v1", options.v1, SD1), ("--v2", options.v2, SD2)):
+        if is_given and model.kind != kind:
+            raise OptionError(
+                f"{flag}: {model.path} is {model.kind.title}. Leave {flag} out: the file says what it is."
+            )
+    target, source = options.model_to_save, options.model_to_load
+    if options.variant is not None and source is not None and not source.is_dir() and is_file_name(target or Path()):
+        raise OptionError("--variant is for diffusers folders, and neither model is one. Leave it out.")
+
+
+def _tell(model: WholeModel, precision: str) -> None:
+    logger.info("%s is %s with %s.", model.path, model.kind.title, ", ".join(model.parts))
+    stored = {info.dtype for part in model.parts.values() for info in _infos(part)}
+    if precision == "no" and any(dtype.startswith("F8") for dtype in stored):
+        logger.info("weights in fp8 are written as fp16, which all programs read.")
+
+
+def _infos(part: Any) -> list[Any]:
+    return [part.source.tensors[name] for name in part.names]
+
+
+# One file
+
+
+def _write_file(model: WholeModel, target: Path, options: ConversionOptions) -> None:
+    from library.checkpoint.tensor_stream import pickle_planned, write_planned
+
+    plan = model.single_file(dtype_of(options.precision))
+    if target.suffix.lower() == ".ckpt":
+        pickle_planned(target, plan, beside={"epoch": options.epoch, "global_step": options.global_step})
+        return
+    about = about_model(
+        model.metadata,
+        target,
+        architecture=model.architecture,
+        prediction_type=model.prediction_type,
+        resolution=model.resolution,
+    )
+    write_planned(target, plan, {**about, **(read_metadata(options.metadata) if options.metadata else {})})
+
+
+# A folder
+
+
+def _write_folder(model: WholeModel, target: Path, options: ConversionOptions) -> None:
+    from library.families.model_folder import write_model_folder
+
+    folder = replace(model.folder(dtype_of(options.precision)), variant=options.variant)
+    place = None if options.reference_model is None else _reference_folder(Path(options.reference_model))
+    find_tokenizers: Callable[[], TokenizerSet] = lambda: model.tokenizers(None)  # noqa: E731
+    if place is not None:
+        folder = _with_scheduler(folder, place, model)
+        with naming(_REFERENCE, tokenizer_dir=_REFERENCE):
+            tokenizers = model.tokenizers(place)
+        find_tokenizers = lambda: tokenizers  # noqa: E731
+    write_model_folder(target, folder, find_tokenizers)
+
+
+def _reference_folder(path: Path) -> Path:
+    if not path.is_dir():
+        raise OptionError(
+            f"{_REFERENCE} {path} is not a folder on this machine. Download its scheduler and tokenizer folders, or "
+            "leave the option out: the usual scheduler is written then."
+        )
+    return path
+
+
+def _with_scheduler(folder: ModelFolder, reference: Path, model: WholeModel) -> ModelFolder:
+    """The same folder with the scheduler of another one, which is told what this model predicts."""
+    settings = _read_scheduler(reference)
+    if settings is None:
+        logger.info("%s has no scheduler: the usual one is written.", reference)
+        return folder
+    own = folder.scheduler.get("prediction_type")
+    if model.kind != SD3 and settings.get("prediction_type", "epsilon") != own:
+        logger.warning("the scheduler of %s is for other models: its prediction_type becomes %s.", reference, own)
+        settings = {**settings, "prediction_type": own}
+    index = {**folder.index, "scheduler": ["diffusers", settings["_class_name"]]}
+    return replace(folder, scheduler=settings, index=index)
+
+
+def _read_scheduler(reference: Path) -> Mapping[str, Any] | None:
+    path = reference / _SCHEDULER
+    if not path.is_file():
+        return None
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(settings["_class_name"], str):
+            raise ValueError("no class")
+    except (OSError, ValueError, KeyError, TypeError):
+        raise CheckpointError(f"{_REFERENCE}: {path} is damaged. Download or copy it again.") from None
+    return dict(settings)

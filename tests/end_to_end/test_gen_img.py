@@ -1,0 +1,387 @@
+"""gen_img.py on tiny models: what draws the same picture, what draws another, and where pictures go."""
+
+import io
+import logging
+import re
+import sys
+
+import numpy
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from gen_img import main
+from library.checkpoint.embeddings import write_embedding
+from library.families.sd.family import SdFamily
+from library.loras.lora_file import lora_tensors, read_lora
+from networks import lora
+from sd3_gen_img import main as sd3_main
+from sdxl_gen_img import main as sdxl_main
+from tests import tiny_unets
+
+SIDE = 64
+ONE_LEVEL = 1  # of 255: sums of floats may be rounded to either side
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def sd1(tmp_path_factory):
+    return tiny_unets.write_sd1(tmp_path_factory.mktemp("sd1")).path
+
+
+@pytest.fixture(scope="module")
+def lora_file(sd1, tmp_path_factory):
+    """A LoRA of the U-Net and the text encoder with values that are seen."""
+    family = SdFamily(pretrained=sd1)
+    files = family.inspect()
+    encoder = family.load_text_encoders(files, torch.float32, CPU, ("clip",))["clip"]
+    network = lora.create_network(
+        1.0, 4, 4.0, None, encoder, family.load_denoiser(files, torch.float32, CPU), generator=torch.manual_seed(1)
+    )
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if "lora_up" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)) * 0.3)
+    path = tmp_path_factory.mktemp("lora") / "style.safetensors"
+    network.save_weights(path, torch.float32, {"ss_output_name": "style"})
+    return path
+
+
+@pytest.fixture
+def draw(sd1, tmp_path):
+    """Runs the script; gives {name of a file: levels}, in the order of names, of what it added."""
+    folder = tmp_path / "out"
+
+    def run(*more, prompt="a cat --d 5", model=sd1, script=main):
+        before = set(folder.glob("*")) if folder.exists() else set()
+        sizes = [f"--W={SIDE}", f"--H={SIDE}", "--steps=3"]
+        asked = [] if prompt is None else [f"--prompt={prompt}"]
+        assert script([f"--ckpt={model}", *asked, f"--outdir={folder}", *sizes, *map(str, more)]) == 0
+        return {path.name: levels(path) for path in sorted(set(folder.glob("*")) - before)}
+
+    return run
+
+
+@pytest.fixture
+def refused(sd1, tmp_path, capsys):
+    """Runs the script up to an error; gives its sentence. Nothing may be written."""
+
+    def run(*more, prompt="a cat --d 5", model=sd1, script=main):
+        asked = [] if prompt is None else [f"--prompt={prompt}"]
+        arguments = [f"--ckpt={model}", *asked, f"--outdir={tmp_path}/none", f"--W={SIDE}", f"--H={SIDE}", "--steps=1"]
+        assert script([*arguments, *map(str, more)]) == 2
+        assert not (tmp_path / "none").exists()
+        return capsys.readouterr().err
+
+    return run
+
+
+def levels(path):
+    return numpy.array(Image.open(path)).astype(int)
+
+
+def only(drawn):
+    (picture,) = drawn.values()
+    return picture
+
+
+def is_same(one, other):
+    return one.shape == other.shape and abs(one - other).max() <= ONE_LEVEL
+
+
+def is_other(one, other):
+    return abs(one - other).mean() > 1
+
+
+def warnings_of(caplog):
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+# Networks
+
+
+def test_a_network_of_strength_0_is_none_bit_for_bit(draw, lora_file):
+    plain = only(draw())
+    assert (only(draw("--network_weights", lora_file, "--network_mul", 0)) == plain).all()
+    assert is_other(only(draw("--network_weights", lora_file)), plain)
+
+
+def test_merged_networks_and_those_merged_anew_draw_what_live_ones_draw(draw, lora_file):
+    live = only(draw("--network_weights", lora_file, lora_file, "--network_mul", 0.7, 0.2))
+    shared = ("--network_weights", lora_file, lora_file, "--network_mul", 0.7, 0.2)
+    assert is_same(only(draw(*shared, "--network_merge")), live)
+    assert is_same(only(draw(*shared, "--network_merge_n_models", 1)), live)
+    assert is_same(only(draw(*shared, "--network_pre_calc")), live)
+    assert is_same(only(draw("--network_weights", lora_file, "--network_mul", 0.9)), live)
+
+
+@pytest.mark.parametrize("way", [(), ("--network_pre_calc",)])
+def test_a_line_sets_the_strength_for_its_picture_only(draw, lora_file, tmp_path, way):
+    (tmp_path / "p.txt").write_text("a cat --d 5 --am 0\na cat --d 5 --am 0.4\na cat --d 5\n")
+    off, weak, full = draw(
+        "--network_weights", lora_file, "--from_file", tmp_path / "p.txt", *way, prompt=None
+    ).values()
+    assert (off == only(draw())).all()
+    assert is_same(weak, only(draw("--network_weights", lora_file, "--network_mul", 0.4)))
+    assert is_same(full, only(draw("--network_weights", lora_file)))
+
+
+def test_the_layout_of_diffusers_draws_the_same(draw, lora_file, tmp_path):
+    own = read_lora(lora_file, "--x")
+    save_file(lora_tensors(own.modules, "sd", layout="diffusers"), tmp_path / "peft.safetensors")
+    drawn = draw("--network_weights", tmp_path / "peft.safetensors")
+    assert is_same(only(drawn), only(draw("--network_weights", lora_file)))
+
+
+def test_block_weights_of_0_are_a_strength_of_0(draw, lora_file):
+    weights = ",".join(["0"] * 17)
+    drawn = only(draw("--network_weights", lora_file, "--network_args", f"lbw={weights}"))
+    assert (drawn == only(draw())).all()
+    middle = ",".join(["0"] * 8 + ["1"] + ["0"] * 8)
+    some = only(draw("--network_weights", lora_file, "--network_args", f"lbw={middle}"))
+    assert not is_same(some, drawn) and not is_same(some, only(draw("--network_weights", lora_file)))
+
+
+def test_what_a_file_says_of_itself_is_told(draw, lora_file, caplog):
+    draw("--network_weights", lora_file, "--network_show_meta")
+    assert "ss_output_name: style" in caplog.text
+
+
+# Seeds, batches and files
+
+
+def test_a_picture_does_not_depend_on_the_batch_it_is_drawn_in(draw):
+    prompt = "a cat --d 5,6,7"
+    alone = draw("--sampler=euler_a", prompt=prompt).values()
+    together = draw("--sampler=euler_a", "--batch_size=3", "--vae_batch_size=2", prompt=prompt).values()
+    assert len(alone) == len(together) == 3
+    assert all(is_same(one, other) for one, other in zip(alone, together, strict=True))
+    first, second, _ = alone
+    assert is_other(first, second)
+
+
+def test_seeds_follow_each_other_unless_an_iteration_has_one(draw, tmp_path):
+    (tmp_path / "p.txt").write_text("a cat\n# not drawn\n\na dog\n")
+    shared = ("--from_file", tmp_path / "p.txt", "--n_iter=2", "--seed=8")
+    assert seeds(draw(*shared, prompt=None)) == [8, 9, 10, 11]
+    assert seeds(draw(*shared, "--iter_same_seed", prompt=None)) == [8, 8, 9, 9]
+
+
+def seeds(drawn):
+    """Those in the names of files."""
+    return [int(re.fullmatch(r"im_\d{14}_\d{3}_(\d+)\.png", name)[1]) for name in drawn]
+
+
+def test_without_a_seed_each_picture_has_another(draw):
+    found = seeds(draw("--images_per_prompt=3", prompt="a cat"))
+    assert len(set(found)) == 3
+
+
+def test_files_are_numbered_behind_those_that_are_there_and_none_is_replaced(draw):
+    assert list(draw("--sequential_file_name", prompt="x --d 1,2")) == ["im_000001.png", "im_000002.png"]
+    assert list(draw("--sequential_file_name")) == ["im_000003.png"]
+    assert list(draw(prompt="x --d 1 --f mine")) == ["mine.png"]
+    assert list(draw(prompt="x --d 1 --f mine")) == ["mine_1.png"]
+
+
+def test_a_picture_is_drawn_again_from_its_file(draw, lora_file, tmp_path, sd1):
+    asked = ("--network_weights", lora_file, "--network_mul", 0.6, "--sampler=euler_a", "--clip_skip=2")
+    prompt = "a (cat:1.3) --d 5 --n [dog] --l 4 --nl 1.5 --w 72"
+    before = set((tmp_path / "out").glob("*"))
+    first = only(draw(*asked, prompt=prompt))
+    (path,) = set((tmp_path / "out").glob("*")) - before
+    assert main([f"--from_png={path}", f"--outdir={tmp_path}/again"]) == 0
+    (again,) = (tmp_path / "again").iterdir()
+    assert first.shape == (SIDE, 72, 3)
+    assert is_same(levels(again), first)
+    assert Image.open(again).text == Image.open(path).text
+
+
+def test_prompts_are_asked_for_until_an_empty_line(draw, monkeypatch, caplog):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a cat --d 5\na cat --d five\na cat --d 6\n\nnever\n"))
+    monkeypatch.setattr("builtins.input", lambda _: sys.stdin.readline().rstrip("\n"))
+    assert seeds(draw("--interactive", "--batch_size=4", prompt=None)) == [5, 6]
+    assert "--d needs whole numbers" in caplog.text
+
+
+def test_variants_are_drawn_one_by_one(draw, caplog):
+    drawn = draw("--sequential_file_name", "--seed=3", prompt="a {e$$red|green|blue} cat --d 5")
+    assert len(drawn) == 3
+    assert is_same(drawn["im_000001.png"], only(draw(prompt="a red cat --d 5")))
+
+
+# Guidance and texts
+
+
+def test_without_guidance_the_negative_prompt_plays_no_part(draw):
+    one, other = (only(draw("--scale=1", prompt=f"a cat --d 5 --n {word}")) for word in ("dog", "bird"))
+    assert (one == other).all()
+    guided = (only(draw(prompt=f"a cat --d 5 --n {word}")) for word in ("dog", "bird"))
+    assert is_other(*guided)
+
+
+def test_an_empty_negative_prompt_apart_is_the_usual_guidance(draw):
+    """empty + s (wanted - empty) - t (empty - empty)"""
+    assert is_same(only(draw("--negative_scale=3", prompt="a cat --d 5")), only(draw(prompt="a cat --d 5")))
+    away = only(draw("--negative_scale=3", prompt="a cat --d 5 --n dog"))
+    assert is_other(away, only(draw(prompt="a cat --d 5 --n dog")))
+
+
+@pytest.mark.parametrize("mode", ["original", "none", "abs"])
+def test_weights_of_1_change_nothing_and_others_do(draw, mode):
+    plain = only(draw(prompt="a cat --d 5"))
+    assert is_same(only(draw(f"--emb_normalize_mode={mode}", prompt="a (cat:1.0) --d 5")), plain)
+    assert is_other(only(draw(f"--emb_normalize_mode={mode}", prompt="a (cat:1.6) --d 5")), plain)
+
+
+def test_long_prompts_are_read_to_their_end_unless_they_are_cut(draw):
+    long = " ".join(["cat"] * 90)
+    ends = [f"{long} {word} --d 5" for word in ("dog", "bird")]
+    assert is_other(*(only(draw(prompt=prompt)) for prompt in ends))
+    cut = [only(draw("--max_embeddings_multiples=1", prompt=prompt)) for prompt in ends]
+    assert (cut[0] == cut[1]).all()
+
+
+def test_a_learned_word_stands_for_its_vectors(draw, tmp_path):
+    vectors = torch.randn(2, tiny_unets.CLIP_L_WIDTH, generator=torch.Generator().manual_seed(3))
+    write_embedding(tmp_path / "blarg.safetensors", {"emb_params": vectors}, word="blarg")
+    given = ("--textual_inversion_embeddings", tmp_path / "blarg.safetensors")
+    assert (only(draw(*given)) == only(draw())).all()
+    learned = only(draw(*given, prompt="a blarg --d 5"))
+    assert is_other(learned, only(draw(prompt="a blarg --d 5")))
+
+
+# Pictures that are drawn over
+
+
+@pytest.fixture
+def source(tmp_path):
+    ramp = numpy.linspace(0, 255, SIDE * SIDE * 3).reshape(SIDE, SIDE, 3).astype(numpy.uint8)
+    Image.fromarray(ramp).save(tmp_path / "source.png")
+    return tmp_path / "source.png"
+
+
+def test_at_strength_0_a_picture_only_goes_through_the_vae(draw, source):
+    one, other = (
+        only(draw("--image_path", source, "--strength=0", prompt=prompt)) for prompt in ("a cat --d 5", "a dog --d 6")
+    )
+    assert (one == other).all()
+    assert is_other(only(draw("--image_path", source, "--strength=0.7")), one)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "euler_a", "lms", "pndm", "dpm_2", "dpmsingle"])
+def test_a_black_mask_keeps_the_picture_and_a_white_one_none(draw, source, tmp_path, sampler):
+    kept = only(draw("--image_path", source, "--strength=0"))
+    free = only(draw("--image_path", source, f"--sampler={sampler}"))
+    for name, level in (("black", 0), ("white", 255)):
+        Image.new("L", (SIDE, SIDE), level).save(tmp_path / f"{name}.png")
+    shared = ("--image_path", source, f"--sampler={sampler}", "--mask_path")
+    assert is_same(only(draw(*shared, tmp_path / "black.png")), kept)
+    assert is_same(only(draw(*shared, tmp_path / "white.png")), free)
+    assert is_other(free, kept)
+
+
+def test_a_folder_of_pictures_goes_along_with_the_prompts(draw, tmp_path):
+    folder = tmp_path / "sources"
+    folder.mkdir()
+    for name, level in (("a", 40), ("b", 200)):
+        Image.new("RGB", (SIDE, SIDE), (level, level, level)).save(folder / f"{name}.png")
+    (tmp_path / "p.txt").write_text("x --d 1\nx --d 1\nx --d 1\n")
+    shared = ("--image_path", folder, "--from_file", tmp_path / "p.txt", "--use_original_file_name", "--batch_size=3")
+    drawn = draw(*shared, prompt=None)
+    assert list(drawn) == ["a.png", "a_1.png", "b.png"]
+    assert is_same(drawn["a.png"], drawn["a_1.png"]) and is_other(drawn["a.png"], drawn["b.png"])
+
+
+def test_a_picture_of_another_size_or_a_mask_is_resized_and_told(draw, source, tmp_path, caplog):
+    Image.new("L", (SIDE // 2, SIDE), 255).save(tmp_path / "mask.png")
+    drawn = only(draw("--image_path", source, "--mask_path", tmp_path / "mask.png"))
+    assert is_same(drawn, only(draw("--image_path", source)))
+    assert any("the mask is 32x64 and is resized to 64x64" in line for line in warnings_of(caplog))
+
+
+# Other families, precision
+
+
+def test_the_scripts_of_families_draw_what_gen_img_draws(draw, tiny_sd3, tmp_path_factory):
+    sdxl = tiny_unets.write_sdxl(tmp_path_factory.mktemp("sdxl")).path
+    assert (only(draw(model=sdxl, script=sdxl_main)) == only(draw(model=sdxl))).all()
+    assert (only(draw(model=tiny_sd3, script=sd3_main)) == only(draw(model=tiny_sd3))).all()
+
+
+def test_bf16_draws_nearly_the_same_and_fp16_is_float32_on_a_cpu(draw, caplog):
+    plain = only(draw())
+    half = only(draw("--bf16", "--no_half_vae"))
+    assert 0 < abs(half - plain).mean() < abs(only(draw(prompt="a cat --d 6")) - plain).mean() / 2
+    if not torch.cuda.is_available():
+        assert is_same(only(draw("--fp16")), plain)
+        assert any("--fp16: a CPU hardly computes in fp16" in line for line in warnings_of(caplog))
+
+
+def test_strips_of_a_picture_are_nearly_the_whole_picture(draw):
+    whole, strips = only(draw("--H=128")), only(draw("--H=128", "--vae_slices=4"))
+    assert strips.shape == whole.shape
+    assert abs(strips - whole).mean() < 10
+
+
+def test_sides_that_the_model_cannot_draw_are_told(draw, caplog):
+    assert only(draw(prompt="x --d 1 --w 71")).shape == (SIDE, SIDE, 3)
+    assert any("71x64 becomes 64x64: sides are multiples of 8 pixels" in line for line in warnings_of(caplog))
+
+
+# What cannot be drawn
+
+
+def test_a_network_of_another_family_is_refused_before_weights_are_read(refused, lora_file, tiny_sd3):
+    said = refused("--network_weights", lora_file, model=tiny_sd3)
+    assert "is a LoRA for SD1 or SD2, and the model is of SD3" in said
+
+
+def test_a_network_with_numbers_that_are_not_finite_is_refused(refused, lora_file, tmp_path):
+    tensors = load_file(lora_file)
+    tensors[next(name for name in tensors if "lora_up" in name)][0] = float("nan")
+    save_file(tensors, tmp_path / "nan.safetensors")
+    assert "has numbers that are not finite" in refused("--network_weights", tmp_path / "nan.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--network_weights", "no.safetensors"], "no.safetensors does not exist"),
+        (["--network_weights", "{model}"], "is a whole checkpoint"),
+        (["--network_weights", "a", "b", "--network_mul", "1", "1", "1"], "has 3 values for 2 files"),
+        (["--network_mul", "1"], "--network_mul needs --network_weights"),
+        (["--textual_inversion_embeddings", "no.pt"], "no.pt does not exist"),
+        (["--image_path", "no.png"], "no.png does not exist"),
+        (["--image_path", "{model}"], "is no picture that can be read"),
+        (["--mask_path", "no.png"], "--mask_path needs --image_path"),
+        (["--sdxl"], "is a model of Stable Diffusion 1.x and 2.x"),
+        (["--fp16", "--bf16"], "exclude each other"),
+        (["--W", "100000"], "is too large"),
+    ],
+)
+def test_wrong_options_are_one_sentence(refused, sd1, given, said):
+    assert said in refused(*(text.format(model=sd1) for text in given))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "has no prompt"),
+        ("a cat --d 5\na dog --q 3", "p.txt line 2: --q is no option"),
+        ("x --ss no", "p.txt line 1"),
+    ],
+)
+def test_wrong_prompt_files_name_their_line(refused, tmp_path, text, said):
+    (tmp_path / "p.txt").write_text(text)
+    assert said in refused("--from_file", tmp_path / "p.txt", prompt=None)
+
+
+def test_a_model_that_is_not_there_is_called_by_its_option(refused, tmp_path):
+    said = refused(model=tmp_path / "no.safetensors")
+    assert "--ckpt" in said and "does not exist" in said and "--pretrained" not in said
+
+
+def test_nothing_to_draw_is_said(refused):
+    assert "Nothing to draw" in refused(prompt=None)

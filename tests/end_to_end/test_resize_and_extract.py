@@ -1,0 +1,453 @@
+"""LoRAs made smaller, cut, extracted from models and looked at, by the scripts that users call."""
+
+import gzip
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load, load_file, save_file
+
+from library.families.sd3 import checkpoint as sd3
+from library.families.sd3.lora_format import diffusers_to_kohya, kohya_to_diffusers
+from library.families.unet import checkpoint as unets
+from library.models.text_encoders import load_clip
+from library.tensorfile import read_header
+from networks import check_lora_weights, extract_lora_from_dylora, extract_lora_from_models, lora, lora_sd3, resize_lora
+from networks.weights import factors_by_name
+from tests.tiny_unets import write_sd2_folder, write_sdxl_folder
+
+DATA = Path(__file__).parent.parent / "golden" / "data"
+KINDS = ("sd1", "sd2", "sdxl", "sd3")
+ATTENTION = r"(proj_in|proj_out|transformer_blocks\..*\.(to_[qkv]|to_out\.0|ff\.net\.0\.proj|ff\.net\.2))\.weight"
+LAYERS = (  # of single files, whose weights a LoRA holds
+    rf"model\.diffusion_model\.(input|middle|output)_block.*\.{ATTENTION}",
+    r".*text_model\.encoder\.layers\.\d+\.(self_attn\.[qkv]_proj|self_attn\.out_proj|mlp\.fc[12])\.weight",
+    r".*transformer\.resblocks\.\d+\.(attn\.in_proj_weight|attn\.out_proj\.weight|mlp\.c_(fc|proj)\.weight)",
+    r"model\.diffusion_model\.joint_blocks.*\.(attn2?\.(qkv|proj)|mlp\.fc[12]|adaLN_modulation\.1)\.weight",
+)
+CONVOLUTIONS = r".*block.*\.(in_layers\.2|out_layers\.3|emb_layers\.1|skip_connection|op|conv)\.weight"
+RANK = 2
+
+
+def golden(name):
+    return load(gzip.decompress((DATA / f"{name}.safetensors.gz").read_bytes()))
+
+
+@pytest.fixture(scope="session")
+def originals(tiny_unet_models, tiny_sd3_factory):
+    return {**tiny_unet_models, "sd3": tiny_sd3_factory(variant="5-medium", dtype="fp32").model}
+
+
+def tune(source, target, *patterns, strength=0.1, seed=0):
+    """A copy of a model with a change of rank 2 in all weights of these names."""
+    draw = torch.Generator().manual_seed(seed)
+    tensors = load_file(source)
+    for name, tensor in tensors.items():
+        if any(re.fullmatch(pattern, name) for pattern in patterns):
+            up = torch.randn(len(tensor), RANK, generator=draw)
+            down = torch.randn(RANK, tensor[0].numel(), generator=draw) * strength
+            tensors[name] = tensor + (up @ down).reshape(tensor.shape).to(tensor.dtype)
+    save_file(tensors, target)
+    return target
+
+
+def live(kind, path):
+    """(network module, denoiser, text encoders) in float32."""
+    if kind != "sd3":
+        files = unets.inspect_files(path, kinds=(kind,))
+        encoders = [unets.load_encoder(files, name, torch.float32, "cpu") for name in files.encoders]
+        return lora, unets.load_unet(files, torch.float32, "cpu"), encoders
+    files = sd3.inspect_files(path)
+    clips = [
+        load_clip(sd3.read_part(part, dtype=torch.float32), kind=part.kind).eval()
+        for part in (files.clip_l, files.clip_g)
+    ]
+    return lora_sd3, sd3.load_mmdit(files, torch.float32, "cpu"), [*clips, None]
+
+
+def extract(original, tuned, target, *flags):
+    arguments = ["--model_org", original, "--model_tuned", tuned, "--save_to", target, *flags]
+    return extract_lora_from_models.main([str(argument) for argument in arguments])
+
+
+def states(models):
+    return {
+        f"{i} {name}": tensor for i, model in enumerate(models) if model for name, tensor in model.state_dict().items()
+    }
+
+
+def assert_merged_is_tuned(kind, original, tuned, file):
+    module, denoiser, encoders = live(kind, original)
+    network, _ = module.create_network_from_weights(1.0, str(file), None, encoders, denoiser)
+    network.merge_to(encoders, denoiser)
+    _, other, others = live(kind, tuned)
+    merged, expected = states([denoiser, *encoders]), states([other, *others])
+    assert merged.keys() == expected.keys()
+    for name, tensor in merged.items():
+        torch.testing.assert_close(tensor, expected[name], atol=1e-5, rtol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_extracted_lora_makes_the_original_the_tuned_model(kind, originals, tmp_path, capsys):
+    tuned = tune(originals[kind], tmp_path / "tuned.safetensors", *LAYERS)
+    file = tmp_path / "lora.safetensors"
+    assert extract(originals[kind], tuned, file, "--clamp_quantile=1", f"--dim={RANK}") == 0
+    log = capsys.readouterr().err
+    assert "Frobenius norm retained: 100.00% of all" in log and "this LoRA does not hold" not in log
+    assert any(name.startswith("lora_te") for name in load_file(file))
+    assert_merged_is_tuned(kind, originals[kind], tuned, file)
+
+
+def test_residual_blocks_are_held_with_conv_dim(originals, tmp_path):
+    tuned = tune(originals["sdxl"], tmp_path / "tuned.safetensors", *LAYERS, CONVOLUTIONS)
+    file = tmp_path / "lora.safetensors"
+    flags = ("--clamp_quantile=1", f"--dim={RANK}", f"--conv_dim={RANK}", "--sdxl")
+    assert extract(originals["sdxl"], tuned, file, *flags) == 0
+    assert_merged_is_tuned("sdxl", originals["sdxl"], tuned, file)
+    assert json.loads(read_header(file).metadata["ss_network_args"]) == {"conv_dim": RANK, "conv_alpha": float(RANK)}
+
+
+def test_embedders_of_sd3_are_held_with_conv_dim(originals, tmp_path):
+    ends = r"model\.diffusion_model\.((context|x|t|y)_embedder|final_layer).*\.weight"
+    tuned = tune(originals["sd3"], tmp_path / "tuned.safetensors", ends)
+    file = tmp_path / "lora.safetensors"
+    assert extract(originals["sd3"], tuned, file, "--clamp_quantile=1", "--dim=2", "--conv_dim=2") == 0
+    assert_merged_is_tuned("sd3", originals["sd3"], tuned, file)
+
+
+def test_t5_is_held_under_the_names_of_trained_files(originals, tmp_path):
+    inside = r"encoder\.block\.\d+\.layer\.(0\.SelfAttention\.[qkvo]|1\..*\.w\w+)"
+    layers = rf"text_encoders\.t5xxl\.transformer\.({inside})\.weight"
+    tuned = tune(originals["sd3"], tmp_path / "tuned.safetensors", layers)
+    file = tmp_path / "lora.safetensors"
+    assert extract(originals["sd3"], tuned, file, "--clamp_quantile=1", "--dim=2") == 0
+    before, after = load_file(originals["sd3"]), load_file(tuned)
+    changes = {
+        f"lora_te3_{match[1].replace('.', '_')}": after[name] - before[name]
+        for name in before
+        if (match := re.fullmatch(layers, name))
+    }
+    found = deltas(load_file(file))
+    assert found.keys() == changes.keys() and found
+    for name, change in changes.items():
+        torch.testing.assert_close(found[name], change, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["kohya", "diffusers"])
+def test_a_golden_sd3_lora_that_is_added_comes_back(layout, tmp_path):
+    """Layout: of the model that it was added to."""
+    from library.families.sd3.key_map import mmdit_to_diffusers
+
+    weights, file = golden("mmdit_weights_sd35_medium_like"), golden("lora_sd3_file")
+    plain = {name.removeprefix("model.diffusion_model."): tensor for name, tensor in weights.items()}
+    own = {f"lora_unet_{name.removesuffix('.weight').replace('.', '_')}": name for name in plain}
+    factors = factors_by_name(file, "golden")
+    tuned = dict(plain)
+    for name, values in factors.items():
+        tuned[own[name]] = plain[own[name]].float() + values.delta()
+    save_file({name: tensor.float() for name, tensor in plain.items()}, tmp_path / "base.safetensors")
+    content = mmdit_to_diffusers(tuned) if layout == "diffusers" else tuned
+    save_file({name: tensor.float().contiguous() for name, tensor in content.items()}, tmp_path / "tuned.safetensors")
+    target = tmp_path / "lora.safetensors"
+    flags = ("--clamp_quantile=1", "--dim=64", "--conv_dim=64")
+    assert extract(tmp_path / "base.safetensors", tmp_path / "tuned.safetensors", target, *flags) == 0
+    found = factors_by_name(load_file(target), "extracted")
+    assert found.keys() == factors.keys()
+    for name, values in factors.items():
+        lost = (found[name].delta() - values.delta()).norm() / values.delta().norm()
+        assert lost < 1e-5, name
+
+
+def test_both_outputs_are_the_same(originals, tmp_path):
+    tuned = tune(originals["sd1"], tmp_path / "tuned.safetensors", *LAYERS)
+    assert extract(originals["sd1"], tuned, tmp_path / "lora.safetensors", "--clamp_quantile=1", "--dim=2") == 0
+    module, unet, (clip,) = live("sd1", originals["sd1"])
+    network, _ = module.create_network_from_weights(1.0, str(tmp_path / "lora.safetensors"), None, [clip], unet)
+    _, other, (other_clip,) = live("sd1", tuned)
+    x, ids = torch.randn(1, 4, 8, 8), torch.arange(77)[None]
+
+    @torch.no_grad()
+    def run(unet, clip):
+        return unet(x, 500, clip.text_model(ids).last_hidden_state).sample
+
+    before, wanted = run(unet, clip), run(other, other_clip)
+    network.apply_to([clip], unet)
+    after = run(unet, clip)
+    assert (before - wanted).abs().max() > 0.05
+    torch.testing.assert_close(after, wanted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "write"), [("sd2", write_sd2_folder), ("sdxl", write_sdxl_folder)])
+def test_the_same_model_in_two_layouts_has_no_difference(kind, write, originals, tmp_path, capsys):
+    write(tmp_path / "folder")
+    assert extract(originals[kind], tmp_path / "folder", tmp_path / "lora.safetensors") == 2
+    log = capsys.readouterr().err
+    assert "nothing is written" in log and "does not hold" not in log
+    assert not (tmp_path / "lora.safetensors").exists()
+
+
+def test_text_encoders_that_hardly_differ_are_left_out(originals, tmp_path, capsys):
+    tuned = tune(originals["sd1"], tmp_path / "tuned.safetensors", *LAYERS, strength=1e-4)
+    assert extract(originals["sd1"], tuned, tmp_path / "some.safetensors") == 0
+    assert "text encoders are left out" in capsys.readouterr().err
+    assert extract(originals["sd1"], tuned, tmp_path / "all.safetensors", "--min_diff=0") == 0
+    few, all_of_them = load_file(tmp_path / "some.safetensors"), load_file(tmp_path / "all.safetensors")
+    assert few.keys() == {name for name in all_of_them if not name.startswith("lora_te")}
+    assert few.keys() < all_of_them.keys()
+
+
+def test_what_no_lora_holds_is_told(originals, tmp_path, capsys):
+    norms = r"model\.diffusion_model\..*\.norm1\.(weight|bias)"
+    tuned = tune(originals["sd1"], tmp_path / "tuned.safetensors", *LAYERS, norms)
+    assert extract(originals["sd1"], tuned, tmp_path / "lora.safetensors", "--dim=2") == 0
+    log = capsys.readouterr().err
+    number = sum(re.fullmatch(norms, name) is not None for name in load_file(tuned))
+    assert f"{number} tensors differ that this LoRA does not hold" in log
+    assert "--clamp_quantile 0.99 has changed" in log
+
+
+def test_precisions_act(originals, tmp_path):
+    tuned = tune(originals["sd1"], tmp_path / "tuned.safetensors", *LAYERS)
+    flags = ("--dim=2", "--clamp_quantile=1", "--save_precision=fp16", "--no_metadata", "--v_parameterization")
+    assert extract(originals["sd1"], tuned, tmp_path / "a.safetensors", *flags) == 0
+    assert extract(originals["sd1"], tuned, tmp_path / "b.safetensors", *flags, "--load_precision=bf16") == 0
+    one, other = load_file(tmp_path / "a.safetensors"), load_file(tmp_path / "b.safetensors")
+    assert {tensor.dtype for name, tensor in one.items() if tensor.dim()} == {torch.float16}
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+    metadata = read_header(tmp_path / "a.safetensors").metadata
+    assert metadata["ss_v_parameterization"] == "True" and "sshs_model_hash" in metadata
+    assert not [name for name in metadata if name.startswith("modelspec.")]
+
+
+@pytest.mark.parametrize(
+    ("org", "tuned", "flags", "words"),
+    [
+        ("sd1", "sdxl", (), "Give a model and what it was tuned to"),
+        ("sd1", "sd1", ("--sdxl",), "--sdxl: --model_org"),
+        ("sd1", "sd1", ("--v2",), "Leave out --v2"),
+        ("sd3", "sd3", ("--v_parameterization",), "predicts a flow"),
+        ("sd1", "sd1", ("--clamp_quantile=2",), "--clamp_quantile"),
+        ("sd1", "sd1", ("--device=cuda:77",), "there is no such device"),
+        ("lora", "sd1", (), "--model_org"),
+        ("missing", "sd1", (), "--model_org"),
+        ("sd1", "cut", (), "--model_tuned"),
+    ],
+)
+def test_wrong_models_are_one_sentence(org, tuned, flags, words, originals, tmp_path, capsys):
+    paths = {**originals, "missing": tmp_path / "missing.safetensors", "lora": tmp_path / "lora.safetensors"}
+    save_file(golden("lora_sd3_file"), paths["lora"])
+    paths["cut"] = tmp_path / "cut.safetensors"
+    paths["cut"].write_bytes(originals["sd1"].read_bytes()[:-1000])
+    assert extract(paths[org], paths[tuned], tmp_path / "out.safetensors", *flags) in (2, 3)
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert words in line and line.startswith("error: ")
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+# ---------------------------------------------------------------- resizing
+
+
+@pytest.fixture
+def lora_file(tmp_path):
+    metadata = {"ss_network_dim": "8", "ss_training_comment": "mine", "ss_tag_frequency": "{}", "sshs_model_hash": "0"}
+    save_file(golden("lora_sd3_file"), tmp_path / "lora.safetensors", metadata)
+    return tmp_path / "lora.safetensors"
+
+
+def resize(source, target, *flags):
+    return resize_lora.main(["--model", str(source), "--save_to", str(target), *flags])
+
+
+def deltas(tensors):
+    return {name: values.delta() for name, values in factors_by_name(tensors, "file").items()}
+
+
+def test_the_whole_rank_is_the_same_lora(lora_file, tmp_path, capsys):
+    assert resize(lora_file, tmp_path / "same.safetensors", "--new_rank=64") == 0
+    old, new = load_file(lora_file), load_file(tmp_path / "same.safetensors")
+    assert old.keys() == new.keys() and all(torch.equal(old[name], new[name]) for name in old)
+    log = capsys.readouterr().err
+    assert "have a lower rank than asked for" in log and "norm retained: 100.00%" in log
+
+
+def test_a_smaller_rank_is_written_with_what_it_says_of_itself(lora_file, tmp_path, capsys):
+    target = tmp_path / "small.safetensors"
+    assert resize(lora_file, target, "--new_rank=2", "--verbose") == 0
+    factors = factors_by_name(load_file(target), "small")
+    old = factors_by_name(load_file(lora_file), "lora")
+    assert {name: values.rank for name, values in factors.items()} == {n: min(v.rank, 2) for n, v in old.items()}
+    metadata = read_header(target).metadata
+    assert metadata["ss_training_comment"] == "dimension is resized from 8 to 2; mine"
+    assert metadata["ss_tag_frequency"] == "{}" and len(metadata["sshs_model_hash"]) == 64
+    log = capsys.readouterr().err
+    whole, kept = (
+        float(torch.stack([delta.norm() for delta in deltas(load_file(path)).values()]).norm())
+        for path in (lora_file, target)
+    )
+    assert f"{kept / whole:.2%} of all" in log and "MiB" in log
+    assert all(name in log for name in factors)
+
+
+@pytest.mark.parametrize(("method", "param"), [("sv_ratio", 3.0), ("sv_fro", 0.8), ("sv_cumulative", 0.6)])
+def test_dynamic_ranks_follow_the_singular_values_of_the_whole_matrices(method, param, lora_file, tmp_path):
+    target = tmp_path / "dynamic.safetensors"
+    assert resize(lora_file, target, "--new_rank=99", f"--dynamic_method={method}", f"--dynamic_param={param}") == 0
+    new = factors_by_name(load_file(target), "dynamic")
+    for name, delta in deltas(load_file(lora_file)).items():
+        s = torch.linalg.svdvals(delta.flatten(1).double())
+        power = {"sv_fro": 2, "sv_cumulative": 1}.get(method)
+        if power is None:
+            expected = int((s > s[0] / param).sum())
+        else:
+            shares = (s**power).cumsum(0) / (s**power).sum()
+            expected = int((shares < param**power).sum()) + 1
+        assert new[name].rank == expected, name
+    assert read_header(target).metadata["ss_network_dim"] == "Dynamic"
+
+
+def test_the_layout_of_diffusers_stays(lora_file, tmp_path):
+    source, target = tmp_path / "peft.safetensors", tmp_path / "small.safetensors"
+    peft = kohya_to_diffusers(load_file(lora_file)).tensors
+    save_file({name: tensor.contiguous().clone() for name, tensor in peft.items()}, source)
+    assert resize(source, target, "--new_rank=2") == 0
+    assert resize(lora_file, tmp_path / "kohya.safetensors", "--new_rank=2") == 0
+    new = load_file(target)
+    assert new.keys() == peft.keys()
+    back, expected = deltas(diffusers_to_kohya(new).tensors), deltas(load_file(tmp_path / "kohya.safetensors"))
+    for name, delta in back.items():
+        torch.testing.assert_close(delta, expected[name], atol=1e-5, rtol=1e-4)
+
+
+def broken(lora_file, how):
+    tensors = load_file(lora_file)
+    if how == "nan":
+        tensors[next(name for name in tensors if "lora_up" in name)].fill_(float("nan"))
+    path = lora_file.with_name(f"{how}.safetensors")
+    save_file(tensors, path)
+    if how == "cut":
+        path.write_bytes(path.read_bytes()[:-99])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--dynamic_method=sv_fro",), "needs --dynamic_param"),
+        (("--dynamic_param=0.5",), "only for --dynamic_method"),
+        (("--dynamic_method=sv_fro", "--dynamic_param=3"), "at most 1"),
+        (("--dynamic_method=sv_ratio", "--dynamic_param=0.5"), "1 or more"),
+        (("--new_rank=0",), "--new_rank"),
+        (("--new_ranks=4",), "--new_rank"),
+        (("--device=gpu7",), "there is no such device"),
+        (("--save_to=lora.bin",), "must end in"),
+    ],
+)
+def test_wrong_options_are_one_sentence(flags, words, lora_file, tmp_path, capsys):
+    assert resize(lora_file, tmp_path / "out.safetensors", *flags) in (2, 3)
+    assert words in capsys.readouterr().err.strip().splitlines()[-1]
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("nan", "NaN"),
+        ("cut", "--model"),
+        ("missing", "missing.safetensors"),
+        ("folder", "folder"),
+        ("model", "a whole checkpoint"),
+        ("same", "is also read"),
+    ],
+)
+def test_wrong_files_are_one_sentence(how, words, lora_file, tmp_path, tiny_sd3, capsys):
+    source, target = tmp_path / "missing.safetensors", tmp_path / "out.safetensors"
+    if how in ("nan", "cut"):
+        source = broken(lora_file, how)
+    elif how == "folder":
+        source = tmp_path / "folder"
+        source.mkdir()
+    elif how == "model":
+        source = tiny_sd3
+    elif how == "same":
+        source = target = lora_file
+    before = lora_file.read_bytes()
+    assert resize(source, target) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert words in line
+    assert lora_file.read_bytes() == before and not (tmp_path / "out.safetensors").exists()
+
+
+# ---------------------------------------------------------------- DyLoRA
+
+
+def test_a_dylora_is_cut_into_files_of_its_ranks(tmp_path, capsys):
+    draw = torch.Generator().manual_seed(0)
+    tensors = {
+        "lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": torch.randn(8, 5, generator=draw),
+        "lora_unet_mid_block_attentions_0_proj_in.lora_up.weight": torch.randn(6, 8, generator=draw),
+        "lora_unet_mid_block_attentions_0_proj_in.alpha": torch.tensor(4.0),
+    }
+    metadata = {"ss_network_module": "networks.dylora", "ss_network_args": json.dumps({"unit": "2"})}
+    save_file(tensors, tmp_path / "dy.safetensors", metadata)
+    arguments = ["--model", str(tmp_path / "dy.safetensors"), "--save_to", str(tmp_path / "cut.safetensors")]
+    assert extract_lora_from_dylora.main([*arguments, "--unit=3"]) == 0
+    assert "no multiple of 2" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.glob("cut*")) == ["cut-000003.safetensors", "cut-000006.safetensors"]
+    cut = load_file(tmp_path / "cut-000006.safetensors")
+    (values,) = factors_by_name(cut, "cut").values()
+    assert torch.equal(values.down, next(iter(tensors.values()))[:6])
+    assert values.scale == pytest.approx(0.5 * (8 / 6) ** 0.5)
+    metadata = read_header(tmp_path / "cut-000006.safetensors").metadata
+    assert metadata["ss_network_dim"] == "6" and metadata["ss_network_module"] == "networks.lora"
+    assert extract_lora_from_dylora.main([*arguments, "--unit=8"]) == 2
+    assert "nothing to cut" in capsys.readouterr().err
+
+
+def test_only_a_dylora_is_cut(lora_file, tmp_path, capsys):
+    plain = tmp_path / "plain.safetensors"
+    save_file(load_file(lora_file), plain, {"ss_network_module": "networks.lora_sd3"})
+    arguments = ["--model", str(plain), "--save_to", str(tmp_path / "cut.safetensors"), "--unit=1"]
+    assert extract_lora_from_dylora.main(arguments) == 2
+    assert "networks/resize_lora.py" in capsys.readouterr().err
+    assert not list(tmp_path.glob("cut*"))
+
+
+# ---------------------------------------------------------------- looking
+
+
+def test_a_file_is_described(lora_file, capsys):
+    assert check_lora_weights.main([str(lora_file)]) == 0
+    log = capsys.readouterr().err
+    tensors = load_file(lora_file)
+    name = next(name for name in tensors if name.endswith("lora_up.weight"))
+    shape, sizes = "x".join(map(str, tensors[name].shape)), tensors[name].float().abs()
+    assert f"{name}, {shape}, mean |w| {sizes.mean():.4g}, min |w| {sizes.min():.4g}" in log
+    whole = torch.stack([delta.norm() for delta in deltas(tensors).values()]).norm()
+    assert f"whole: Frobenius norm {whole:.4g}" in log
+    assert "a LoRA for SD3" in log and "kohya" in log and ".alpha," not in log
+    assert check_lora_weights.main([str(lora_file), "-s"]) == 0
+    assert ".alpha, one number" in capsys.readouterr().err
+
+
+def test_broken_numbers_are_exit_code_2(lora_file, capsys):
+    assert check_lora_weights.main([str(broken(lora_file, "nan"))]) == 2
+    assert "1 of" in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_modules_that_were_not_trained_are_told(lora_file, tmp_path, capsys):
+    tensors = load_file(lora_file)
+    for name in tensors:
+        if name.endswith("lora_up.weight"):
+            tensors[name].zero_()
+    save_file(tensors, tmp_path / "zero.safetensors")
+    assert check_lora_weights.main([str(tmp_path / "zero.safetensors")]) == 0
+    assert "modules add nothing" in capsys.readouterr().err
+
+
+def test_a_model_is_no_lora(tiny_sd3, tmp_path, capsys):
+    shutil.copy(tiny_sd3, tmp_path / "model.safetensors")
+    assert check_lora_weights.main([str(tmp_path / "model.safetensors")]) == 2
+    assert "a whole checkpoint" in capsys.readouterr().err
