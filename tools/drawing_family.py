@@ -121,7 +121,6 @@ def _tell_ignored(name: str, options: GenerationOptions) -> None:
             reasons["sampler"] = "SD3 is drawn by Euler's method"
     else:
         reasons |= {item.name: "for SD3" for item in fields(options.sd3)}
-        reasons["blocks_to_swap"] = "for SD3"
     if name != "sdxl":
         reasons |= dict.fromkeys(_OF_SIZES, "for SDXL")
     else:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from library.diffusion.samplers import Start
-from library.generation.conditioning import TextEncoding, views_of
+from library.generation.acting import ExtraFiles, LoadedExtras, with_regions
+from library.generation.conditioning import TextEncoding, stacked, views_of
+from library.generation.control_nets import Clock
 from library.generation.decoding import decode, encode, to_images, to_pictures
 from library.generation.embeddings import add_embeddings
+from library.generation.extras import REGIONS, part_of
+from library.generation.highres import enlarger, first_pass, is_in_two_passes, second_pass
 from library.generation.model import DrawingModel, load_model
 from library.generation.networks import NetworkFile, Networks
 from library.generation.options.scripts import GenerationOptions
-from library.generation.painting import Canvas, Guidance, Painter, paint
+from library.generation.painting import Canvas, Guidance, Painter, begun_at, paint
 from library.generation.record import GenerationRecord
+from library.generation.regions import Region, networks_of_region
 from library.generation.sources import load_cells_mask, load_source
 from library.records import Size
 from library.rng import normal_per_sample
@@ -38,6 +43,7 @@ class Drawing:
         painter: Draws latents.
         num_decoded: Pictures that are decoded at once.
         num_strips: Of a picture while it is decoded; None for whole.
+        extras: What extras of pictures need.
     """
 
     model: DrawingModel
@@ -46,6 +52,7 @@ class Drawing:
     painter: Painter
     num_decoded: int = 1
     num_strips: int | None = None
+    extras: LoadedExtras = field(default_factory=LoadedExtras)
 
     @classmethod
     def load(
@@ -56,6 +63,7 @@ class Drawing:
         *,
         networks: Sequence[NetworkFile] = (),
         embeddings: Mapping[Path, Mapping[str, Tensor]] | None = None,
+        extras: ExtraFiles | None = None,
     ) -> Drawing:
         """Read the model, and put networks and embeddings beside it.
 
@@ -72,17 +80,57 @@ class Drawing:
             Painter(family, model.denoiser, model.computing),
             options.computing.num_decoded,
             options.computing.vae_slices,
+            LoadedExtras.load(extras or ExtraFiles(), model),
         )
 
-    def draw(self, batch: Sequence[GenerationRecord]) -> list[Image]:
+    def draw(
+        self,
+        batch: Sequence[GenerationRecord],
+        on_first: Callable[[Sequence[GenerationRecord], list[Image]], None] | None = None,
+    ) -> list[Image]:
         """The pictures of a batch, see `batch_key`.
+
+        Args:
+            batch: What is drawn.
+            on_first: Called with the small pictures of a first pass and what they were made from, if there is one.
 
         Raises:
             UserError: The model gives numbers that are no picture, or a source picture cannot be read.
         """
+        if not is_in_two_passes(batch[0]):
+            return self._decoded(self._painted(batch))
+        small = [first_pass(record, self.model.family.sample_multiple) for record in batch]
+        latents = self._painted(small)
+        if on_first is not None:
+            on_first(small, self._decoded(latents))
+        start = self._enlarged(latents, batch[0])
+        return self._decoded(self._painted([second_pass(record) for record in batch], start))
+
+    def _painted(self, batch: Sequence[GenerationRecord], start: Tensor | None = None) -> Tensor:
+        """Latents of one pass. With `start`, clean latents, it begins at these."""
         first = batch[0]
         self.networks.set_strengths(first.networks)
-        latents = paint(self.painter, self.canvas(batch), num_steps=first.steps, sampler=first.sampler)
+        canvas = self.canvas(batch)
+        if start is not None:
+            canvas = begun_at(canvas, start, 0.0 if first.strength is None else first.strength)
+        left_out = 0 if canvas.start is None else canvas.start.first_step(first.steps)
+        clock = Clock(first.steps - left_out)
+        with self.extras.acting(batch, self.painter, canvas, clock) as (painter, canvas):
+            if REGIONS in (first.extras or {}):
+                painter = with_regions(painter, batch, self._regions(batch), self.networks.set_strengths)
+            return paint(painter, canvas, num_steps=first.steps, sampler=first.sampler, on_step=clock)
+
+    def _enlarged(self, latents: Tensor, record: GenerationRecord) -> Tensor:
+        """Clean latents of a first pass, at the size of the second. Shape [B, C, h, w]."""
+        from torch.nn.functional import interpolate
+
+        extras, cell = record.extras or {}, self.model.family.pixels_per_latent
+        if extras["highres_fix_latents_upscaling"]:
+            return interpolate(latents, (record.height // cell, record.width // cell), mode="bilinear")
+        larger = enlarger(extras, self.model)(self._decoded(latents), Size(record.width, record.height))
+        return encode(self.model, to_images(larger))
+
+    def _decoded(self, latents: Tensor) -> list[Image]:
         return to_pictures(decode(self.model, latents, at_once=self.num_decoded, num_strips=self.num_strips))
 
     def canvas(self, batch: Sequence[GenerationRecord]) -> Canvas:
@@ -119,6 +167,17 @@ class Drawing:
         strengths = tuple(use.multiplier for use in first.networks)
         conditioning = self.text.of(texts, first.max_embeddings_multiples, strengths)
         return self.model.family.place(conditioning, [views_of(record, is_negative=is_negative) for record in batch])
+
+    def _regions(self, batch: Sequence[GenerationRecord]) -> list[Region]:
+        """Of each region its networks, and what they and its part of each prompt say."""
+        number = (batch[0].extras or {})[REGIONS]
+        found = []
+        for region in range(number):
+            networks = networks_of_region(batch[0].networks, region, number)
+            self.networks.set_strengths(networks)
+            own = [replace(record, networks=networks, prompt=part_of(record.prompt, region)) for record in batch]
+            found.append(Region(networks, stacked(self.guidance(own).parts)))
+        return found
 
     def _start(self, batch: Sequence[GenerationRecord]) -> Start | None:
         first = batch[0]

@@ -15,6 +15,7 @@ from library.generation.record import GenerationRecord
 
 if TYPE_CHECKING:
     from library.diffusion.gradual_latents import Growth, Unsharp
+    from library.families.base import ModelFamily
     from library.generation.options.scripts import GenerationOptions
     from library.models.deep_shrink import DeepShrink
 
@@ -62,11 +63,20 @@ def asked_extras(
     acting = {name: value for name, value in values.items() if name.startswith(starts)}
     for name in said.keys() - acting.keys():
         switch = next(switch for switch, start in _SWITCHES.items() if name.startswith(start))
-        if switch not in ignored:
-            raise OptionError(f"{_flag(name)} has no effect without {_flag(switch)}. Give both, or leave it out.")
+        if switch in ignored:
+            raise OptionError(f"{_flag(name)} is not for this kind of model. Leave it out.")
+        raise OptionError(f"{_flag(name)} has no effect without {_flag(switch)}. Give both, or leave it out.")
     if guides and _GUIDED & acting.keys():
         acting[GUIDE] = tuple(guides)
     return {name: _plain(value) for name, value in acting.items() if value is not None and name != _NOT_RECORDED}
+
+
+def ignored_switches(family: ModelFamily) -> frozenset[str]:
+    """What switches on extras that a family has not."""
+    of_unets = (
+        () if family.samplers else ("ds_depth_1", "gradual_latent_timesteps", "force_scheduler_zero_steps_offset")
+    )
+    return frozenset((*of_unets, *(() if family.name == "sdxl" else ("clip_vision_strength",))))
 
 
 def check_extras(record: GenerationRecord) -> None:
@@ -78,19 +88,25 @@ def check_extras(record: GenerationRecord) -> None:
     extras = record.extras or {}
     if (growth := growth_of(extras)) is not None:
         _check_growth(record, growth)
-    both = ("ds_depth_1", "control_net_models")
-    if all(name in extras for name in both):
-        raise OptionError(f"{_flag(both[0])} and --{both[1]} exclude each other. Keep one of them.")
-    if REGIONS in extras and len(region_prompts(record.prompt)) > extras[REGIONS]:
+    for both in (("ds_depth_1", "control_net_models"), ("clip_vision_strength", REGIONS)):
+        if all(name in extras for name in both):
+            raise OptionError(f"{_flag(both[0])} and --{both[1]} exclude each other. Keep one of them.")
+    if REGIONS in extras and len(region_prompts(record.prompt)) not in (1, extras[REGIONS]):
         raise OptionError(
             f"the prompt has {len(region_prompts(record.prompt))} parts between AND, and --{REGIONS} says "
-            f"{extras[REGIONS]}. Give as many."
+            f"{extras[REGIONS]}. Give as many, or one prompt for all regions."
         )
 
 
 def region_prompts(prompt: str) -> list[str]:
     """The parts of a prompt between AND."""
     return [part.strip() for part in prompt.split(" AND ")]
+
+
+def part_of(prompt: str, region: int) -> str:
+    """What a prompt says of a region, by its number from 0; all of it if it has no parts."""
+    parts = region_prompts(prompt)
+    return parts[region] if len(parts) > 1 else parts[0]
 
 
 def growth_of(extras: Mapping[str, Any]) -> Growth | None:
@@ -138,10 +154,10 @@ def batch_extras(record: GenerationRecord) -> str:
 
 def option_values(extras: Mapping[str, Any]) -> dict[str, Any]:
     """{option: value} of the extras of a record, in the types that options have."""
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in extras.items()}
-    for name in (GUIDE, "control_net_models", "control_net_lllite_models"):
-        if name in values:
-            values[name] = tuple(map(Path, values[name]))
+    values: dict[str, Any] = {}
+    for name, value in extras.items():
+        is_of_paths = name in (GUIDE, "control_net_models", "control_net_lllite_models")
+        values[name] = value if not isinstance(value, list) else tuple(map(Path, value) if is_of_paths else value)
     if "clip_vision_model" in values:
         values["clip_vision_model"] = Path(values["clip_vision_model"])
     return values

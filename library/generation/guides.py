@@ -83,7 +83,7 @@ def _edges(picture: Image, low: int, high: int) -> Image:
     import numpy
     from PIL import Image as pillow
 
-    from library.data.pixels.opencv import load_opencv
+    from library.data.pixels.opencv import opencv
 
-    edges = load_opencv().Canny(numpy.asarray(picture.convert("L")), low, high)
+    edges = opencv().Canny(numpy.asarray(picture.convert("L")), low, high)
     return pillow.fromarray(edges).convert("RGB")

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from library.errors import OptionError
+from library.generation.extras import asked_extras, batch_extras, check_extras, ignored_switches
+from library.generation.guides import GuidePictures
 from library.generation.options.scripts import GenerationOptions
 from library.generation.prompt_lines import PromptOptions
 from library.generation.record import GenerationRecord, NetworkUse, PictureSizes
@@ -26,7 +28,6 @@ logger = get_logger(__name__)
 DEFAULT_STRENGTH = 0.8
 MAX_SIDE = 16384
 _SEED_BITS = 32
-_EXTRAS = tuple(item.name for item in fields(PromptOptions) if item.name.startswith(("ds_", "gradual_latent_")))
 
 
 @dataclass
@@ -66,6 +67,7 @@ class JobMaker:
         base: A record with what all pictures of the run share.
         longest: Longest side that the model can place, in pixels; None for any.
         sources: What prompts are drawn over.
+        guides: What they are guided by.
     """
 
     options: GenerationOptions
@@ -73,6 +75,7 @@ class JobMaker:
     base: GenerationRecord
     longest: int | None
     sources: SourcePictures
+    guides: GuidePictures = field(default_factory=GuidePictures)
     _told: set[str] = field(default_factory=set)
 
     def records(self, asked: AskedPrompt, *, number: int, iteration: int, seeds: Seeds) -> list[GenerationRecord]:
@@ -88,20 +91,22 @@ class JobMaker:
             OptionError: The prompt asks for what cannot be drawn.
         """
         prompt = asked.options
-        self._refuse_extras(prompt)
         record = self._record(prompt, number)
+        check_extras(record)
         given = prompt.seeds or ()
         how_many = max(asked.count, len(given))
         own = [given[place] if place < len(given) else seeds.next(iteration) for place in range(how_many)]
         return [replace(record, seed=seed) for seed in own]
 
     def _record(self, prompt: PromptOptions, number: int) -> GenerationRecord:
-        picture, image, mask = self.options.picture, self.sources.image(number), self.sources.mask(number)
+        picture, (image, mask) = self.options.picture, self.sources.of_prompt(number)
         size = self._size(prompt, image)
         negative_scale = picture.negative_scale if prompt.negative_scale is None else prompt.negative_scale
         asked = self.options.source.strength if prompt.strength is None else prompt.strength
         strength = DEFAULT_STRENGTH if asked is None else asked
-        if prompt.strength is not None and image is None:
+        extras = asked_extras(self.options, prompt, self.guides.at(number), ignored=ignored_switches(self.family))
+        is_drawn_over = image is not None or "highres_fix_scale" in extras
+        if prompt.strength is not None and not is_drawn_over:
             self._tell("--t has no effect: there is no --image_path.")
         return replace(
             self.base,
@@ -113,19 +118,20 @@ class JobMaker:
             sampler=self._sampler(prompt),
             scale=picture.scale if prompt.scale is None else prompt.scale,
             negative_scale=None if negative_scale == "none" else negative_scale,
-            strength=None if image is None else strength,
+            strength=strength if is_drawn_over else None,
             image=None if image is None else str(image),
             mask=None if mask is None else str(mask),
             clip_prompt=prompt.clip_prompt,
             sizes=self._told_sizes(prompt, size),
             file_name=prompt.file_name,
+            extras=extras or None,
         )
 
     def _size(self, prompt: PromptOptions, image: Path | None) -> Size:
         """Width and height: of the line, of the options, of the picture that is drawn over, or of the family."""
         usual = Size(self.family.sample_size, self.family.sample_size)
-        picture, is_said = self.options.picture, prompt.width or prompt.height
-        if image is not None and not (is_said or self.options.picture.W or self.options.picture.H):
+        picture = self.options.picture
+        if image is not None and not (prompt.width or prompt.height or picture.W or picture.H):
             usual = picture_size(image)
         asked = Size(prompt.width or picture.W or usual.width, prompt.height or picture.H or usual.height)
         multiple, longest = self.family.sample_multiple, self.longest or MAX_SIDE
@@ -166,11 +172,6 @@ class JobMaker:
             _first(asked["crop_left"], 0),
         )
 
-    def _refuse_extras(self, prompt: PromptOptions) -> None:
-        asked = [name for name in _EXTRAS if getattr(prompt, name) is not None]
-        if asked:
-            raise OptionError(f"a prompt asks for {', '.join(asked)}, which is not available yet. Leave it out.")
-
     def _tell(self, text: str) -> None:
         """Warn once in a run."""
         if text not in self._told:
@@ -184,6 +185,7 @@ def batch_key(record: GenerationRecord) -> tuple[Any, ...]:
     is_guided, is_apart = record.scale != 1, record.negative_scale is not None
     return (
         *(record.width, record.height, record.steps, record.sampler, record.strength, record.mask is None),
+        *(record.image is None, batch_extras(record)),
         *(record.max_embeddings_multiples, strengths, is_guided or is_apart, is_apart),
     )
 

@@ -82,13 +82,29 @@ def load_model(family: ModelFamily, files: Any, computing: DrawingComputeOptions
     tokenizers = family.load_tokenizers(files, family.encoder_names)
     encoders = family.load_text_encoders(files, dtype, device, family.encoder_names)
     vae = family.load_vae(files, torch.float32 if computing.no_half_vae else dtype, device)
-    denoiser = family.load_denoiser(files, dtype, device).requires_grad_(False).eval()
+    place = torch.device("cpu") if computing.blocks_to_swap else device
+    denoiser = family.load_denoiser(files, dtype, place).requires_grad_(False).eval()
     if computing.attention_package:
         use_attention(denoiser, PACKAGES[computing.attention_package])
     if computing.opt_channels_last:
         denoiser.to(memory_format=torch.channels_last)
         vae.to(memory_format=torch.channels_last)
+    if computing.blocks_to_swap:
+        swap_blocks(denoiser, computing.blocks_to_swap, device)
     return DrawingModel(family, files, tokenizers, encoders, denoiser, vae, device, dtype)
+
+
+def swap_blocks(denoiser: nn.Module, number: int, device: torch.device) -> None:
+    """Let blocks of a denoiser wait in host memory, where it lies; all else moves to the device."""
+    from library.memory.block_swap import BlockSwapper
+    from library.memory.blocks import around_blocks, blocks, num_streams
+    from library.memory.swap_plan import swap_plan
+
+    rows = list(blocks(denoiser))
+    BlockSwapper(rows, swap_plan(len(rows), number), device, num_streams=num_streams(denoiser))
+    for module in around_blocks(denoiser):
+        module.to(device)
+    logger.info("block swap: %d of %d blocks wait in host memory.", min(number, len(rows)), len(rows))
 
 
 def chosen_dtype(computing: DrawingComputeOptions, device: torch.device) -> torch.dtype:

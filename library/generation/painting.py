@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from library.diffusion.samplers import AfterStep, SamplerWays, Start, StepState
@@ -150,6 +150,13 @@ def paint(
             "diverged in training gives such numbers too."
         )
     return latents
+
+
+def begun_at(canvas: Canvas, latents: Tensor, strength: float) -> Canvas:
+    """A canvas that begins at other clean latents; outside of its mask its picture stays."""
+    if canvas.start is not None and canvas.mask is not None:
+        latents = latents * canvas.mask + canvas.start.latents * (1 - canvas.mask)
+    return replace(canvas, start=Start(latents, strength))
 
 
 def kept_outside(canvas: Canvas) -> AfterStep | None:

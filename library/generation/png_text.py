@@ -4,7 +4,7 @@
     prompt, seed, steps, ...   one chunk each, as sd-scripts writes them
     easel        all of it as JSON: what draws the same picture again
 
-Networks stand behind the prompt in the first form only, as <lora:name:strength>.
+Networks stand behind the prompt in the first form only, as <lora:name:strength>; those of strength 0 do not.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def png_chunks(texts: Mapping[str, str]) -> PngInfo:
 
 def parameters_text(record: GenerationRecord) -> str:
     """The text of AUTOMATIC1111: the prompt, the negative prompt, and one line of settings."""
-    tags = [f"<lora:{network.name}:{network.multiplier:g}>" for network in record.networks]
+    tags = [f"<lora:{network.name}:{network.multiplier:g}>" for network in record.networks if network.multiplier]
     lines = [" ".join([record.prompt, *tags]).strip()]
     if record.negative_prompt:
         lines.append(f"{NEGATIVE} {record.negative_prompt}")
@@ -96,7 +96,7 @@ def _settings(record: GenerationRecord) -> Iterator[Setting]:
         yield Setting("Denoising strength", f"{record.strength:g}")
     if record.clip_skip:
         yield Setting("Clip skip", str(record.clip_skip))
-    hashes = [f"{network.name}: {network.hash}" for network in record.networks if network.hash]
+    hashes = [f"{network.name}: {network.hash}" for network in record.networks if network.hash and network.multiplier]
     if hashes:
         yield Setting("Lora hashes", ", ".join(hashes))
     yield Setting("Version", "Easel")

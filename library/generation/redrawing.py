@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from library.errors import OptionError, UserError
+from library.generation.extras import GROUPS, option_values
 from library.generation.options.scripts import GenerationOptions
 from library.generation.png_reading import read_parameters, read_record
 from library.generation.prompt_lines import PromptOptions
@@ -105,6 +106,11 @@ def options_of(options: GenerationOptions, record: GenerationRecord) -> Generati
     for name, values in (("model", model), ("source", source), ("computing", computing)):
         unsaid = {key: value for key, value in values.items() if key not in options.given}
         own = replace(own, **{name: replace(getattr(own, name), **unsaid)})
+    extras = option_values(record.extras or {})
+    for name in GROUPS:
+        group = getattr(own, name)
+        unsaid = {key: value for key, value in extras.items() if hasattr(group, key) and key not in options.given}
+        own = replace(own, **{name: replace(group, **unsaid)})
     if not options.given & network.keys():
         own = replace(own, network=replace(own.network, **network))
     _refuse_missing(own, record)

@@ -7,16 +7,20 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from library.generation.guides import GuidePictures
 from library.generation.jobs import JobMaker, Seeds, batch_key, with_networks
 from library.generation.naming import FileNames
 from library.generation.options.scripts import GenerationOptions
 from library.generation.record import GenerationRecord
-from library.generation.redrawing import Redrawing, redrawings
+from library.generation.redrawing import redrawings
+from library.generation.sheet_run import draw_sheets
 from library.generation.sources import SourcePictures
 from library.generation.supply import PromptSupply, naming
 from library.log import get_logger
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from library.families.base import ModelFamily
     from library.generation.drawing import Drawing
 
@@ -40,11 +44,12 @@ def draw_pictures(options: GenerationOptions, make_family: MakeFamily) -> None:
         is_sequential=options.files.sequential_file_name,
         uses_original=options.files.use_original_file_name,
     )
-    if options.prompts.from_png:
-        asked = redrawings(options)
+    if options.sheets.xyz:
+        number = draw_sheets(options, lambda own: PictureRun(own, make_family, names))
+    elif options.prompts.from_png:
+        number = sum(PictureRun(one.options, make_family, names).draw(one.supply) for one in redrawings(options))
     else:
-        asked = [Redrawing(options, PromptSupply.of(options.prompts))]
-    number = sum(PictureRun(one.options, make_family, names).draw(one.supply) for one in asked)
+        number = PictureRun(options, make_family, names).draw(PromptSupply.of(options.prompts))
     logger.info("%d picture%s in %s", number, "s"[: number != 1], options.files.outdir)
 
 
@@ -56,17 +61,23 @@ class PictureRun:
         make_family: See `draw_pictures`.
         names: For the pictures.
 
+    Attributes:
+        drawing: What draws, once it is loaded.
+        written: The pictures so far, in the order in which they were asked for.
+
     Raises:
         UserError: A file cannot be used; nothing was drawn.
     """
 
     def __init__(self, options: GenerationOptions, make_family: MakeFamily, names: FileNames) -> None:
+        from library.generation.acting import open_extras
         from library.generation.embeddings import read_embeddings
         from library.generation.model import naming_ckpt
         from library.generation.networks import read_networks
 
         self.options, self.names = options, names
         self.sources = SourcePictures.of(options.source.image_path, options.source.mask_path)
+        guides = GuidePictures.of(options.guide.guide_image_path)
         with naming_ckpt():
             family = make_family(options)
             files = family.inspect()
@@ -74,9 +85,11 @@ class PictureRun:
         self.files: Any = files
         self.networks = read_networks(options.network, self.family, files)
         self.embeddings = read_embeddings(options.model.textual_inversion_embeddings)
+        self.extras = open_extras(options, self.family, files)
         self.drawing: Drawing | None = None
+        self.written: list[Path] = []
         longest = self.family.longest_side(files)
-        self.maker = JobMaker(options, self.family, self._base(), longest, self.sources)
+        self.maker = JobMaker(options, self.family, self._base(), longest, self.sources, guides)
 
     def draw(self, supply: PromptSupply) -> int:
         """Draw all prompts; returns the number of pictures."""
@@ -123,12 +136,24 @@ class PictureRun:
     def _draw_batch(self, batch: list[GenerationRecord]) -> int:
         from library.generation.writing import write_picture
 
-        pictures = self._drawing().draw(batch)
+        saves_first = self.options.highres.highres_fix_save_1st
+        pictures = self._drawing().draw(batch, self._write_first if saves_first else None)
         for record, picture in zip(batch, pictures, strict=True):
             path = self.names.next(record.seed, asked=record.file_name, original=record.image)
             write_picture(path, picture, record)
+            self.written.append(path)
             logger.info("%s", path)
         return len(batch)
+
+    def _write_first(self, batch: Sequence[GenerationRecord], pictures: Sequence[Image]) -> None:
+        """Write the small pictures of a first pass."""
+        from library.generation.writing import write_picture
+
+        for record, picture in zip(batch, pictures, strict=True):
+            asked = record.file_name and f"{record.file_name}_1st"
+            path = self.names.next(record.seed, asked=asked, original=record.image, prefix="1st_")
+            write_picture(path, picture, record)
+            logger.info("%s", path)
 
     def _drawing(self) -> Drawing:
         """What draws, once it is needed."""
@@ -136,7 +161,12 @@ class PictureRun:
 
         if self.drawing is None:
             self.drawing = Drawing.load(
-                self.family, self.files, self.options, networks=self.networks, embeddings=self.embeddings
+                self.family,
+                self.files,
+                self.options,
+                networks=self.networks,
+                embeddings=self.embeddings,
+                extras=self.extras,
             )
         return self.drawing
 

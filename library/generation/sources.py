@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".jxl")
+_ORIENTATION = 0x0112  # of EXIF
+_TURNED = (5, 6, 7, 8)  # orientations by a quarter
 
 
 @dataclass(frozen=True)
@@ -38,25 +43,34 @@ class SourcePictures:
         Raises:
             OptionError: A path does not exist, or a folder has no pictures.
         """
-        return cls(_listed(image_path, "--image_path"), _listed(mask_path, "--mask_path"))
+        return cls(listed_pictures(image_path, "--image_path"), listed_pictures(mask_path, "--mask_path"))
 
-    def image(self, prompt: int) -> Path | None:
-        """That of a prompt, by its number from 0."""
-        return self.images[prompt % len(self.images)] if self.images else None
+    def of_prompt(self, number: int) -> tuple[Path | None, Path | None]:
+        """Picture and mask of a prompt, by its number from 0.
 
-    def mask(self, prompt: int) -> Path | None:
-        """Likewise."""
-        return self.masks[prompt % len(self.masks)] if self.masks else None
+        Raises:
+            DatasetError: One of them cannot be read.
+        """
+        image = self.images[number % len(self.images)] if self.images else None
+        mask = self.masks[number % len(self.masks)] if self.masks else None
+        for path, option in ((image, "--image_path"), (mask, "--mask_path")):
+            if path is not None:
+                picture_size(path, option)
+        return image, mask
 
 
-def picture_size(path: Path) -> Size:
+@lru_cache(maxsize=4096)
+def picture_size(path: Path, option: str = "--image_path") -> Size:
     """Size of a picture, from its header, as it is looked at.
 
     Raises:
         DatasetError: It cannot be read.
     """
-    with _opened(path, "--image_path") as picture:
-        return Size(*picture.size)
+    from PIL import Image as pillow
+
+    with _naming(path, option), pillow.open(path) as stored:
+        is_turned = stored.getexif().get(_ORIENTATION, 1) in _TURNED
+        return Size(*(stored.size[::-1] if is_turned else stored.size))
 
 
 def load_source(path: Path, size: Size) -> Image:
@@ -67,7 +81,7 @@ def load_source(path: Path, size: Size) -> Image:
     """
     from PIL import Image as pillow
 
-    with _opened(path, "--image_path") as picture:
+    with opened_picture(path, "--image_path") as picture:
         if picture.size != size:
             logger.info("%s: %s is resized to %s.", path, Size(*picture.size), size)
         return picture.convert("RGB").resize(size, pillow.Resampling.LANCZOS)
@@ -89,14 +103,19 @@ def load_cells_mask(path: Path, size: Size, cell: int) -> Tensor:
     from PIL import Image as pillow
 
     cells = (size.width // cell, size.height // cell)
-    with _opened(path, "--mask_path") as picture:
+    with opened_picture(path, "--mask_path") as picture:
         if picture.size != size:
             logger.warning("%s: the mask is %s and is resized to %s.", path, Size(*picture.size), size)
         small = picture.convert("L").resize(size, pillow.Resampling.BILINEAR).resize(cells, pillow.Resampling.BOX)
     return torch.from_numpy(numpy.array(small)).float()[None, None] / 255
 
 
-def _listed(path: Path | None, option: str) -> tuple[Path, ...]:
+def listed_pictures(path: Path | None, option: str) -> tuple[Path, ...]:
+    """A picture, or those of a folder in the order of their names; none where none is given.
+
+    Raises:
+        OptionError: The path does not exist, or the folder has no pictures.
+    """
     if path is None:
         return ()
     if not path.exists():
@@ -109,15 +128,23 @@ def _listed(path: Path | None, option: str) -> tuple[Path, ...]:
     return found
 
 
-def _opened(path: Path, option: str) -> Image:
+def opened_picture(path: Path, option: str) -> Image:
     """The picture, decoded and turned as it is looked at."""
     from PIL import Image as pillow
-    from PIL import ImageOps, UnidentifiedImageError
+    from PIL import ImageOps
+
+    with _naming(path, option), pillow.open(path) as stored:
+        return ImageOps.exif_transpose(stored)
+
+
+@contextmanager
+def _naming(path: Path, option: str) -> Iterator[None]:
+    """Say which picture cannot be read."""
+    from PIL import Image as pillow
 
     try:
-        with pillow.open(path) as stored:
-            return ImageOps.exif_transpose(stored)
+        yield
     except FileNotFoundError:
         raise DatasetError(f"{option}: {path} does not exist. Check the path.") from None
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
         raise DatasetError(f"{option}: {path} is no picture that can be read ({error}). Give another.") from None

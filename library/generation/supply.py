@@ -133,7 +133,7 @@ def naming(place: str) -> Iterator[None]:
     try:
         yield
     except OptionError as error:
-        if str(error).startswith((place, "--")):
+        if str(error).startswith(place):
             raise
         raise OptionError(f"{place}: {error}") from error
 

@@ -133,7 +133,8 @@ def _labels(blocks: Iterable[str], family: str, length: int, what: str) -> Seque
     if found is None:
         *most, last = map(str, _lengths(family, blocks))
         raise CheckpointError(
-            f"--lbws has a list of {length} numbers. For {what} it has {', '.join(most)} or {last}: see docs/merge_lora.md."
+            f"--lbws has a list of {length} numbers. For {what} it has {', '.join(most)} or {last}: "
+            "see docs/merge_lora.md."
         )
     return found
 

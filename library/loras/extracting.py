@@ -86,6 +86,7 @@ def is_same(original: Tensor, tuned: Tensor) -> bool:
 def difference(
     places: tuple[Place, Place],
     dtype: torch.dtype | None,
+    *,
     homes: tuple[str, str] = ("cpu", "cpu"),
     device: str = "cpu",
 ) -> Tensor | None:

@@ -18,7 +18,6 @@ from library.families.sd3 import checkpoint as sd3_checkpoint
 from library.families.sd3.key_map import ModulePair, depth_of, mmdit_modules, published_tensor
 from library.families.unet import checkpoint as unet_checkpoint
 from library.families.unet.building import num_used_layers
-from library.families.unet.kinds import KINDS
 from library.models.clip_key_map import PROJECTION, open_clip_names
 from library.unet_names import to_diffusers, to_published
 
@@ -26,7 +25,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from library.families.sd3.checkpoint import Sd3Files
     from library.families.unet.checkpoint import UnetFiles
+    from library.families.unet.kinds import EncoderFacts
 
 DENOISER = "lora_unet"
 SD3 = "sd3"
@@ -92,28 +93,31 @@ class ModelPlaces:
     parts: Mapping[str, Mapping[str, Place]]
 
 
-def find_places(path: Path, option: str) -> ModelPlaces:
+def find_places(path: Path, option: str, *, allow_pickle: bool = False) -> ModelPlaces:
     """Read the headers of a model.
 
     Args:
         path: One file, or a diffusers folder.
         option: That names it.
+        allow_pickle: Also read .ckpt files that hold more than tensors.
 
     Raises:
         CheckpointError: It cannot be used, or is no model of a known family.
     """
-    kind = file_kind(open_weights(denoiser_place(path), option).shapes())
+    kind = file_kind(open_weights(denoiser_place(path), option, allow_pickle=allow_pickle).shapes())
     if kind.name not in _KINDS:
         raise CheckpointError(f"{option}: {path} is {kind.title}. Give a whole model of SD1, SD2, SDXL or SD3.")
     try:
-        parts = _sd3_parts(path) if _KINDS[kind.name] == SD3 else _unet_parts(path, kind.name)
+        if _KINDS[kind.name] == SD3:
+            parts = _sd3_parts(sd3_checkpoint.inspect_files(path, allow_pickle=allow_pickle))
+        else:
+            parts = _unet_parts(unet_checkpoint.inspect_files(path, kinds=(kind.name,), allow_pickle=allow_pickle))
     except CheckpointError as error:
         raise CheckpointError(str(error).replace(_OPTION, option)) from error
     return ModelPlaces(path, _KINDS[kind.name], kind.title, parts)
 
 
-def _sd3_parts(path: Path) -> dict[str, Mapping[str, Place]]:
-    files = sd3_checkpoint.inspect_files(path)
+def _sd3_parts(files: Sd3Files) -> dict[str, Mapping[str, Place]]:
     found: dict[str, Mapping[str, Place]] = {DENOISER: _mmdit_places(files.denoiser)}
     for prefix, name in _SD3_ENCODERS.items():
         part: Part | None = getattr(files, name)
@@ -136,11 +140,10 @@ def _mmdit_places(part: Part) -> dict[str, Place]:
     return places
 
 
-def _unet_parts(path: Path, kind: str) -> dict[str, Mapping[str, Place]]:
-    files = unet_checkpoint.inspect_files(path, kinds=(kind,))
+def _unet_parts(files: UnetFiles) -> dict[str, Mapping[str, Place]]:
     found: dict[str, Mapping[str, Place]] = {DENOISER: _unet_places(files)}
-    for name, facts in KINDS[kind].encoders.items():
-        found[facts.lora_prefix.removesuffix("_")] = _clip_places(files.encoders[name], kind, name)
+    for name, facts in files.facts.encoders.items():
+        found[facts.lora_prefix.removesuffix("_")] = _clip_places(files.encoders[name], facts)
     return found
 
 
@@ -152,7 +155,7 @@ def _unet_places(files: UnetFiles) -> dict[str, Place]:
     return {names[name]: place for name, place in own.items()}
 
 
-def _clip_places(part: Part, kind: str, name: str) -> dict[str, Place]:
+def _clip_places(part: Part, facts: EncoderFacts) -> dict[str, Place]:
     own = _own_places(part)
     if part.is_diffusers:
         return own
@@ -160,7 +163,7 @@ def _clip_places(part: Part, kind: str, name: str) -> dict[str, Place]:
     for open_name, names in open_clip_names(own).items():
         for index, hf_name in enumerate(names):
             places[hf_name] = replace(own[open_name], chunk=(index, len(names)), is_transposed=open_name == PROJECTION)
-    if not KINDS[kind].encoders[name].has_unused_layer:
+    if not facts.has_unused_layer:
         return places
     used = num_used_layers(part)
     return {key: place for key, place in places.items() if used is None or _layer_of(key) < used}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,7 +47,7 @@ class _Reading:
     device: str
 
     def difference(self, places: tuple[Place, Place]) -> Tensor | None:
-        return difference(places, self.dtype, self.homes, self.device)
+        return difference(places, self.dtype, homes=self.homes, device=self.device)
 
 
 def extract_file(options: DifferenceOptions) -> None:
@@ -59,19 +59,19 @@ def extract_file(options: DifferenceOptions) -> None:
     assert options.model_org is not None and options.model_tuned is not None and options.save_to is not None
     check_target(options.save_to, {"--model_org": options.model_org, "--model_tuned": options.model_tuned})
     reading = _reading(options)
-    original = find_places(options.model_org, "--model_org")
-    tuned = find_places(options.model_tuned, "--model_tuned")
+    original = find_places(options.model_org, "--model_org", allow_pickle=options.allow_pickle)
+    tuned = find_places(options.model_tuned, "--model_tuned", allow_pickle=options.allow_pickle)
     _check_family(options, original, tuned)
     check_folders([options.save_to])
-    prefixes = [prefix for prefix in original.parts if prefix in tuned.parts]
+    prefixes = _shared_parts(original, tuned)
     pairs = {prefix: _pairs(prefix, original, tuned) for prefix in prefixes}
     ranks = {
         (prefix, f"{plan.name}.weight"): plan.rank
         for prefix, planned in plan_of(original, options.dim, options.conv_dim).items()
         for plan in planned
     }
-    left_out = _unchanged_encoders(pairs, ranks, reading, options.min_diff)
-    modules = _extract_all(options, {p: pairs[p] for p in prefixes if p not in left_out}, ranks, reading)
+    left_out = _unchanged_encoders(pairs, ranks, reading=reading, least=options.min_diff)
+    modules = _extract_all(options, pairs, ranks=ranks, reading=reading, left_out=left_out)
     if not modules:
         raise CheckpointError(
             f"--model_tuned {tuned.path} has no other weights than --model_org {original.path} where a LoRA could hold "
@@ -109,6 +109,14 @@ def _check_family(options: DifferenceOptions, original: ModelPlaces, tuned: Mode
         )
 
 
+def _shared_parts(original: ModelPlaces, tuned: ModelPlaces) -> list[str]:
+    """Prefixes of what both models have; a text encoder that only one of them has is told."""
+    for prefix in sorted(original.parts.keys() ^ tuned.parts.keys()):
+        where = original if prefix in original.parts else tuned
+        logger.warning("only %s has the text encoder of %s, so it is not compared.", where.path, prefix)
+    return [prefix for prefix in original.parts if prefix in tuned.parts]
+
+
 def _pairs(prefix: str, original: ModelPlaces, tuned: ModelPlaces) -> dict[str, tuple[Place, Place]]:
     """{name of a tensor: where it is in both models}
 
@@ -139,7 +147,7 @@ def _words(shape: tuple[int, ...]) -> str:
 
 
 def _unchanged_encoders(
-    pairs: _Pairs, ranks: Mapping[tuple[str, str], int], reading: _Reading, least: float
+    pairs: _Pairs, ranks: Mapping[tuple[str, str], int], *, reading: _Reading, least: float
 ) -> tuple[str, ...]:
     """The text encoders, if none of their weights that a LoRA can hold differs by more than `least`."""
     encoders = [prefix for prefix in pairs if prefix != DENOISER]
@@ -160,13 +168,20 @@ def _unchanged_encoders(
 
 
 def _extract_all(
-    options: DifferenceOptions, pairs: _Pairs, ranks: Mapping[tuple[str, str], int], reading: _Reading
+    options: DifferenceOptions,
+    pairs: _Pairs,
+    *,
+    ranks: Mapping[tuple[str, str], int],
+    reading: _Reading,
+    left_out: Collection[str],
 ) -> dict[str, Extracted]:
     modules: dict[str, Extracted] = {}
     out_of_reach: list[str] = []
     for prefix, name, places in tqdm(list(_flat(pairs)), "comparing weights", disable=None):
         if name == "pos_embed" and places[0].shape != places[1].shape:
             continue  # the same table of positions, of which the models know more or less
+        if prefix in left_out and (prefix, name) in ranks:
+            continue
         delta = reading.difference(places)
         if delta is None:
             continue

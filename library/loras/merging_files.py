@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from library.errors import CheckpointError, OutputError
 from library.families.lora_layout import LoraPair
 from library.log import get_logger
+from library.loras.lora_family import KOHYA
 from library.loras.lora_file import LoraFile, check_target, lora_tensors, write_lora
 from library.loras.lora_metadata import lora_metadata
 from library.loras.merging import Reduced, check_sizes, exact, joined, reduced, share_kept, size_of
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 Parts = Sequence[tuple[LoraPair, float]]
 """(module, strength) of every file that has the module."""
 
+_NOTHING = 1e-10  # of a squared norm: what rounding leaves
 logger = get_logger(__name__)
 
 _ADVICE = "Merge it with the script of its family, or with networks/merge_lora.py, which takes all."
@@ -98,7 +100,7 @@ def _cast(pair: LoraPair, dtype: torch.dtype) -> LoraPair:
 def _merged(inputs: Sequence[MergeInput], merge: Callable[[Parts], Reduced]) -> dict[str, Reduced]:
     """Every module that a file has at a strength other than 0."""
     names = dict.fromkeys(name for given in inputs for name in given.changes)
-    sums = {}
+    sums, apart = dict[str, Reduced](), 0.0
     for name in names:
         owners = [given for given in inputs if name in given.changes]
         pairs = [given.changes[name] for given in owners]
@@ -107,8 +109,11 @@ def _merged(inputs: Sequence[MergeInput], merge: Callable[[Parts], Reduced]) -> 
         parts = [(pair, given.strength(name)) for given, pair in zip(owners, loras, strict=True)]
         if used := [(pair, strength) for pair, strength in parts if strength]:
             sums[name] = merge(used)
+            apart += sum(strength**2 * exact(pair).whole for pair, strength in used)
     if not sums:
         raise CheckpointError("nothing would be merged: every module has strength 0. Check --ratios and --lbws.")
+    if apart and sum(each.whole for each in sums.values()) < _NOTHING * apart:
+        raise CheckpointError("the files take each other away, so nothing would be left. Check --models and --ratios.")
     return sums
 
 
@@ -133,7 +138,8 @@ def _write(
     sources = [given.lora for given in inputs if given.lora is not None]
     wanted = precision_dtype(options.save_precision) if options.save_precision else None
     typed = {name: _cast(pair, wanted or _widest(name, sources)) for name, pair in modules.items()}
-    tensors = lora_tensors(typed, family, layout=sources[0].layout)
+    layouts = {source.layout for source in sources}
+    tensors = lora_tensors(typed, family, layout=layouts.pop() if len(layouts) == 1 else KOHYA)
     for name, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
             raise OutputError(

@@ -181,9 +181,9 @@ def _plan(
     source: WeightFiles, steps: Mapping[str, Sequence[Step]], wanted: torch.dtype | None, precision: torch.dtype
 ) -> dict[str, PlannedTensor]:
     (header,) = source.headers
-    reader = tensor_reader(header)
+    reader = tensor_reader(header, mmap=False)  # pages of a mapped file would stay in the memory of the process
     part = _networks(source)
-    weights = cache(lambda: {weight.key: weight for weight in stored_weights(part)})
+    weights = cache(lambda: {weight.key: weight for weight in stored_weights(part, mmap=False)})
     plan = {}
     for key, info in source.tensors.items():
         is_changed = key in steps
@@ -192,7 +192,7 @@ def _plan(
             fetch = partial(_merged, weights, key, steps.get(key, ()), precision if is_changed else dtype)
             plan[key] = PlannedTensor(info.shape, dtype, fetch)
         elif wanted is None or not key.endswith(_FP8_MARKS):  # which belong to weights that are not in fp8 any more
-            plan[key] = PlannedTensor(info.shape, torch_dtype(info.dtype), partial(reader.view, key))
+            plan[key] = PlannedTensor(info.shape, torch_dtype(info.dtype), partial(reader.read, key))
     return plan
 
 

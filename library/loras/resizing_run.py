@@ -53,8 +53,14 @@ def resize_file(options: RankOptions) -> None:
             logger.info("%s", module.line)
     _tell_small_ranks(file, rule)
     logger.info("%s", summary(retained))
-    comment = _comment(file, rule)
-    _write(file, options.save_to, modules, options.save_precision, comment, is_dynamic=rule.method is not None)
+    _write(
+        file,
+        options.save_to,
+        modules=modules,
+        precision=options.save_precision,
+        comment=_comment(file, rule),
+        is_dynamic=rule.method is not None,
+    )
     old, new = (path.stat().st_size / 2**20 for path in (file.path, options.save_to))
     logger.info("%s: written, %.2f MiB (%s has %.2f MiB).", options.save_to, new, file.path, old)
 
@@ -79,8 +85,8 @@ def cut_file(options: CutOptions) -> None:
     for target in targets.values():
         check_target(target, {"--model": file.path})
     for rank, target in targets.items():
-        comment = f"cut from rank {largest} to {rank}"
-        _write(file, target, cut_at(file.modules, rank), options.save_precision, comment, is_dynamic=False)
+        cut, comment = cut_at(file.modules, rank), f"cut from rank {largest} to {rank}"
+        _write(file, target, modules=cut, precision=options.save_precision, comment=comment)
         logger.info("%s: written, rank %d of %d.", target, rank, largest)
 
 
@@ -114,11 +120,11 @@ def _comment(file: LoraFile, rule: RankRule) -> str:
 def _write(
     file: LoraFile,
     target: Path,
+    *,
     modules: Mapping[str, LoraPair],
     precision: str | None,
     comment: str,
-    *,
-    is_dynamic: bool,
+    is_dynamic: bool = False,
 ) -> None:
     dtype = None if precision is None else precision_dtype(precision)
     tensors = lora_tensors(modules, file.family, layout=file.layout, dtype=dtype)
@@ -126,16 +132,20 @@ def _write(
         raise CheckpointError(
             f"--save_precision {precision}: {broken[0]} has numbers too large for it. Use float or bf16."
         )
-    write_lora(target, tensors, _metadata(file, target, modules, tensors, comment, is_dynamic=is_dynamic))
+    write_lora(
+        target,
+        tensors,
+        _metadata(file, target, modules=modules, tensors=tensors, comment=comment, is_dynamic=is_dynamic),
+    )
 
 
 def _metadata(
     file: LoraFile,
     target: Path,
+    *,
     modules: Mapping[str, LoraPair],
     tensors: Mapping[str, Tensor],
     comment: str,
-    *,
     is_dynamic: bool,
 ) -> dict[str, str]:
     """What the source says of itself, with the new sizes and hashes, and what was done before its comment."""

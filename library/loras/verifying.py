@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 Effects = Mapping[str, "Tensor"]
 """{layer: what it gives more for fixed random inputs, [rows, inputs]}"""
 
+_UNKNOWN = "?"  # begins the place of a module that no model of the family has
 _NUM_INPUTS = 4
 _EXACT = 1e-5  # float32, in another order of operations
 _ROUNDED = {2: 2e-2, 1: 0.2}  # {bytes of a number: what rounding it may change}
@@ -86,6 +87,8 @@ class Verdict:
             return f"{self.program}: {self.refusal}{how}"
         if not self.num_layers:
             return f"{self.program}: ignores the file{how}"
+        if math.isinf(self.error):
+            return f"{self.program}: WRONG in {self.worst}, where nothing or another size is wanted"
         if not self.error <= self.allowed:
             return f"{self.program}: WRONG in {self.worst}, {told} of what it does ({self.allowed:.0e} is allowed)"
         return f"{self.program}: {self.num_layers} of {self.num_all} modules, {told}{how}"
@@ -173,7 +176,7 @@ def _own_pairs(modules: Mapping[str, LoraPair], content: Content) -> list[tuple[
     layers = content.layers
     known = diffusers_names(layers, "lora_unet_") if layers.family != "sd3" else {}
     known |= published_names(layers) | encoder_names(layers)
-    return [(known.get(name, Place(name)), pair) for name, pair in modules.items()]
+    return [(known.get(name, Place(_UNKNOWN + name)), pair) for name, pair in modules.items()]
 
 
 def _verdict(
@@ -216,6 +219,8 @@ def _allowed(tensors: Iterable[Tensor]) -> float:
 def _doubts(content: Content, wanted: Effects) -> Iterable[str]:
     if not any(bool(effect.any()) for effect in wanted.values()):
         yield "the file changes nothing: every `up` factor is zero, as before a training."
+    if unknown := [layer.removeprefix(_UNKNOWN) for layer in wanted if layer.startswith(_UNKNOWN)]:
+        yield f"{len(unknown)} of its modules are no layers of such a model ({unknown[0]})."
     alpha, rank = (content.metadata.get(f"ss_network_{name}") for name in ("alpha", "dim"))
     has_note = KEY in content.metadata or "lora_adapter_metadata" in content.metadata
     if content.has_alpha() or has_note or None in (alpha, rank):

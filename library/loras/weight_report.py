@@ -104,7 +104,8 @@ def strength_lines(modules: Mapping[str, LoraPair]) -> Iterator[str]:
     for block, norms in blocks.items():
         norm = math.hypot(*norms)
         share = (norm / whole) ** 2 if whole else 0.0
-        yield f"{block}: Frobenius norm {norm:.4g} ({share:.1%} of the whole's square), {len(norms)} modules"
+        number = f"{len(norms)} module{'s' * (len(norms) > 1)}"
+        yield f"{block}: Frobenius norm {norm:.4g} ({share:.1%} of the whole's square), {number}"
     yield f"whole: Frobenius norm {whole:.4g}"
 
 

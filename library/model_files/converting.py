@@ -7,8 +7,8 @@ files, see library/families/<name>/export.py.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,6 @@ from library.model_files.whole import WholeModel, find_whole_model
 
 if TYPE_CHECKING:
     from library.families.model_folder import ModelFolder
-    from library.models.tokenizers import TokenizerSet
 
 _SOURCE, _TARGET, _REFERENCE = "MODEL_TO_LOAD", "MODEL_TO_SAVE", "--reference_model"
 _SCHEDULER = Path("scheduler", "scheduler_config.json")
@@ -109,14 +108,13 @@ def _write_folder(model: WholeModel, target: Path, options: ConversionOptions) -
     from library.families.model_folder import write_model_folder
 
     folder = replace(model.folder(dtype_of(options.precision)), variant=options.variant)
-    place = None if options.reference_model is None else _reference_folder(Path(options.reference_model))
-    find_tokenizers: Callable[[], TokenizerSet] = lambda: model.tokenizers(None)  # noqa: E731
-    if place is not None:
-        folder = _with_scheduler(folder, place, model)
-        with naming(_REFERENCE, tokenizer_dir=_REFERENCE):
-            tokenizers = model.tokenizers(place)
-        find_tokenizers = lambda: tokenizers  # noqa: E731
-    write_model_folder(target, folder, find_tokenizers)
+    if options.reference_model is None:
+        write_model_folder(target, folder, partial(model.tokenizers, None))
+        return
+    place = _reference_folder(Path(options.reference_model))
+    with naming(_REFERENCE, tokenizer_dir=_REFERENCE):
+        tokenizers = model.tokenizers(place)
+    write_model_folder(target, _with_scheduler(folder, place, model), lambda: tokenizers)
 
 
 def _reference_folder(path: Path) -> Path:
@@ -142,7 +140,7 @@ def _with_scheduler(folder: ModelFolder, reference: Path, model: WholeModel) -> 
     return replace(folder, scheduler=settings, index=index)
 
 
-def _read_scheduler(reference: Path) -> Mapping[str, Any] | None:
+def _read_scheduler(reference: Path) -> dict[str, Any] | None:
     path = reference / _SCHEDULER
     if not path.is_file():
         return None

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from library.checkpoint.weights import Part, StoredWeight, WeightFiles
 
 DENOISER_PREFIX = "model.diffusion_model."
+DENOISER = (DENOISER_PREFIX, "model_ema.")  # and the average of its weights, which old files have
 _DENOISER_MARKS = ("joint_blocks.0.context_block.attn.qkv.weight", "input_blocks.0.0.weight")
 _NEIGHBOURS = ("first_stage_model.", "vae.", "text_encoders.", "cond_stage_model.", "conditioner.", "model_ema.")
 _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")

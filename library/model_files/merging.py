@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from library.errors import OptionError, OutputError
 from library.log import get_logger
 from library.model_files.about import about_merged
-from library.model_files.mergeable import DENOISER_PREFIX, Mergeable, check_alike, open_mergeable
+from library.model_files.mergeable import DENOISER, Mergeable, check_alike, open_mergeable
 from library.model_files.options.merging import MergeOptions
 from library.model_files.options.precisions import dtype_of
 from library.model_files.places import check_file
@@ -66,7 +66,7 @@ def plan_merged(models: Sequence[Mergeable], options: MergeOptions) -> Plan:
 
     first, saved = models[0], dtype_of(options.saving_precision)
     assert saved is not None
-    if options.unet_only and not any(name.startswith(DENOISER_PREFIX) for name in first.floats):
+    if options.unet_only and not any(name.startswith(DENOISER) for name in first.floats):
         raise OptionError(f"--unet_only: {first.path} has no denoiser under the names that are known. Leave it out.")
     plan: Plan = {}
     for name, key in first.floats.items():
@@ -82,7 +82,7 @@ def _merged(models: Sequence[Mergeable], name: str, options: MergeOptions, saved
     """One tensor, in the type of the file."""
     dtype = dtype_of(options.precision)
     assert dtype is not None
-    is_kept = options.unet_only and not name.startswith(DENOISER_PREFIX)
+    is_kept = options.unet_only and not name.startswith(DENOISER)
     readers = [model if name in model.floats else models[0] for model in models]
     if is_kept or (options.add_difference and models[0] in readers[1:]):
         result = models[0].read(name, saved, options.device)
@@ -92,7 +92,6 @@ def _merged(models: Sequence[Mergeable], name: str, options: MergeOptions, saved
     else:
         factors = joint_factors(readers, options.factors)
         result = weighted_sum(((model.read(name, dtype, options.device), factor) for model, factor in factors), dtype)
-        result = result.reshape(models[0].shape(name))
     return _saved(result, saved, f"{options.output}: {name}")
 
 
@@ -155,7 +154,7 @@ def _report_skipped(models: Sequence[Mergeable], options: MergeOptions) -> None:
         },
     }
     if options.unet_only:
-        kept = sorted(name for name in first.floats if not name.startswith(DENOISER_PREFIX))
+        kept = sorted(name for name in first.floats if not name.startswith(DENOISER))
         skipped = {f"not of the denoiser, taken from {first.path.name}": kept, **skipped}
     for reason, names in skipped.items():
         if not names:

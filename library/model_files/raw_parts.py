@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -115,7 +114,7 @@ def _with_both_tables(plan: Plan) -> Plan:
 
 def with_prefix(plan: Plan, prefix: str) -> Plan:
     """The same plan with something before all names."""
-    return {prefix + name: replace(tensor) for name, tensor in plan.items()}
+    return {prefix + name: tensor for name, tensor in plan.items()}
 
 
 def quantised_layers(part: Part) -> dict[str, Any]:

@@ -51,7 +51,14 @@ def join_parts(options: JoinOptions) -> None:
 
     assert options.dit is not None  # the parser has made sure
     with naming("--dit"):
-        files = inspect_files(options.dit, **options.parts, allow_pickle=options.allow_pickle)
+        files = inspect_files(
+            options.dit,
+            vae=options.vae,
+            clip_l=options.clip_l,
+            clip_g=options.clip_g,
+            t5xxl=options.t5xxl,
+            allow_pickle=options.allow_pickle,
+        )
         files.check_complete()
     parts = _parts(files)
     check_file(options.output, _paths(parts.values()), "--output")

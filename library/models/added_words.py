@@ -147,11 +147,8 @@ def add_rows(encoder: nn.Module, rows: Tensor, end: int) -> tuple[int, ...]:
     own = rows if isinstance(rows, nn.Parameter) else rows.detach().to(table.weight)
     wider = WordTable(table, own)
     model.set_input_embeddings(wider)
-    for module in (model, getattr(model, "text_model", None)):
-        if hasattr(module, "eos_token_id"):
-            module.eos_token_id = end
     if hasattr(model, "text_model"):
-        model.config.eos_token_id = end
+        model.text_model.eos_token_id = model.config.eos_token_id = end
     return tuple(range(wider.first, wider.num_embeddings))
 
 

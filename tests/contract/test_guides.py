@@ -73,7 +73,7 @@ def flags(text: str) -> set[str]:
 def test_every_flag_that_a_page_names_exists(page: Path):
     quickstart = flags((ROOT / "quickstart.py").read_text(encoding="utf-8"))
     benchmarks = flags("\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks").glob("*.py")))
-    known = {f"--{name}" for name in SCRIPT_OPTIONS | TOOLS} | quickstart | OTHER_PROGRAMS
+    known = {f"--{name}" for name in SCRIPT_OPTIONS | TOOLS} | quickstart | {"--help"} | OTHER_PROGRAMS
     if page.name == "performance.md":
         known |= benchmarks
     prose = re.sub(r"<!--.*?-->|`-- `|`--`", "", page.read_text(encoding="utf-8"))

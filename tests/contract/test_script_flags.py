@@ -54,6 +54,7 @@ ADDED = {
     "gradient_checkpointing_every_n_blocks",
 }
 ADDED_TO_NETWORKS = ADDED | {"blockwise_fused_optimizers"}
+ADDED_TO_LORA = ADDED_TO_NETWORKS | {"verify_export"}
 ADDED_TO_MODELS = ADDED | {
     *("prior_loss_weight", "cpu_offload_checkpointing", "no_metadata", "training_comment", "no_half_vae"),
     *("skip_until_initial_step", "initial_epoch", "initial_step", "fp8_base_unet"),
@@ -85,9 +86,9 @@ ELSEWHERE_SD = ELSEWHERE | {
     *("cache_text_encoder_outputs", "cache_text_encoder_outputs_to_disk", "disable_mmap_load_safetensors"),
 }
 ADDED_TO = {
-    "sd3_train_network": ADDED_TO_NETWORKS,
+    "sd3_train_network": ADDED_TO_LORA,
     "sd3_train": ADDED_TO_MODELS,
-    "sdxl_train_network": ADDED_TO_NETWORKS | ELSEWHERE | {"sdxl_crop_compat"},
+    "sdxl_train_network": ADDED_TO_LORA | ELSEWHERE | {"sdxl_crop_compat"},
     "sdxl_train": ADDED_TO_MODELS | ELSEWHERE | {"sdxl_crop_compat"},
     "sdxl_train_control_net_lllite": ADDED_TO_LLLITE | ELSEWHERE | {"sdxl_crop_compat"},
     "sd3_train_textual_inversion": ADDED_TO_NETWORKS | {"train_t5xxl"},
@@ -95,7 +96,7 @@ ADDED_TO = {
     | ELSEWHERE
     | {"sdxl_crop_compat", "cache_text_encoder_outputs", "cache_text_encoder_outputs_to_disk"},
     "train_textual_inversion": ADDED_TO_WORDS | ELSEWHERE_SD,
-    "train_network": ADDED_TO_NETWORKS | ELSEWHERE_SD,
+    "train_network": ADDED_TO_LORA | ELSEWHERE_SD,
     "fine_tune": ADDED_TO_MODELS | ELSEWHERE_SD | {"reg_data_dir", "conditioning_data_dir", "masked_loss"},
     "train_db": ADDED_TO_MODELS | ELSEWHERE_SD | {"in_json", "dataset_repeats"},
 }

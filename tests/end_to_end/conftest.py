@@ -45,7 +45,8 @@ WITNESS = """
 import importlib, json, os, sys
 from library.data import cache
 script = importlib.import_module(os.environ["SCRIPT"])
-name = next(name for name in vars(script) if name.endswith("Trainer") and name not in ("FullTrainer", "NetworkTrainer"))
+own = [name for name, item in vars(script).items() if getattr(item, "__module__", "") == script.__name__]
+name = next(name for name in own if name.endswith("Trainer"))
 
 written = []
 real_write = cache.TensorCache.write

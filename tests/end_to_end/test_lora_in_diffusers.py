@@ -151,6 +151,8 @@ def test_converted_lora_has_the_same_effect(args, ours, pipeline, tmp_path):
     adapted = outputs(*ours)
 
     written = convert(tmp_path / "lora.safetensors", tmp_path / "converted.safetensors", to="diffusers")
+    back = convert(tmp_path / "converted.safetensors", tmp_path / "back.safetensors", to="kohya")
+    torch.testing.assert_close(back, load_file(tmp_path / "lora.safetensors"))
     pipeline.load_lora_weights(tmp_path, weight_name="converted.safetensors")
     assert_same_effect(base, adapted, pipeline_outputs(pipeline))
 

@@ -1,9 +1,9 @@
-"""LoRAs made smaller, cut, extracted from models and looked at, by the scripts that users call."""
+"""LoRAs extracted from the difference of two models, by the script that users call."""
 
 import gzip
 import json
 import re
-import shutil
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load, load_file, save_file
 
 from library.families.sd3 import checkpoint as sd3
-from library.families.sd3.lora_format import diffusers_to_kohya, kohya_to_diffusers
+from library.families.sd3.key_map import mmdit_to_diffusers
 from library.families.unet import checkpoint as unets
 from library.models.text_encoders import load_clip
 from library.tensorfile import read_header
-from networks import check_lora_weights, extract_lora_from_dylora, extract_lora_from_models, lora, lora_sd3, resize_lora
+from networks import extract_lora_from_models, lora, lora_sd3
 from networks.weights import factors_by_name
 from tests.tiny_unets import write_sd2_folder, write_sdxl_folder
 
@@ -130,7 +130,7 @@ def test_t5_is_held_under_the_names_of_trained_files(originals, tmp_path):
         for name in before
         if (match := re.fullmatch(layers, name))
     }
-    found = deltas(load_file(file))
+    found = {name: values.delta() for name, values in factors_by_name(load_file(file), "extracted").items()}
     assert found.keys() == changes.keys() and found
     for name, change in changes.items():
         torch.testing.assert_close(found[name], change, atol=1e-5, rtol=1e-5)
@@ -139,8 +139,6 @@ def test_t5_is_held_under_the_names_of_trained_files(originals, tmp_path):
 @pytest.mark.parametrize("layout", ["kohya", "diffusers"])
 def test_a_golden_sd3_lora_that_is_added_comes_back(layout, tmp_path):
     """Layout: of the model that it was added to."""
-    from library.families.sd3.key_map import mmdit_to_diffusers
-
     weights, file = golden("mmdit_weights_sd35_medium_like"), golden("lora_sd3_file")
     plain = {name.removeprefix("model.diffusion_model."): tensor for name, tensor in weights.items()}
     own = {f"lora_unet_{name.removesuffix('.weight').replace('.', '_')}": name for name in plain}
@@ -247,207 +245,28 @@ def test_wrong_models_are_one_sentence(org, tuned, flags, words, originals, tmp_
     assert not (tmp_path / "out.safetensors").exists()
 
 
-# ---------------------------------------------------------------- resizing
+def test_a_ckpt_is_read_without_running_it(originals, tmp_path, capsys):
+    tuned = tune(originals["sd1"], tmp_path / "tuned.safetensors", *LAYERS)
+    torch.save({"state_dict": load_file(tuned), "hyper": Namespace(a=1)}, tmp_path / "tuned.ckpt")
+    flags = ("--dim=2", "--clamp_quantile=1")
+    assert extract(originals["sd1"], tmp_path / "tuned.ckpt", tmp_path / "a.safetensors", *flags) == 2
+    assert "--allow_pickle" in capsys.readouterr().err
+    assert extract(originals["sd1"], tmp_path / "tuned.ckpt", tmp_path / "a.safetensors", *flags, "--allow_pickle") == 0
+    assert extract(originals["sd1"], tuned, tmp_path / "b.safetensors", *flags) == 0
+    one, other = load_file(tmp_path / "a.safetensors"), load_file(tmp_path / "b.safetensors")
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.fixture
-def lora_file(tmp_path):
-    metadata = {"ss_network_dim": "8", "ss_training_comment": "mine", "ss_tag_frequency": "{}", "sshs_model_hash": "0"}
-    save_file(golden("lora_sd3_file"), tmp_path / "lora.safetensors", metadata)
-    return tmp_path / "lora.safetensors"
+def test_a_text_encoder_that_one_model_lacks_is_told(originals, tmp_path, capsys):
+    tuned = tune(originals["sd3"], tmp_path / "tuned.safetensors", *LAYERS)
+    save_file({name: t for name, t in load_file(tuned).items() if "t5xxl" not in name}, tuned)
+    assert extract(originals["sd3"], tuned, tmp_path / "lora.safetensors", "--dim=2") == 0
+    assert f"only {originals['sd3']} has the text encoder of lora_te3" in capsys.readouterr().err
 
 
-def resize(source, target, *flags):
-    return resize_lora.main(["--model", str(source), "--save_to", str(target), *flags])
-
-
-def deltas(tensors):
-    return {name: values.delta() for name, values in factors_by_name(tensors, "file").items()}
-
-
-def test_the_whole_rank_is_the_same_lora(lora_file, tmp_path, capsys):
-    assert resize(lora_file, tmp_path / "same.safetensors", "--new_rank=64") == 0
-    old, new = load_file(lora_file), load_file(tmp_path / "same.safetensors")
-    assert old.keys() == new.keys() and all(torch.equal(old[name], new[name]) for name in old)
-    log = capsys.readouterr().err
-    assert "have a lower rank than asked for" in log and "norm retained: 100.00%" in log
-
-
-def test_a_smaller_rank_is_written_with_what_it_says_of_itself(lora_file, tmp_path, capsys):
-    target = tmp_path / "small.safetensors"
-    assert resize(lora_file, target, "--new_rank=2", "--verbose") == 0
-    factors = factors_by_name(load_file(target), "small")
-    old = factors_by_name(load_file(lora_file), "lora")
-    assert {name: values.rank for name, values in factors.items()} == {n: min(v.rank, 2) for n, v in old.items()}
-    metadata = read_header(target).metadata
-    assert metadata["ss_training_comment"] == "dimension is resized from 8 to 2; mine"
-    assert metadata["ss_tag_frequency"] == "{}" and len(metadata["sshs_model_hash"]) == 64
-    log = capsys.readouterr().err
-    whole, kept = (
-        float(torch.stack([delta.norm() for delta in deltas(load_file(path)).values()]).norm())
-        for path in (lora_file, target)
-    )
-    assert f"{kept / whole:.2%} of all" in log and "MiB" in log
-    assert all(name in log for name in factors)
-
-
-@pytest.mark.parametrize(("method", "param"), [("sv_ratio", 3.0), ("sv_fro", 0.8), ("sv_cumulative", 0.6)])
-def test_dynamic_ranks_follow_the_singular_values_of_the_whole_matrices(method, param, lora_file, tmp_path):
-    target = tmp_path / "dynamic.safetensors"
-    assert resize(lora_file, target, "--new_rank=99", f"--dynamic_method={method}", f"--dynamic_param={param}") == 0
-    new = factors_by_name(load_file(target), "dynamic")
-    for name, delta in deltas(load_file(lora_file)).items():
-        s = torch.linalg.svdvals(delta.flatten(1).double())
-        power = {"sv_fro": 2, "sv_cumulative": 1}.get(method)
-        if power is None:
-            expected = int((s > s[0] / param).sum())
-        else:
-            shares = (s**power).cumsum(0) / (s**power).sum()
-            expected = int((shares < param**power).sum()) + 1
-        assert new[name].rank == expected, name
-    assert read_header(target).metadata["ss_network_dim"] == "Dynamic"
-
-
-def test_the_layout_of_diffusers_stays(lora_file, tmp_path):
-    source, target = tmp_path / "peft.safetensors", tmp_path / "small.safetensors"
-    peft = kohya_to_diffusers(load_file(lora_file)).tensors
-    save_file({name: tensor.contiguous().clone() for name, tensor in peft.items()}, source)
-    assert resize(source, target, "--new_rank=2") == 0
-    assert resize(lora_file, tmp_path / "kohya.safetensors", "--new_rank=2") == 0
-    new = load_file(target)
-    assert new.keys() == peft.keys()
-    back, expected = deltas(diffusers_to_kohya(new).tensors), deltas(load_file(tmp_path / "kohya.safetensors"))
-    for name, delta in back.items():
-        torch.testing.assert_close(delta, expected[name], atol=1e-5, rtol=1e-4)
-
-
-def broken(lora_file, how):
-    tensors = load_file(lora_file)
-    if how == "nan":
-        tensors[next(name for name in tensors if "lora_up" in name)].fill_(float("nan"))
-    path = lora_file.with_name(f"{how}.safetensors")
-    save_file(tensors, path)
-    if how == "cut":
-        path.write_bytes(path.read_bytes()[:-99])
-    return path
-
-
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (("--dynamic_method=sv_fro",), "needs --dynamic_param"),
-        (("--dynamic_param=0.5",), "only for --dynamic_method"),
-        (("--dynamic_method=sv_fro", "--dynamic_param=3"), "at most 1"),
-        (("--dynamic_method=sv_ratio", "--dynamic_param=0.5"), "1 or more"),
-        (("--new_rank=0",), "--new_rank"),
-        (("--new_ranks=4",), "--new_rank"),
-        (("--device=gpu7",), "there is no such device"),
-        (("--save_to=lora.bin",), "must end in"),
-    ],
-)
-def test_wrong_options_are_one_sentence(flags, words, lora_file, tmp_path, capsys):
-    assert resize(lora_file, tmp_path / "out.safetensors", *flags) in (2, 3)
-    assert words in capsys.readouterr().err.strip().splitlines()[-1]
-    assert not (tmp_path / "out.safetensors").exists()
-
-
-@pytest.mark.parametrize(
-    ("how", "words"),
-    [
-        ("nan", "NaN"),
-        ("cut", "--model"),
-        ("missing", "missing.safetensors"),
-        ("folder", "folder"),
-        ("model", "a whole checkpoint"),
-        ("same", "is also read"),
-    ],
-)
-def test_wrong_files_are_one_sentence(how, words, lora_file, tmp_path, tiny_sd3, capsys):
-    source, target = tmp_path / "missing.safetensors", tmp_path / "out.safetensors"
-    if how in ("nan", "cut"):
-        source = broken(lora_file, how)
-    elif how == "folder":
-        source = tmp_path / "folder"
-        source.mkdir()
-    elif how == "model":
-        source = tiny_sd3
-    elif how == "same":
-        source = target = lora_file
-    before = lora_file.read_bytes()
-    assert resize(source, target) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert words in line
-    assert lora_file.read_bytes() == before and not (tmp_path / "out.safetensors").exists()
-
-
-# ---------------------------------------------------------------- DyLoRA
-
-
-def test_a_dylora_is_cut_into_files_of_its_ranks(tmp_path, capsys):
-    draw = torch.Generator().manual_seed(0)
-    tensors = {
-        "lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": torch.randn(8, 5, generator=draw),
-        "lora_unet_mid_block_attentions_0_proj_in.lora_up.weight": torch.randn(6, 8, generator=draw),
-        "lora_unet_mid_block_attentions_0_proj_in.alpha": torch.tensor(4.0),
-    }
-    metadata = {"ss_network_module": "networks.dylora", "ss_network_args": json.dumps({"unit": "2"})}
-    save_file(tensors, tmp_path / "dy.safetensors", metadata)
-    arguments = ["--model", str(tmp_path / "dy.safetensors"), "--save_to", str(tmp_path / "cut.safetensors")]
-    assert extract_lora_from_dylora.main([*arguments, "--unit=3"]) == 0
-    assert "no multiple of 2" in capsys.readouterr().err
-    assert sorted(path.name for path in tmp_path.glob("cut*")) == ["cut-000003.safetensors", "cut-000006.safetensors"]
-    cut = load_file(tmp_path / "cut-000006.safetensors")
-    (values,) = factors_by_name(cut, "cut").values()
-    assert torch.equal(values.down, next(iter(tensors.values()))[:6])
-    assert values.scale == pytest.approx(0.5 * (8 / 6) ** 0.5)
-    metadata = read_header(tmp_path / "cut-000006.safetensors").metadata
-    assert metadata["ss_network_dim"] == "6" and metadata["ss_network_module"] == "networks.lora"
-    assert extract_lora_from_dylora.main([*arguments, "--unit=8"]) == 2
-    assert "nothing to cut" in capsys.readouterr().err
-
-
-def test_only_a_dylora_is_cut(lora_file, tmp_path, capsys):
-    plain = tmp_path / "plain.safetensors"
-    save_file(load_file(lora_file), plain, {"ss_network_module": "networks.lora_sd3"})
-    arguments = ["--model", str(plain), "--save_to", str(tmp_path / "cut.safetensors"), "--unit=1"]
-    assert extract_lora_from_dylora.main(arguments) == 2
-    assert "networks/resize_lora.py" in capsys.readouterr().err
-    assert not list(tmp_path.glob("cut*"))
-
-
-# ---------------------------------------------------------------- looking
-
-
-def test_a_file_is_described(lora_file, capsys):
-    assert check_lora_weights.main([str(lora_file)]) == 0
-    log = capsys.readouterr().err
-    tensors = load_file(lora_file)
-    name = next(name for name in tensors if name.endswith("lora_up.weight"))
-    shape, sizes = "x".join(map(str, tensors[name].shape)), tensors[name].float().abs()
-    assert f"{name}, {shape}, mean |w| {sizes.mean():.4g}, min |w| {sizes.min():.4g}" in log
-    whole = torch.stack([delta.norm() for delta in deltas(tensors).values()]).norm()
-    assert f"whole: Frobenius norm {whole:.4g}" in log
-    assert "a LoRA for SD3" in log and "kohya" in log and ".alpha," not in log
-    assert check_lora_weights.main([str(lora_file), "-s"]) == 0
-    assert ".alpha, one number" in capsys.readouterr().err
-
-
-def test_broken_numbers_are_exit_code_2(lora_file, capsys):
-    assert check_lora_weights.main([str(broken(lora_file, "nan"))]) == 2
-    assert "1 of" in capsys.readouterr().err.strip().splitlines()[-1]
-
-
-def test_modules_that_were_not_trained_are_told(lora_file, tmp_path, capsys):
-    tensors = load_file(lora_file)
-    for name in tensors:
-        if name.endswith("lora_up.weight"):
-            tensors[name].zero_()
-    save_file(tensors, tmp_path / "zero.safetensors")
-    assert check_lora_weights.main([str(tmp_path / "zero.safetensors")]) == 0
-    assert "modules add nothing" in capsys.readouterr().err
-
-
-def test_a_model_is_no_lora(tiny_sd3, tmp_path, capsys):
-    shutil.copy(tiny_sd3, tmp_path / "model.safetensors")
-    assert check_lora_weights.main([str(tmp_path / "model.safetensors")]) == 2
-    assert "a whole checkpoint" in capsys.readouterr().err
+def test_embeddings_are_told_even_where_text_encoders_are_left_out(originals, tmp_path, capsys):
+    embeddings = r".*token_embedding\.weight"
+    tuned = tune(originals["sdxl"], tmp_path / "tuned.safetensors", LAYERS[0], embeddings)
+    assert extract(originals["sdxl"], tuned, tmp_path / "lora.safetensors", "--dim=2") == 0
+    assert "2 tensors differ that this LoRA does not hold" in capsys.readouterr().err
+    assert all(name.startswith("lora_unet_") for name in load_file(tmp_path / "lora.safetensors"))

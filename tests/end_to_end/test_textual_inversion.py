@@ -127,11 +127,14 @@ def test_a_template_stands_in_for_captions_which_may_be_missing(word_training: M
     pictures = train.pictures()
     for caption in pictures.glob("*.txt"):
         caption.unlink()
-    run = train.run(train.dataset(pictures), *FLAGS, "--max_train_steps=4", "--use_style_template")
+    flags = (*FLAGS, "--max_train_steps=4", "--use_style_template")
+    run = train.run(train.dataset(pictures, validation_split=0.5), *flags)
     captions = [caption for batch in run.batches for caption in batch.captions]
     assert len(set(captions)) > 3 and all("blarg" in caption for caption in captions)
-    again = train.run(train.dataset(pictures, batch_size=1), *FLAGS, "--max_train_steps=4", "--use_style_template")
+    again = train.run(train.dataset(pictures, validation_split=0.5, batch_size=1), *flags)
     assert sorted(caption for batch in again.batches for caption in batch.captions) == sorted(captions[:4])
+    kept = [batch.captions for batch in map(run.trainer.validation.make, run.trainer.validation.batches)]
+    assert kept and all("blarg" in caption for own in kept for caption in own)
 
 
 def test_a_training_begins_with_the_vectors_of_a_file(word_training: Make):
@@ -203,7 +206,7 @@ def quiet_end() -> Any:
         ("sd1", ("--cache_text_encoder_outputs",), "--cache_text_encoder_outputs cannot be used here"),
         ("sd1", ("--use_object_template", "--use_style_template"), "exclude each other"),
         ("sd1", ("--num_vectors_per_token=0",), "--num_vectors_per_token"),
-        ("sd1", ("--num_vectors_per_token=2", "--weights={one}"), "has 1 vectors, and --num_vectors_per_token is 2"),
+        ("sd1", ("--num_vectors_per_token=2", "--weights={one}"), "has 1 vector, and --num_vectors_per_token is 2"),
         ("sdxl", ("--weights={one}",), "is of another model: its vectors have widths emb_params 32"),
         ("sd1", ("--weights={model}",), "is no embedding of textual inversion"),
         ("sd1", ("--weights=nothing.pt",), "nothing.pt"),

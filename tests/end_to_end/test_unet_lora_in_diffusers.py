@@ -128,6 +128,8 @@ def test_saved_and_converted_files_have_the_same_effect_and_come_off(kind, ours,
     network.detach_all()
     assert main([str(tmp_path / "saved.safetensors"), str(tmp_path / "converted.safetensors"), "--to=diffusers"]) == 0
     assert not any("alpha" in key for key in load_file(tmp_path / "converted.safetensors"))
+    assert main([str(tmp_path / "converted.safetensors"), str(tmp_path / "back.safetensors"), "--to=kohya"]) == 0
+    torch.testing.assert_close(load_file(tmp_path / "back.safetensors"), load_file(tmp_path / "saved.safetensors"))
     family = kind if kind == "sdxl" else "sd"
 
     for name in ("saved.safetensors", "converted.safetensors"):

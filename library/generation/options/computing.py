@@ -34,7 +34,7 @@ class DrawingComputeOptions(OptionGroup):
         minimum=1,
     )
     blocks_to_swap: int | None = opt(
-        None, "Blocks of SD3's denoiser that wait in host memory, to save memory of the GPU.", minimum=0
+        None, "Blocks of the denoiser that wait in host memory, to save memory of the GPU.", unit="blocks", minimum=0
     )
 
     @property

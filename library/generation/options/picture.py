@@ -62,10 +62,6 @@ class SourcePictureOptions(OptionGroup):
         if self.mask_path is not None and self.image_path is None:
             yield "--mask_path needs --image_path, the picture to draw over. Give both, or leave it out."
 
-    def without_effect(self) -> Iterator[tuple[str, str]]:
-        if self.image_path is None:
-            yield "strength", "no --image_path"
-
 
 @dataclass(frozen=True, kw_only=True)
 class PictureFileOptions(OptionGroup):

@@ -18,6 +18,7 @@ from library.generation.options.model import DrawingModelOptions, Sd3DrawingOpti
 from library.generation.options.network import DrawingNetworkOptions
 from library.generation.options.picture import PictureFileOptions, PictureOptions, SourcePictureOptions
 from library.generation.options.prompts import PromptSourceOptions
+from library.generation.options.sheets import SheetOptions
 from library.options.groups import CommonOptions
 from library.options.spec import ScriptText
 
@@ -39,10 +40,27 @@ class GenerationOptions(CommonOptions):
     guide: GuideOptions = field(default_factory=GuideOptions)
     shrink: DeepShrinkOptions = field(default_factory=DeepShrinkOptions)
     gradual: GradualLatentOptions = field(default_factory=GradualLatentOptions)
+    sheets: SheetOptions = field(default_factory=SheetOptions)
 
     leading: ClassVar[tuple[str, ...]] = ("model", "prompts", "picture")
 
+    def without_effect(self) -> Iterator[tuple[str, str]]:
+        if self.source.image_path is None:
+            yield "highres_fix_strength", "no --image_path"
+            if self.highres.highres_fix_scale is None:
+                yield "strength", "no --image_path and no --highres_fix_scale"
+
+        if self.sheets.xyz:
+            reason = "a sheet has one picture of each"
+            yield from ((name, reason) for name in ("n_iter", "images_per_prompt", "iter_same_seed"))
+
     def check(self) -> Iterator[str]:
+        if self.sheets.xyz and self.prompts.sources not in (("--prompt",), ("--from_file",)):
+            yield f"--xyz takes its prompts from --prompt or --from_file, not from {self.prompts.sources[0]}."
+        if self.guide.network_regional_mask_max_color_codes and self.network.num_merged:
+            yield "--network_merge and --network_regional_mask_max_color_codes exclude each other. Keep one of them."
+        if self.computing.blocks_to_swap and self.network.network_pre_calc:
+            yield "--blocks_to_swap and --network_pre_calc exclude each other. Keep one of them."
         if self.model.ckpt is None and not self.prompts.from_png:
             yield "--ckpt is missing: the model that draws."
 

@@ -22,7 +22,7 @@ from library.loras.consumers.rules import (
 _NUM_ENDS = 3  # lora_up, lora.up, lora_B
 _SD3_NAMES = (".attn.to_q", ".attn.to_k", ".attn.to_v", ".attn.to_out.0")
 _KOHYA = ("lora_unet_", "lora_te")
-_LATER = ("attn2",)  # what SD3-medium does not have
+_LATER, _LATER_BLOCK = "attn2", "joint_blocks.24."  # what SD3-medium does not have
 
 
 def read(content: Content) -> Reading:
@@ -31,7 +31,8 @@ def read(content: Content) -> Reading:
     if layers.family != "sd3":
         known = published_names(layers) | encoder_names(layers) | _layers_in_blocks(layers)
         return read_known(content, known, num_ends=_NUM_ENDS)
-    if any(word in name for name in content.modules() for word in _LATER):
+    has_later = any(_LATER in name for name in content.modules())
+    if has_later or any(layer.published.startswith(_LATER_BLOCK) for layer in layers.denoiser):
         return Reading(refusal="knows no SD3.5", has_way_out=False)
     if content.has_alpha():
         return Reading(refusal="refuses SD3 files with alpha tensors")

@@ -21,10 +21,11 @@ _UNET_PREFIXES = ("lora_unet_", "lycoris_")
 
 def read(content: Content) -> Reading:
     """See the module."""
-    return read_known(content, _known(content.layers))
+    return read_known(content, known_names(content.layers))
 
 
-def _known(layers: Layers) -> dict[str, Place]:
+def known_names(layers: Layers) -> dict[str, Place]:
+    """{name of a module in files: where it acts}"""
     known = published_names(layers) | published_names(layers, "diffusion_model.")
     known |= encoder_names(layers) | encoder_paths(layers)
     if layers.family != "sd3":

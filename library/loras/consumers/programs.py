@@ -68,10 +68,10 @@ def form_of(content: Content) -> Known:
         return forms["peft"]
     if any(name.startswith(("lora_transformer_", "lycoris_", "base_model.")) for name in names):
         return Known("of another trainer", (COMFYUI,))
-    own = [name for name in names if name.startswith("lora_unet_")]
     known = published_names(content.layers)
-    is_published = all(name in known for name in own) if own else family != "sd"
-    return forms["published" if is_published else "other"]
+    own = [name in known for name in names if name.startswith("lora_unet_")]
+    is_published = any(own) if own else family != "sd"
+    return forms["published" if is_published or family == "sd3" else "other"]
 
 
 def advice_for(program: str, family: str) -> str | None:

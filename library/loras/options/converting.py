@@ -60,8 +60,8 @@ class ConversionOptions(OptionGroup):
 
     def check(self) -> Iterator[str]:
         if not self.target:
-            given = {"to": self.to, "naming": self.naming, "save_precision": self.save_precision}
-            given |= {"fold_alpha": self.fold_alpha, "overwrite": self.overwrite}
+            given: dict[str, str | bool | None] = {"to": self.to, "naming": self.naming}
+            given |= {"fold_alpha": self.fold_alpha, "save_precision": self.save_precision, "overwrite": self.overwrite}
             if used := [f"--{name}" for name, value in given.items() if value]:
                 yield f"{', '.join(used)}: there is no file to write. Give its name after the source."
             elif not self.verify_export:

@@ -49,6 +49,9 @@ class DifferenceOptions(OptionGroup):
     )
     load_tuned_model_to: str | None = opt(None, "The same for the tuned model.")
     no_metadata: bool = opt(False, "Write the least metadata only, without modelspec.")
+    allow_pickle: bool = opt(
+        False, "Read .ckpt models that ask for code too. None of it is run; only the weights are read."
+    )
     verbose: bool = opt(False, "Show rank and retained norm of each module.")
 
     def check(self) -> Iterator[str]:

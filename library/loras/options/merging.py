@@ -31,7 +31,11 @@ class MergeInputOptions(OptionGroup):
         "Weights of the blocks for each file, in the same order: a list as [1,0,0.5,...] or 1,0,0.5,...; or a name "
         f"({', '.join(PRESETS)}). SD1 and SD2: 17 or 26 numbers; SDXL: 12 or 20; SD3: one for each block, or two more.",
     )
-    save_to: Path | None = opt(None, "The file to write: .safetensors, .ckpt, .pt or .pth.")
+    save_to: Path | None = opt(
+        None,
+        "The file to write: .safetensors, .ckpt, .pt or .pth. A LoRA is written in the layout of kohya, or in that of "
+        "diffusers if all --models are in it.",
+    )
     save_precision: str | None = opt(
         None,
         "Number format of the file to write. Not set means that of each tensor in what is read.",

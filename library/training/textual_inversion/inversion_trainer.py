@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from library.data.problems import counted
 from library.errors import DatasetError, OptionError
 from library.training.base_format import check_base_format
 from library.training.forecast.ladder import with_values
@@ -105,7 +106,7 @@ class InversionTrainer(Trainer):
         chosen, rate = self.options.inversion, self.options.optimizer.learning_rate
         drawn = self.caption_replacements().get("", ())
         return [
-            f"the word {self.word}, of {_vectors(chosen.num_vectors_per_token)} in each text encoder that learns it",
+            f"the word {self.word}, of {counted(chosen.num_vectors_per_token, 'vector')} in each text encoder that learns it",
             *([f"captions are not used: one of {len(drawn)} sentences is drawn each time"] if drawn else []),
             *self.rates_in_words(dict.fromkeys(self.trained_encoders(), rate)),
         ]
@@ -213,7 +214,3 @@ class InversionTrainer(Trainer):
         )
         write_embedding(path, state, word=self.word, step=step, metadata=metadata)
         return [path]
-
-
-def _vectors(number: int) -> str:
-    return "1 vector" if number == 1 else f"{number} vectors"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from library.data.problems import first_names
+from library.data.problems import counted, first_names
 from library.errors import CheckpointError, DatasetError, OptionError
 from library.log import get_logger
 from library.models.word_places import has_word
@@ -107,7 +107,7 @@ def fitting_vectors(path: Path, tables: Mapping[str, Any], number: int) -> dict[
     there = len(next(iter(vectors.values())))
     if there != number:
         raise OptionError(
-            f"--weights: {path} has {there} vectors, and --num_vectors_per_token is {number}. "
+            f"--weights: {path} has {counted(there, 'vector')}, and --num_vectors_per_token is {number}. "
             f"Give --num_vectors_per_token {there}."
         )
     return vectors

@@ -11,6 +11,7 @@ from library.loras.lora_spellings import plain_key
 
 DOWN, UP = torch.randn(2, 8, generator=torch.Generator().manual_seed(0)), torch.ones(8, 2)
 SDXL = "lora_unet_output_blocks_3_1_transformer_blocks_0_attn1_to_q"
+DOTTED = "output_blocks.3.1.transformer_blocks.0.attn1.to_q"
 SD = "lora_unet_up_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"
 SD3 = "lora_unet_joint_blocks_1_x_block_attn_proj"
 SD3_DIFFUSERS = "transformer_blocks.1.attn.to_out.0"
@@ -22,16 +23,27 @@ def written(path, tensors):
     return path / "lora.safetensors"
 
 
-def pair(name, down="lora_down.weight", up="lora_up.weight", **more):
-    return {f"{name}.{down}": DOWN, f"{name}.{up}": UP, **{f"{name}.{key}": tensor for key, tensor in more.items()}}
+def pair(name, down="lora_down.weight", up="lora_up.weight", *, wide=False, **more):
+    """Factors; wide ones take texts as those of SD1."""
+    return {
+        f"{name}.{down}": torch.ones(2, 768) if wide else DOWN,
+        f"{name}.{up}": UP,
+        **{f"{name}.{key}": tensor for key, tensor in more.items()},
+    }
 
 
 SDXL_MARK = pair("lora_te2_text_model_encoder_layers_0_mlp_fc1")
+TE2_DIFFUSERS = "text_encoder_2.text_model.encoder.layers.0.mlp.fc1"
 PEFT = ("lora_A.weight", "lora_B.weight")
 FILES = {  # what a file holds, its family, the module's name
     "sdxl kohya": (pair(SDXL), "sdxl", SDXL),
     "sdxl with names of diffusers": (pair(SD) | SDXL_MARK, "sdxl", SDXL),
-    "sd with published names": (pair(f"diffusion_model.{SDXL[10:]}") and pair(SD), "sd", SD),
+    "sd with published names": (pair(SDXL) | pair(SDXL.replace("attn1_to_q", "attn2_to_k"), wide=True), "sd", SD),
+    "sd of ComfyUI": (
+        pair(f"diffusion_model.{DOTTED}", *PEFT) | pair(SDXL.replace("attn1_to_q", "attn2_to_k"), wide=True),
+        "sd",
+        SD,
+    ),
     "sd3 kohya": (pair(SD3), "sd3", SD3),
     "sd3 of ComfyUI": (pair("diffusion_model.joint_blocks.1.x_block.attn.proj", *PEFT), "sd3", SD3),
     "sd3 of PEFT": (pair(f"base_model.model.{SD3_DIFFUSERS}", *PEFT), "sd3", SD3),
@@ -42,7 +54,7 @@ FILES = {  # what a file holds, its family, the module's name
     ),
     "sd3 of older diffusers": (pair(f"transformer.{SD3_DIFFUSERS}", "lora.down.weight", "lora.up.weight"), "sd3", SD3),
     "sd3 of OneTrainer": (pair(f"lora_transformer_{SD3_DIFFUSERS.replace('.', '_')}"), "sd3", SD3),
-    "sdxl of diffusers": (pair(f"unet.{SDXL_DIFFUSERS}", *PEFT) | SDXL_MARK, "sdxl", SDXL),
+    "sdxl of diffusers": (pair(f"unet.{SDXL_DIFFUSERS}", *PEFT) | pair(TE2_DIFFUSERS, *PEFT), "sdxl", SDXL),
     "sd of older diffusers": (
         pair(f"unet.{SDXL_DIFFUSERS}".replace("to_q", "processor.to_q_lora"), "down.weight", "up.weight"),
         "sd",
@@ -59,13 +71,6 @@ FILES = {  # what a file holds, its family, the module's name
 @pytest.mark.parametrize("title", FILES)
 def test_a_file_is_read_under_the_names_of_its_family(title, tmp_path):
     tensors, family, name = FILES[title]
-    if title == "sdxl of diffusers":
-        tensors = {
-            key.replace(
-                "lora_te2_text_model_encoder_layers_0_mlp_fc1", "text_encoder_2.text_model.encoder.layers.0.mlp.fc1"
-            ): tensor
-            for key, tensor in tensors.items()
-        }
     lora = read_lora(written(tmp_path, tensors), "--models")
     assert lora.family == family and name in lora.modules
     torch.testing.assert_close(lora.modules[name].down, DOWN)

@@ -1,6 +1,12 @@
+import gzip
+import json
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 
+from library.loras.consumers import comfyui
 from library.loras.consumers.layers import layers_of
 from library.loras.converting import DIFFUSERS, KOHYA, NATIVE, Form, converted
 from library.loras.lora_file import LoraFile, to_kohya_modules
@@ -51,6 +57,11 @@ def lora(family, dtype=torch.float32, alpha=1.0):
         tensors[f"{name}.lora_up.weight"] = torch.randn(outer, 4, *(1,) * len(more), generator=draw).to(dtype)
         tensors[f"{name}.alpha"] = torch.tensor(alpha)
     return LoraFile("lora", family, KOHYA, to_kohya_modules(tensors, family, KOHYA, {}), {})
+
+
+def read_json(name):
+    path = Path(__file__).parents[2] / "golden" / "data" / f"{name}.json.gz"
+    return json.loads(gzip.decompress(path.read_bytes()))
 
 
 def right(report):
@@ -157,7 +168,7 @@ def test_the_alpha_that_diffusers_notes_is_lost_in_comfyui():
     tensors = converted(file, Form(DIFFUSERS)).tensors
     notes = {"lora_adapter_metadata": '{"transformer.lora_alpha": 8, "transformer.r": 4}'}
     report = verify(tensors, notes, family="sd3")
-    assert [verdict.program for verdict in report.faults] == ["ComfyUI"]
+    assert [verdict.program for verdict in report.faults] == ["ComfyUI", "A1111"]
     assert "diffusers" in right(report)
 
 
@@ -189,8 +200,72 @@ def test_an_alpha_that_only_the_metadata_knows_is_told(metadata, is_odd):
     assert bool(verify(tensors, metadata, family="sd").doubts) == is_odd
 
 
+@pytest.mark.parametrize(
+    ("start", "form", "readers"),
+    [
+        ("base_model.model.", str, {"ComfyUI"}),
+        ("lora_transformer_", lambda path: path.replace(".", "_"), {"ComfyUI"}),
+        ("lycoris_", lambda path: path.replace(".", "_"), {"ComfyUI"}),
+    ],
+)
+def test_names_of_other_trainers_are_those_that_comfyui_knows(start, form, readers):
+    file = lora("sd3")
+    kept = {name: pair for name, pair in file.modules.items() if not name.startswith("lora_te")}
+    file = replace(file, modules=kept)
+    tensors = {}
+    for key, tensor in converted(file, Form(DIFFUSERS)).tensors.items():
+        path, end = key.removeprefix("transformer.").rsplit(".lora_", 1)
+        tensors[f"{start}{form(path)}.lora_{end}"] = tensor
+    assert right(report_of(file, tensors)) == readers
+
+
+@pytest.mark.parametrize(
+    ("model", "manifest", "family"),
+    [
+        ("sd3_medium", "sd3_medium", "sd3"),
+        ("sd35_medium", "sd3.5_medium", "sd3"),
+        ("sd35_large", "sd3.5_large", "sd3"),
+        ("sdxl", "sd_xl_base_1.0", "sdxl"),
+        ("sd15", "v1-5-pruned-emaonly", "sd"),
+        ("sd21", "v2-1_768-ema-pruned", "sd"),
+    ],
+)
+def test_comfyui_finds_a_weight_of_the_published_model_for_every_module(model, manifest, family):
+    variants = read_json(f"lora_keys_{model}")["variants"]
+    keys = dict(variants["emb_dims"]["unet_keys"] if family == "sd3" else variants["conv_dim"]["keys"])
+    known = comfyui.known_names(layers_of(family, keys))
+    places = [known[key.partition(".")[0]].layer for key in keys]
+    weights = set(read_json(f"state_dicts/{manifest}")["tensors"])
+    own = [layer for layer in places if not layer.startswith("text_encoder")]
+    assert own and all(f"model.diffusion_model.{layer}.weight" in weights for layer in own)
+
+
+def test_a_module_that_no_such_model_has_is_told_and_found():
+    file = lora("sd3")
+    pair = file.modules["lora_te1_text_model_encoder_layers_0_self_attn_q_proj"]
+    pair = replace(pair, down=pair.down.clone(), up=pair.up.clone())
+    file = replace(file, modules={**file.modules, "lora_unet_joint_blocks_0_x_block_nothing": pair})
+    report = report_of(file, converted(file, Form(KOHYA)).tensors)
+    assert report.doubts == (
+        "1 of its modules are no layers of such a model (lora_unet_joint_blocks_0_x_block_nothing).",
+    )
+    assert {verdict.program for verdict in report.faults} == {"ComfyUI", "Forge"}
+
+
+def test_a_lora_of_other_sizes_is_no_reference():
+    file = lora("sd3")
+    other = {name: replace(pair, down=pair.down[:, :-1]) for name, pair in file.modules.items()}
+    tensors = converted(file, Form(KOHYA)).tensors
+    lines = [verdict.line() for verdict in verify(tensors, {}, family="sd3", reference=other).faults]
+    assert len(lines) == 2 and all("WRONG" in line for line in lines)
+
+
 def test_layers_are_named_once():
-    for family, shapes in (("sd", {}), ("sdxl", {}), ("sd3", {"lora_unet_joint_blocks_3_x_block_mlp_fc1.alpha": ()})):
+    for family, shapes in (
+        ("sd", {}),
+        ("sdxl", {}),
+        ("sd3", {"lora_unet_joint_blocks_3_x_block_mlp_fc1.lora_up.weight": (4, 4)}),
+    ):
         layers = layers_of(family, shapes)
         names = [name for pair in layers.denoiser for name in pair.diffusers]
         assert len(set(names)) == len(names) > 50

@@ -180,3 +180,25 @@ def _fail(*_):
 def test_each_buffer_of_the_ring_is_as_large_as_the_largest_block_that_it_takes():
     assert swap_plan(6, 6).buffer_sizes([3, 9, 4, 1, 2, 2]) == [4, 9]
     assert swap_plan(6, 1).buffer_sizes([5]) == [5]
+
+
+@pytest.mark.parametrize("every", [0, 1, 2])
+@pytest.mark.parametrize("number", [5, DEPTH])
+def test_gradients_of_the_text_pass_through_frozen_blocks(number: int, every: int):
+    """What trains is before the model: a word's vectors."""
+
+    def gradients(model):
+        model.requires_grad_(False).train()
+        model.gradient_checkpointing, model.checkpoint_every = bool(every), max(every, 1)
+        found = []
+        for index in (0, 4):
+            context = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(index)).requires_grad_()
+            prediction(model, index, context).square().mean().backward()
+            found.append(context.grad)
+        return found
+
+    expected, model = gradients(make_model()), make_model()
+    device, _swapper = swapped(model.requires_grad_(False), number)
+    with device:
+        found = gradients(model)
+    assert_same_bits(found, expected)

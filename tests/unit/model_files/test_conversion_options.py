@@ -5,8 +5,14 @@ from pathlib import Path
 import pytest
 
 from library.errors import OptionError
-from library.model_files.options.converting import ConversionOptions, is_file_name
+from library.model_files.options.converting import (
+    CONVERTING_SCRIPT,
+    ConversionOptions,
+    ConvertingOptions,
+    is_file_name,
+)
 from library.model_files.options.metadata_text import read_metadata
+from library.options.spec import parse_options
 
 
 @pytest.mark.parametrize(
@@ -58,3 +64,10 @@ def test_options_that_a_target_has_no_place_for_are_told():
         "a.ckpt": {"metadata", "reference_model"},
         "folder": {"epoch", "global_step", "metadata"},
     }
+
+
+def test_the_word_for_no_change_of_precision_may_be_typed():
+    argv = ["a", "b", "--save_precision_as", "no"]
+    assert parse_options(ConvertingOptions, argv, **CONVERTING_SCRIPT).conversion.precision == "no"
+    with pytest.raises(OptionError, match="--save_precision_as needs one of float, fp16, bf16, got 'yes'"):
+        parse_options(ConvertingOptions, [*argv[:-1], "yes"], **CONVERTING_SCRIPT)

@@ -93,6 +93,7 @@ def test_a_part_that_is_given_wins_over_the_one_inside_and_a_line_says_so(separa
             )
         )
     found = load_file(tmp_path / "new.safetensors")
+    assert "has a vae inside" in caplog.text and "takes its place" in caplog.text
     assert torch.equal(found["first_stage_model.decoder.conv_in.bias"], other["decoder.conv_in.bias"])
     assert PREFIXES["t5xxl"] + T5_LAYER in found
 
