@@ -94,7 +94,7 @@ class JobMaker:
         record = self._record(prompt, number)
         check_extras(record)
         given = prompt.seeds or ()
-        how_many = max(asked.count, len(given))
+        how_many = max(asked.num_pictures, len(given))
         own = [given[place] if place < len(given) else seeds.next(iteration) for place in range(how_many)]
         return [replace(record, seed=seed) for seed in own]
 

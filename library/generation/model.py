@@ -87,8 +87,8 @@ def load_model(family: ModelFamily, files: Any, computing: DrawingComputeOptions
     if computing.attention_package:
         use_attention(denoiser, PACKAGES[computing.attention_package])
     if computing.opt_channels_last:
-        denoiser.to(memory_format=torch.channels_last)
-        vae.to(memory_format=torch.channels_last)
+        for module in (denoiser, vae):
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if computing.blocks_to_swap:
         swap_blocks(denoiser, computing.blocks_to_swap, device)
     return DrawingModel(family, files, tokenizers, encoders, denoiser, vae, device, dtype)

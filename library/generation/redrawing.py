@@ -91,7 +91,7 @@ def options_of(options: GenerationOptions, record: GenerationRecord) -> Generati
         "v_parameterization": record.v_parameterization,
         "zero_terminal_snr": record.zero_terminal_snr,
     }
-    network = {
+    network: dict[str, Any] = {
         "network_weights": tuple(Path(use.path) for use in record.networks) or None,
         "network_mul": tuple(use.multiplier for use in record.networks) or None,
         "network_module": tuple(use.module for use in record.networks) or None,
@@ -101,7 +101,8 @@ def options_of(options: GenerationOptions, record: GenerationRecord) -> Generati
         "image_path": None if record.image is None else Path(record.image),
         "mask_path": None if record.mask is None else Path(record.mask),
     }
-    computing: dict[str, Any] = {record.precision: True} if record.precision != "float" else {}
+    has_precision = record.precision != "float" and not options.given & {"fp16", "bf16"}
+    computing: dict[str, Any] = {record.precision: True} if has_precision else {}
     own = options
     for name, values in (("model", model), ("source", source), ("computing", computing)):
         unsaid = {key: value for key, value in values.items() if key not in options.given}

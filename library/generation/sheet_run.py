@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from library.errors import OptionError
-from library.generation.axes import OPTION, Axis, Cell, parse_axes, plan_cells
+from library.generation.axes import OPTION, Axis, Cell, Place, parse_axes, plan_cells
 from library.generation.options.scripts import GenerationOptions
 from library.generation.prompt_lines import PromptOptions
 from library.generation.sheet import write_sheets
@@ -48,7 +48,7 @@ def draw_sheets(options: GenerationOptions, make_run: Callable[[GenerationOption
         run = make_run(_options_of(options, axes, model))
         asked = [_asked(cell, axes, prompts, seed, options) for cell in own]
         runs.append((run, own, asked))
-    pictures = {}
+    pictures: dict[Place, Path] = {}
     for run, own, asked in runs:
         run.draw(PromptSupply(ready=tuple(asked)))
         pictures |= dict(zip((cell.place for cell in own), run.written, strict=True))
@@ -90,7 +90,7 @@ def _asked(
     own: PromptOptions = replace(asked.options, **changes)
     seeds = (cell.values["seed"],) if "seed" in cell.values else (own.seeds or (seed,))[:1]
     own = replace(own, seeds=seeds, network_muls=_strengths(cell, axes, own, options), file_name=None)
-    return asked._replace(options=own, count=1)
+    return asked._replace(options=own, num_pictures=1)
 
 
 def _strengths(

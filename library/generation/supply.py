@@ -29,12 +29,12 @@ class AskedPrompt(NamedTuple):
     Attributes:
         options: Of its line.
         place: Where it stands, for messages.
-        count: Pictures that are wanted of it.
+        num_pictures: That are wanted of it.
     """
 
     options: PromptOptions
     place: str
-    count: int = 1
+    num_pictures: int = 1
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from library.families.sdxl.options import SdxlFullOptions, SdxlNetworkOptions
 from library.families.unet.objective import NOISE, SCHEDULE_AND_WEIGHTS
 from library.options.entry import INTERRUPTED
 from library.options.groups.sampling import SAMPLERS
+from library.generation.prompt_lines import LINE_OPTIONS
 from library.options.spec import options_of
 from library.training.sampling.prompts import load_prompts
 from library.training.saving.claim import CLAIM
@@ -76,6 +77,8 @@ def test_every_flag_that_a_page_names_exists(page: Path):
     known = {f"--{name}" for name in SCRIPT_OPTIONS | TOOLS} | quickstart | {"--help"} | OTHER_PROGRAMS
     if page.name == "performance.md":
         known |= benchmarks
+    if page.name == "gen_img.md":
+        known |= set(LINE_OPTIONS)
     prose = re.sub(r"<!--.*?-->|`-- `|`--`", "", page.read_text(encoding="utf-8"))
     assert flags(prose) <= known
 

@@ -1,5 +1,6 @@
 """Extras of gen_img.py on tiny models: two passes, deep shrink, gradual latents, guiding pictures, regions, noise."""
 
+import json
 import sys
 from functools import cache
 
@@ -14,6 +15,7 @@ from diffusers import (
     StableDiffusionXLControlNetPipeline,
 )
 from PIL import Image, ImageOps
+from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from gen_img import main
@@ -445,3 +447,51 @@ def test_guides_that_do_not_fit_are_named(refused, control_nets, guides, lllite,
     halves = ("--guide_image_path", guides / "halves.png")
     assert "has no pixel of the colour of region 3" in refused(regions, 3, *halves)
     assert "the prompt has 3 parts between AND" in refused(regions, 2, *halves, prompt="a AND b AND c")
+
+
+# Sheets
+
+
+def cells_of(files):
+    """{values: levels} of the pictures of a sheet, by its JSON file."""
+    (index,) = (path for path in files if path.suffix == ".json")
+    pictures = json.loads(index.read_text())["pictures"]
+    return {tuple(cell["values"].values()): levels(index.parent / cell["file"]) for cell in pictures}
+
+
+def test_a_sheet_has_the_pictures_of_all_crossings(files_of, draw, lora_file):
+    lines = "{e$$a cat|a dog}" + f" --n {NEGATIVE} --d {SEED}"
+    files = files_of("--network_weights", lora_file, "--xyz", "lora=0,1", "prompt", prompt=lines)
+    cells = cells_of(files)
+    assert cells.keys() == {(strength, text) for strength in (0.0, 1.0) for text in ("a cat", "a dog")}
+    cat = f"a cat --n {NEGATIVE} --d {SEED}"
+    assert is_same(cells[0.0, "a cat"], draw(prompt=cat))
+    assert is_same(cells[1.0, "a cat"], draw("--network_weights", lora_file, prompt=cat))
+    (sheet,) = (path for path in files if path.name.startswith("sheet_") and path.suffix == ".png")
+    assert min(Image.open(sheet).size) > 2 * SIDE
+    assert len(files) == 6
+
+
+def test_models_and_networks_are_compared(files_of, draw, folders, lora_file, tmp_path):
+    other_lora = tmp_path / "half.safetensors"
+    tensors = {name: tensor * (0.5 if "lora_up" in name else 1) for name, tensor in load_file(lora_file).items()}
+    save_file(tensors, other_lora)
+    other = tiny_unets.write_sd1_folder(tmp_path / "other", seed=1).path
+    models, networks = f"ckpt={folders['sd1']},{other}", f"weights={lora_file},{other_lora}"
+    cells = cells_of(files_of("--xyz", models, networks, "steps=2,3"))
+    assert len(cells) == 8
+    for model in (folders["sd1"], other):
+        alone = draw("--network_weights", other_lora, "--ckpt", model)
+        assert is_same(cells[str(model), str(other_lora), 3], alone)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--xyz", "lora=0,1"], 'the axis "lora" needs --network_weights'),
+        (["--xyz", "stepz=1"], 'Did you mean "steps"?'),
+        (["--xyz", "ckpt=none.safetensors"], "none.safetensors does not exist"),
+    ],
+)
+def test_what_cannot_be_compared_is_named(refused, arguments, sentence):
+    assert sentence in refused(*arguments)

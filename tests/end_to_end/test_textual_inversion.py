@@ -130,7 +130,7 @@ def test_a_template_stands_in_for_captions_which_may_be_missing(word_training: M
     flags = (*FLAGS, "--max_train_steps=4", "--use_style_template")
     run = train.run(train.dataset(pictures, validation_split=0.5), *flags)
     captions = [caption for batch in run.batches for caption in batch.captions]
-    assert len(set(captions)) > 3 and all("blarg" in caption for caption in captions)
+    assert len(set(captions)) > 2 and all("blarg" in caption for caption in captions)
     again = train.run(train.dataset(pictures, validation_split=0.5, batch_size=1), *flags)
     assert sorted(caption for batch in again.batches for caption in batch.captions) == sorted(captions[:4])
     kept = [batch.captions for batch in map(run.trainer.validation.make, run.trainer.validation.batches)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from library.families.unet.captions import UnetCaptions
@@ -34,6 +34,18 @@ class UnetFamily(UnetLoading, UnetCaptions):
     def for_buckets(self, resolutions: Sequence[Size], buckets: Sequence[Size]) -> UnetFamily:
         """Sizes change nothing."""
         return self
+
+    def as_marked(self, files: UnetFiles) -> UnetFamily:
+        """What these files say that they predict, and what their schedule ends in, beside what options say."""
+        marked = {
+            "v_parameterization": self.is_velocity or "v_pred" in files.marks,
+            "zero_terminal_snr": self.is_zero_terminal or "ztsnr" in files.marks,
+        }
+        return replace(self, noise={**self.noise, **marked})
+
+    def with_text_rows(self, number: int) -> UnetFamily:
+        """Reading texts of so many rows of 75 tokens."""
+        return replace(self, num_chunks=number)
 
     # What a family says beside this, and beside what its settings ask for
 

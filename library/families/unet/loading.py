@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,14 +45,6 @@ class UnetLoading(UnetSettings):
         if not self.follows_marks:
             self.check_marks(files)
         return files
-
-    def as_marked(self, files: UnetFiles) -> UnetLoading:
-        """What these files say that they predict, and what their schedule ends in, beside what options say."""
-        marked = {
-            "v_parameterization": self.is_velocity or "v_pred" in files.marks,
-            "zero_terminal_snr": self.is_zero_terminal or "ztsnr" in files.marks,
-        }
-        return replace(self, noise={**self.noise, **marked})
 
     def check_marks(self, files: UnetFiles) -> None:
         """Refuse to train a model that says of itself that it predicts the velocity as one that predicts noise.

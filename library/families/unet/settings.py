@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from library.families.detect import SD1, SD2, SDXL, FileKind
@@ -65,10 +65,6 @@ class UnetSettings(LatentFamily):
     def prediction_type(self) -> str:
         """As metadata has it."""
         return "v" if self.is_velocity else "epsilon"
-
-    def with_text_rows(self, number: int) -> UnetSettings:
-        """Reading texts of so many rows of 75 tokens."""
-        return replace(self, num_chunks=number)
 
     @abstractmethod
     def text_layers(self) -> Mapping[str, LayerChoice]:

@@ -105,8 +105,9 @@ class InversionTrainer(Trainer):
         """The word."""
         chosen, rate = self.options.inversion, self.options.optimizer.learning_rate
         drawn = self.caption_replacements().get("", ())
+        number = counted(chosen.num_vectors_per_token, "vector")
         return [
-            f"the word {self.word}, of {counted(chosen.num_vectors_per_token, 'vector')} in each text encoder that learns it",
+            f"the word {self.word}, of {number} in each text encoder that learns it",
             *([f"captions are not used: one of {len(drawn)} sentences is drawn each time"] if drawn else []),
             *self.rates_in_words(dict.fromkeys(self.trained_encoders(), rate)),
         ]
