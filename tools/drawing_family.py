@@ -102,6 +102,7 @@ def _sd3(shared: dict[str, Any], options: GenerationOptions) -> ModelFamily:
 
 
 _OF_UNETS = ("v_parameterization", "zero_terminal_snr", "clip_skip", "max_embeddings_multiples", "emb_normalize_mode")
+_UNET_EXTRAS = ("ds_", "gradual_latent_", "force_scheduler_")  # how the names of options begin
 _OF_SIZES = (
     *("original_width", "original_height", "original_width_negative", "original_height_negative"),
     *("crop_top", "crop_left"),
@@ -117,12 +118,13 @@ def _tell_ignored(name: str, options: GenerationOptions) -> None:
     reasons: dict[str, str] = {}
     if name == "sd3":
         reasons |= dict.fromkeys(_OF_UNETS, "for models with a U-Net")
+        reasons |= {key: "for models with a U-Net" for key in options.values() if key.startswith(_UNET_EXTRAS)}
         if not options.picture.sampler.endswith("euler"):
             reasons["sampler"] = "SD3 is drawn by Euler's method"
     else:
         reasons |= {item.name: "for SD3" for item in fields(options.sd3)}
     if name != "sdxl":
-        reasons |= dict.fromkeys(_OF_SIZES, "for SDXL")
+        reasons |= dict.fromkeys((*_OF_SIZES, "clip_vision_strength", "clip_vision_model"), "for SDXL")
     else:
         reasons["clip_skip"] = "SDXL always takes the last but one layer of both text encoders"
     for line in line_without_effect(options, reasons):

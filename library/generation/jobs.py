@@ -108,6 +108,8 @@ class JobMaker:
         is_drawn_over = image is not None or "highres_fix_scale" in extras
         if prompt.strength is not None and not is_drawn_over:
             self._tell("--t has no effect: there is no --image_path.")
+        if prompt.clip_prompt is not None:
+            self._tell("--c has no effect: no picture is guided by a second prompt. It stands in the file.")
         return replace(
             self.base,
             prompt=prompt.prompt,

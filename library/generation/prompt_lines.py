@@ -30,7 +30,7 @@ class PromptOptions:
         negative_scale: Guidance scale away from the empty prompt, beside that of the negative prompt; "none" switches
             it off.
         strength: Of image to image, 0 to 1.
-        clip_prompt: What the image encoder of a guide picture is told in place of the prompt.
+        clip_prompt: Known of older scripts, and only noted.
         network_muls: Strength of each network; the last one counts for all further ones.
     """
 

@@ -66,7 +66,7 @@ class GenerationRecord:
         networks: In their order.
         embeddings: Paths of textual inversion embeddings.
         clip_skip: Of the option; None.
-        clip_prompt: Text for CLIP vision guidance of a line; None.
+        clip_prompt: Of the prompt's line; None. Changes nothing.
         max_embeddings_multiples: Rows of 77 tokens that a text may fill.
         emb_normalize_mode: Of weighted words.
         sizes: What SDXL is told; None elsewhere.

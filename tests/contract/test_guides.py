@@ -19,9 +19,9 @@ from library.families.sd.options import DreamBoothOptions, FineTuneOptions, SdNe
 from library.families.sd3.options import Sd3FullOptions, Sd3NetworkOptions
 from library.families.sdxl.options import SdxlFullOptions, SdxlNetworkOptions
 from library.families.unet.objective import NOISE, SCHEDULE_AND_WEIGHTS
+from library.generation.prompt_lines import LINE_OPTIONS
 from library.options.entry import INTERRUPTED
 from library.options.groups.sampling import SAMPLERS
-from library.generation.prompt_lines import LINE_OPTIONS
 from library.options.spec import options_of
 from library.training.sampling.prompts import load_prompts
 from library.training.saving.claim import CLAIM

@@ -194,7 +194,6 @@ def test_without_a_seed_each_picture_has_another(draw):
 
 def test_files_are_numbered_behind_those_that_are_there_and_none_is_replaced(draw):
     assert list(draw("--sequential_file_name", prompt="x --d 1,2")) == ["im_000001.png", "im_000002.png"]
-    assert list(draw("--sequential_file_name")) == ["im_000003.png"]
     assert list(draw(prompt="x --d 1 --f mine")) == ["mine.png"]
     assert list(draw(prompt="x --d 1 --f mine")) == ["mine_1.png"]
 
@@ -242,7 +241,7 @@ def test_an_empty_negative_prompt_apart_is_the_usual_guidance(pixels):
     assert is_other(away, pixels(prompt="a cat --d 5 --n dog"))
 
 
-@pytest.mark.parametrize("mode", ["original", "none", "abs"])
+@pytest.mark.parametrize("mode", ["original", "none"])
 def test_weights_of_1_change_nothing_and_others_do(pixels, mode):
     plain = pixels(prompt="a cat --d 5")
     assert is_same(pixels(f"--emb_normalize_mode={mode}", prompt="a (cat:1.0) --d 5"), plain)
@@ -284,7 +283,7 @@ def test_at_strength_0_a_picture_only_goes_through_the_vae(pixels, source):
     assert is_other(pixels("--image_path", source, "--strength=0.7"), one)
 
 
-@pytest.mark.parametrize("sampler", ["euler_a", "lms", "pndm"])
+@pytest.mark.parametrize("sampler", ["euler_a", "pndm"])
 def test_a_black_mask_keeps_the_picture_and_a_white_one_none(pixels, source, tmp_path, sampler):
     kept = pixels("--image_path", source, "--strength=0")
     free = pixels("--image_path", source, f"--sampler={sampler}")
@@ -331,6 +330,12 @@ def test_bf16_draws_nearly_the_same_and_fp16_is_float32_on_a_cpu(pixels, capsys)
     if not torch.cuda.is_available():
         assert is_same(pixels("--fp16"), plain)
         assert "--fp16: a CPU hardly computes in fp16" in capsys.readouterr().err
+
+
+def test_blocks_that_wait_in_host_memory_draw_the_same(pixels, lora_file, tiny_sd3):
+    assert (pixels("--blocks_to_swap=3", model=tiny_sd3) == pixels(model=tiny_sd3)).all()
+    network = ("--network_weights", lora_file)
+    assert (pixels("--blocks_to_swap=99", *network) == pixels(*network)).all()
 
 
 def test_strips_of_a_picture_are_nearly_the_whole_picture(pixels):
