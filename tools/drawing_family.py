@@ -71,7 +71,7 @@ def _family(name: str, options: GenerationOptions) -> ModelFamily:
     if name == "sd3":
         return _sd3(shared, options)
     noise = {"v_parameterization": model.v_parameterization, "zero_terminal_snr": model.zero_terminal_snr}
-    shared |= {"is_weighted": True, "noise": noise, "follows_marks": True}
+    shared |= {"is_weighted": True, "noise": noise, "follows_marks": True, "input_channels": (4, 9)}
     if name == "sdxl":
         from library.families.sdxl.family import SdxlFamily
 

@@ -146,7 +146,12 @@ OF_TRAINING = (
 )
 NAMES = {
     "SD3": ("sd3_train_network.py", "sd3_train.py", "sd3_train_textual_inversion.py"),
-    "SDXL": ("sdxl_train_network.py", "sdxl_train.py", "sdxl_train_textual_inversion.py", "sdxl_train_control_net_lllite.py"),
+    "SDXL": (
+        "sdxl_train_network.py",
+        "sdxl_train.py",
+        "sdxl_train_textual_inversion.py",
+        "sdxl_train_control_net_lllite.py",
+    ),
     "SD": ("train_network.py", "fine_tune.py", "train_db.py", "train_textual_inversion.py"),
     "networks": ("sd3_train_network.py", "sdxl_train_network.py", "train_network.py"),
     "textual inversion": (

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     from library.families.base import Conditioning, ModelFamily
 
+_OF_PARTS = 9  # input channels: latents, a mask, latents of what stays
+
 
 @dataclass(frozen=True)
 class Drawing:
@@ -140,7 +142,12 @@ class Drawing:
         shape = (family.latent_channels, first.height // cell, first.width // cell)
         noise = normal_per_sample([record.seed for record in batch], shape).to(device)
         seeds = tuple(record.seed for record in batch)
-        return Canvas(noise, self.guidance(batch), seeds, self._start(batch), self._mask(batch))
+        start, mask, guidance = self._start(batch), self._mask(batch), self.guidance(batch)
+        if not self._draws_parts:
+            return Canvas(noise, guidance, seeds, start, mask)
+        beside = self._beside(batch, mask, noise)
+        is_all_noise = start is not None and start.strength >= 1
+        return Canvas(noise, guidance, seeds, None if is_all_noise else start, None, beside)
 
     def guidance(self, batch: Sequence[GenerationRecord]) -> Guidance:
         """What the pictures of a batch are led by."""
@@ -186,6 +193,26 @@ class Drawing:
         size = Size(first.width, first.height)
         pictures = [load_source(Path(str(record.image)), size) for record in batch]
         return Start(encode(self.model, to_images(pictures)), first.strength)
+
+    @property
+    def _draws_parts(self) -> bool:
+        """Whether the denoiser was trained to fill in parts of pictures."""
+        config: Any = self.model.denoiser.config
+        return getattr(config, "in_channels", None) == _OF_PARTS
+
+    def _beside(self, batch: Sequence[GenerationRecord], mask: Tensor | None, noise: Tensor) -> Tensor:
+        """The mask, and latents of the picture without what is drawn; without a picture all is drawn. [B, 5, h, w]"""
+        import torch
+
+        first = batch[0]
+        cells = torch.ones_like(noise[:, :1]) if mask is None else (mask >= 0.5).float()
+        if first.image is None or mask is None:
+            images = torch.zeros(len(batch), 3, first.height, first.width)
+        else:
+            size, cell = Size(first.width, first.height), self.model.family.pixels_per_latent
+            kept = 1 - cells.repeat_interleave(cell, -1).repeat_interleave(cell, -2).cpu()
+            images = to_images([load_source(Path(str(record.image)), size) for record in batch]) * kept
+        return torch.cat([cells, encode(self.model, images)], dim=1)
 
     def _mask(self, batch: Sequence[GenerationRecord]) -> Tensor | None:
         import torch

@@ -11,6 +11,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import torch
+
 from library.diffusion.samplers import AfterStep, SamplerWays, Start, StepState
 from library.errors import UserError
 from library.families.base import Conditioning
@@ -69,6 +71,7 @@ class Canvas:
         guidance: Of each.
         seeds: Of each, for samplers that draw on the way.
         start: Clean latents to begin from; None begins at noise.
+        beside: What a denoiser for parts of pictures is shown beside the latents. Shape [B, C', h, w]; None for others.
         mask: 1 where something is drawn, 0 where the picture of `start` stays. Shape [B, 1, h, w]; None is everywhere.
     """
 
@@ -77,6 +80,7 @@ class Canvas:
     seeds: tuple[int, ...]
     start: Start | None = None
     mask: Tensor | None = None
+    beside: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,8 @@ def paint(
     conditioning = stacked(parts)
 
     def predict(latents: Tensor, timesteps: Tensor) -> Tensor:
-        rows = latents.repeat(len(parts), 1, 1, 1)
+        shown = latents if canvas.beside is None else torch.cat([latents, canvas.beside], dim=1)
+        rows = shown.repeat(len(parts), 1, 1, 1)
         prediction = painter.predict(rows, timesteps.repeat(len(parts)), conditioning)
         return canvas.guidance.combine(prediction.chunk(len(parts)))
 

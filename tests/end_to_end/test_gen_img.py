@@ -333,9 +333,9 @@ def test_bf16_draws_nearly_the_same_and_fp16_is_float32_on_a_cpu(pixels, capsys)
 
 
 def test_blocks_that_wait_in_host_memory_draw_the_same(pixels, lora_file, tiny_sd3):
-    assert (pixels("--blocks_to_swap=3", model=tiny_sd3) == pixels(model=tiny_sd3)).all()
+    assert is_same(pixels("--blocks_to_swap=3", model=tiny_sd3), pixels(model=tiny_sd3))
     network = ("--network_weights", lora_file)
-    assert (pixels("--blocks_to_swap=99", *network) == pixels(*network)).all()
+    assert is_same(pixels("--blocks_to_swap=99", *network), pixels(*network))
 
 
 def test_strips_of_a_picture_are_nearly_the_whole_picture(pixels):

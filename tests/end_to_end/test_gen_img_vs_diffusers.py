@@ -1,5 +1,6 @@
 """Pictures of gen_img.py are those of diffusers' pipelines: the same text, noise and sampler give the same pixels."""
 
+import shutil
 from functools import cache
 
 import diffusers
@@ -9,10 +10,12 @@ import torch
 from diffusers import (
     StableDiffusion3Pipeline,
     StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
 )
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from gen_img import main
 from library.families.sd3.family import Sd3Family
@@ -130,3 +133,34 @@ def test_sd3(tiny_sd3_factory, drawn, tmp_path):
     folder = family.write_model(tmp_path / "folder", layout="diffusers", **what)[0]
     pipeline = quiet(StableDiffusion3Pipeline.from_pretrained(folder))
     check_same(drawn(model), their_picture(pipeline, noise(16)))
+
+
+def test_a_model_that_fills_in_parts_of_pictures(folder_of, drawn, tmp_path):
+    """The U-Net of such a model takes 9 channels: latents, the mask, and latents of what stays."""
+    model = tmp_path / "inpainting"
+    shutil.copytree(folder_of("sd1"), model)
+    weights, config = model / "unet" / "diffusion_pytorch_model.safetensors", model / "unet" / "config.json"
+    tensors = load_file(weights)
+    more = torch.randn(tensors["conv_in.weight"].shape[0], 5, 3, 3, generator=torch.Generator().manual_seed(2)) * 0.2
+    save_file({**tensors, "conv_in.weight": torch.cat([tensors["conv_in.weight"], more], dim=1)}, weights)
+    config.write_text(config.read_text().replace('"in_channels": 4', '"in_channels": 9'))
+    parts = StableDiffusionPipeline.from_pretrained(model).components
+    pipeline = quiet(StableDiffusionInpaintPipeline(**parts, requires_safety_checker=False), "ddim")
+    levels = (numpy.arange(HEIGHT * WIDTH * 3) * 7 % 251).astype(numpy.uint8).reshape(HEIGHT, WIDTH, 3)
+    mask = numpy.zeros((HEIGHT, WIDTH), numpy.uint8)
+    mask[16:48, 24:80] = 255
+    for name, array in (("source", levels), ("mask", mask)):
+        Image.fromarray(array).save(tmp_path / f"{name}.png")
+    pixels = torch.from_numpy(levels).permute(2, 0, 1)[None] / 127.5 - 1
+    with torch.no_grad():
+        seen = pipeline.vae.encode(pixels * torch.from_numpy(mask < 128)).latent_dist.mean
+    theirs = their_picture(
+        pipeline,
+        noise(4),
+        image=Image.fromarray(levels),
+        mask_image=Image.fromarray(mask),
+        masked_image_latents=seen * pipeline.vae.config.scaling_factor,
+        strength=1.0,
+    )
+    given = (f"--image_path={tmp_path}/source.png", f"--mask_path={tmp_path}/mask.png", "--strength=1")
+    check_same(drawn(model, "--sampler=ddim", *given), theirs)

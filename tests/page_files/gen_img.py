@@ -1,4 +1,4 @@
-"""LoRAs, a learned word, prompts, pictures and an SD3.5 model for docs/gen_img.md; SDXL is there."""
+"""LoRAs, a learned word, prompts, pictures, guides and an SD3.5 model for docs/gen_img.md; SDXL is there."""
 
 from __future__ import annotations
 
@@ -34,6 +34,10 @@ def make(folder: Path, models: Mapping[str, Path]) -> None:
     mask = Image.new("L", (64, 64))
     mask.paste(255, (16, 16, 48, 48))
     mask.save(folder / "mask.png")
+    regions = Image.new("RGB", (64, 64), (255, 0, 0))
+    regions.paste((0, 255, 0), (32, 0, 64, 64))
+    regions.save(folder / "map.png")
+    _write_guides(folder)
 
 
 def _lora(rank: int) -> dict[str, object]:
@@ -46,6 +50,25 @@ def _lora(rank: int) -> dict[str, object]:
         tensors[f"{name}.lora_up.weight"] = torch.randn(width, rank, generator=draw) * 0.1
         tensors[f"{name}.alpha"] = torch.tensor(float(rank))
     return tensors
+
+
+def _write_guides(folder: Path) -> None:
+    """A ControlNet, a ControlNet-LLLite and a CLIP model, for the tiny SDXL."""
+    import torch
+    from diffusers import ControlNetModel
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    from library.models.unet import UNet
+    from networks.control_net_lllite import create_network
+    from tests.tiny_unets import CLIP_G_WIDTH, unet_settings
+
+    unet = UNet(**unet_settings("sdxl"))
+    ControlNetModel.from_unet(unet).save_pretrained(folder / "controlnet-canny-sdxl-1.0")
+    network = create_network(1.0, 8, None, None, None, unet, generator=torch.manual_seed(1), cond_emb_dim="8")
+    network.save_weights(folder / "lines.safetensors", torch.float32, {})
+    settings = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = CLIPVisionConfig(**settings, image_size=32, patch_size=8, projection_dim=CLIP_G_WIDTH)
+    CLIPVisionModelWithProjection(config).save_pretrained(folder / "CLIP-ViT-bigG-14-laion2B-39B-b160k")
 
 
 def _write_sd3(folder: Path) -> None:

@@ -81,6 +81,7 @@ def inspect_files(
     vae: Path | None = None,
     allow_pickle: bool = False,
     variant: str | None = None,
+    input_channels: Collection[int] = (LATENT_CHANNELS,),
 ) -> UnetFiles:
     """Find the parts of a model. Reads headers only.
 
@@ -90,6 +91,7 @@ def inspect_files(
         vae: A file, a folder, or the name of one on the hub, which wins over what the model has.
         allow_pickle: Also read .ckpt files that hold more than tensors.
         variant: See `open_weights`.
+        input_channels: That the U-Net may take; those for drawing over parts of pictures take 9.
 
     Raises:
         CheckpointError: A file cannot be used, is of another kind, or does not fit the model; all such files are named.
@@ -117,7 +119,14 @@ def inspect_files(
     if problems:
         raise CheckpointError("\n".join(problems))
     marks = _folder_marks(pretrained) if is_folder else None
-    files = inspect_weights(opened.pop(DENOISER), opened, kinds=kinds, marks=marks, is_own_vae=vae is not None)
+    files = inspect_weights(
+        opened.pop(DENOISER),
+        opened,
+        kinds=kinds,
+        marks=marks,
+        is_own_vae=vae is not None,
+        input_channels=input_channels,
+    )
     return replace(files, path=pretrained)
 
 
@@ -128,6 +137,7 @@ def inspect_weights(
     kinds: Collection[str],
     marks: frozenset[str] | None = None,
     is_own_vae: bool = False,
+    input_channels: Collection[int] = (LATENT_CHANNELS,),
 ) -> UnetFiles:
     """`inspect_files` on headers that are already read.
 
@@ -137,11 +147,12 @@ def inspect_weights(
         kinds: See `inspect_files`.
         marks: See `UnetFiles`; None where the model's file says it.
         is_own_vae: The VAE is one that the user named.
+        input_channels: See `inspect_files`.
 
     Raises:
         CheckpointError: See `inspect_files`.
     """
-    kind, unet, config = find_denoiser(model, kinds)
+    kind, unet, config = find_denoiser(model, kinds, input_channels)
     problems: dict[str, CheckpointError] = {}
     parts: dict[str, Part] = {}
     known = KINDS[kind].encoders

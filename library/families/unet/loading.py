@@ -41,7 +41,13 @@ class UnetLoading(UnetSettings):
         """
         from library.families.unet.checkpoint import inspect_files
 
-        files = inspect_files(self.pretrained, kinds=self.kinds, vae=self.vae, allow_pickle=self.allow_pickle)
+        files = inspect_files(
+            self.pretrained,
+            kinds=self.kinds,
+            vae=self.vae,
+            allow_pickle=self.allow_pickle,
+            input_channels=self.input_channels,
+        )
         if not self.follows_marks:
             self.check_marks(files)
         return files

@@ -73,12 +73,15 @@ _SCHEDULE = re.compile(
 _logger = get_logger(__name__)
 
 
-def find_denoiser(source: WeightFiles, kinds: Collection[str]) -> tuple[str, Part, dict[str, Any]]:
+def find_denoiser(
+    source: WeightFiles, kinds: Collection[str], input_channels: Collection[int] = (4,)
+) -> tuple[str, Part, dict[str, Any]]:
     """The U-Net: its kind, where it is, and the arguments of UNet2DConditionModel.
 
     Args:
         source: Where to look.
         kinds: Of "sd1", "sd2" and "sdxl" those that are wanted.
+        input_channels: That the U-Net may take.
 
     Raises:
         CheckpointError: The file is another model, or the U-Net is incomplete or has tensors too many.
@@ -89,7 +92,7 @@ def find_denoiser(source: WeightFiles, kinds: Collection[str]) -> tuple[str, Par
     try:
         part = select_denoiser(source)
         shapes = diffusers_shapes(part)
-        _refuse_other_inputs(kind.name, shapes)
+        _refuse_other_inputs(kind.name, shapes, input_channels)
         return kind.name, part, _checked_config(kind.name, part, shapes)
     except CheckpointError as error:
         raise CheckpointError(f"{MODEL_OPTION}: {source.path}: {error}") from None
@@ -104,13 +107,13 @@ def _refuse_other_schedule(source: WeightFiles, kind: FileKind) -> None:
             )
 
 
-def _refuse_other_inputs(kind: str, shapes: Shapes) -> None:
+def _refuse_other_inputs(kind: str, shapes: Shapes, input_channels: Collection[int]) -> None:
     if not KINDS[kind].takes_sizes and "add_embedding.linear_1.weight" in shapes:
         raise CheckpointError(
             "the U-Net is that of an unCLIP model, which cannot be trained here. Give the base model."
         )
     channels = shapes["conv_in.weight"][1] if "conv_in.weight" in shapes else 4
-    if channels != 4:
+    if channels not in input_channels:
         title = _OTHER_INPUTS.get(channels, "a model of another task")
         raise CheckpointError(
             f"the U-Net takes {channels} channels instead of 4: it is {title}, which cannot be trained here. "

@@ -26,6 +26,7 @@ class UnetSettings(LatentFamily):
         kinds: Of models that the family takes: "sd1", "sd2", "sdxl".
         num_chunks: Rows of 77 tokens that a caption may fill.
         noise: Settings of the objective, which needs torch; see `library/families/unet/objective.py`.
+        input_channels: That the U-Net may take.
         follows_marks: What a model says of itself is taken over, see `as_marked`, and options need not say the same.
     """
 
@@ -44,6 +45,7 @@ class UnetSettings(LatentFamily):
     kinds: tuple[str, ...]
     num_chunks: int = 1
     noise: Mapping[str, Any] = field(default_factory=dict)
+    input_channels: tuple[int, ...] = (4,)
     follows_marks: bool = False
 
     @property

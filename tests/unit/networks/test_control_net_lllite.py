@@ -58,11 +58,12 @@ def test_levels_and_layers_are_those_of_the_published_form():
     blocks = {"input_blocks.4.1": 2, "input_blocks.5.1": 2, "input_blocks.7.1": 3, "middle_block.1": 3}
     for block, level in blocks.items():
         assert level_of(f"{block}.transformer_blocks.0.attn1.to_q") == level
+    depths = {"input_blocks.4": 2, "input_blocks.7": 10, "middle_block": 10, "output_blocks.0": 10}
     names = [
         f"{block}.1.transformer_blocks.{index}.{layer}"
-        for block, depth in (("input_blocks.4", 2), ("input_blocks.7", 10), ("middle_block", 10), ("output_blocks.0", 10))
+        for block, depth in depths.items()
         for index in range(depth)
-        for layer in ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_q", "attn2.to_k", "attn2.to_v")
+        for layer in ("attn1.to_out.0", "ff.net.2", *(f"attn{number}.to_{kind}" for number in (1, 2) for kind in "qkv"))
     ]
     chosen = target_levels(names)
     assert len(chosen) == 4 * 22 and not any("output" in name or "to_out" in name for name in chosen)
