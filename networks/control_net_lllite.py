@@ -35,6 +35,7 @@ logger = get_logger(__name__)
 
 IS_LORA = False
 IS_CONDITIONED = True
+SCRIPT = "sdxl_train_control_net_lllite.py"  # that trains it
 """It learns from a conditioning picture beside each picture, which only a script for it has."""
 
 

@@ -2,8 +2,9 @@
 
     python -m examples.tiny_sdxl.build FOLDER [--seed 0] [--steps 1200]
 
-Autoencoder and CLIP-L are those of examples/tiny_sd. sdxl_train.py trains the U-Net and both text encoders. The result
-is FOLDER/base, a model in fp16 and its tokenizers. What is done is not done again.
+Autoencoder and CLIP-L are those of examples/tiny_sd. sdxl_train.py trains the U-Net and both text encoders, then
+the U-Net is trained together with a ControlNet-LLLite (joint.py says why). The result is FOLDER/base, a model in fp16
+and its tokenizers. What is done is not done again.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from examples.tiny_sd.build import BASE as SMALL_BASE
 from examples.tiny_sd.pictures import large_thing
 from examples.tiny_sd3.draw import draw
 from examples.tiny_sdxl.start import ARCHITECTURE, write_start, write_tokenizers
+from examples.tiny_sdxl.words import without_colour
 from library.tensorfile import read_header, read_tensors, write_tensors
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
@@ -29,6 +31,7 @@ BASE = Path(__file__).resolve().parent / "base"
 MODEL = "sdxl_tiny"
 NUM_PICTURES = 240
 STEPS = 1200
+JOINT_STEPS = 760
 _UNNAMED = 3  # of so many captions one does not name the colour
 
 
@@ -43,7 +46,14 @@ def build(folder: Path, *, seed: int = 0, steps: int = STEPS) -> Path:
     if not trained.exists():
         command = [sys.executable, *training_command(start, pictures, trained.parent, steps=steps, seed=seed)]
         subprocess.run(command, cwd=PROJECT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
-    return finish(folder / "base", trained)
+    together = folder / "together" / f"{MODEL}.safetensors"
+    if not together.exists():
+        from examples.tiny_sdxl.joint import train_together
+
+        write_tokenizers(trained.parent)
+        together.parent.mkdir(parents=True, exist_ok=True)
+        train_together(trained, together, steps=JOINT_STEPS, seed=seed, note=lambda line: print(line, flush=True))
+    return finish(folder / "base", together)
 
 
 def write_pictures(folder: Path, count: int, *, seed: int = 0) -> None:
@@ -54,11 +64,6 @@ def write_pictures(folder: Path, count: int, *, seed: int = 0) -> None:
         caption = what.caption if index % _UNNAMED else without_colour(what.caption, what.things[0].colour)
         draw(what).save(folder / f"{index:04}.png")
         (folder / f"{index:04}.txt").write_text(caption + "\n", encoding="utf-8", newline="\n")
-
-
-def without_colour(caption: str, colour: str) -> str:
-    """ "a green square on a black background" without its first word of that colour."""
-    return caption.replace(f"{colour} ", "", 1)
 
 
 def training_command(model: Path, pictures: Path, folder: Path, *, steps: int = STEPS, seed: int = 0) -> list[str]:

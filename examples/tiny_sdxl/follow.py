@@ -22,8 +22,9 @@ if __package__ in (None, ""):  # run as a file: the project is two folders up
 
 from examples.tiny_sd.painter import SEED
 from examples.tiny_sd.pictures import large_thing
-from examples.tiny_sdxl.build import BASE, MODEL, PROJECT, without_colour
+from examples.tiny_sdxl.build import BASE, MODEL, PROJECT
 from examples.tiny_sdxl.pairs import colour_map, dataset_config, write_pairs
+from examples.tiny_sdxl.words import without_colour
 
 if TYPE_CHECKING:
     from torch import Tensor

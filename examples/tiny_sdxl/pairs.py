@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from examples.tiny_sd.pictures import large_thing
 from examples.tiny_sd3.draw import draw
-from examples.tiny_sdxl.build import without_colour
+from examples.tiny_sdxl.words import without_colour
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -23,7 +23,7 @@ CLIP_G_WIDTH = 48
 WIDTHS = (32, 40, 48)  # of the U-Net's levels, which have 8 groups
 TOKENIZERS = ("tokenizer", "tokenizer_2")
 _SIZE_WIDTH = 8  # of the embedding of each of the six sizes
-_QUIET = ("conv2", "conv_out")  # where a branch ends: it begins with nothing
+_QUIET = ("conv2", "proj_out", "conv_out")  # where a branch ends: it begins with nothing
 _OLD_CLIP, _OLD_VAE = "cond_stage_model.transformer.", "first_stage_model."
 
 

@@ -67,7 +67,7 @@ class NetworkTrainer(Trainer):
         if getattr(self.module, "IS_CONDITIONED", False) and not self.is_conditioned:
             raise OptionError(
                 f"--network_module {self.options.network.network_module} learns from conditioning pictures. Train it "
-                "with sdxl_train_control_net_lllite.py."
+                f"with {self.module.SCRIPT}."
             )
 
     def _refuse_cached_encoder_changes(self) -> None:
@@ -287,7 +287,7 @@ class NetworkTrainer(Trainer):
         super().save_last(end)
         if not self.options.network.verify_export or not self.accelerator.is_main_process:
             return
-        from library.training.saving.export_check import check_export
+        from library.loras.export_check import check_export
 
         depth = self.family.depth(self.files)
         check_export(self.folder / end.model, self.network.adapters(), family=self.family.name, depth=depth)

@@ -49,7 +49,7 @@ SCRIPT_OPTIONS = {name for options, _ in SCRIPTS for name in options_of(options)
 
 OTHER_PROGRAMS = {  # accelerate, torchrun, hf, lines of prompt files, and a typo that the guide shows
     *("--num_cpu_threads_per_process", "--num_processes", "--multi_gpu", "--quiet", "--nproc_per_node", "--local-dir"),
-    *("--w", "--h", "--d", "--s", "--l", "--n", "--ss", "--netwrok_dim"),
+    *("--w", "--h", "--d", "--s", "--l", "--n", "--ss", "--cn", "--netwrok_dim"),
 }
 
 

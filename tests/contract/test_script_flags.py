@@ -149,7 +149,8 @@ def test_what_is_ignored_exists_and_is_there_for_no_other_reason(name):
 
 
 def test_every_script_in_the_root_that_trains_is_documented():
-    trains = {path.name for path in ROOT.glob("*.py") if "run_script" in path.read_text(encoding="utf-8")}
+    scripts = {path.name for path in ROOT.glob("*.py") if "run_script" in path.read_text(encoding="utf-8")}
+    trains = {name for name in scripts if not name.endswith("gen_img.py")}
     assert trains == {script["prog"] for _, script in SCRIPTS}
     assert set().union(*NAMES.values()) == trains
 

@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from library.errors import OptionError
-from library.training.saving.export_check import check_export
+from library.loras.export_check import check_export
 
 Make = Callable[..., Any]
 FLAGS = ("--max_train_steps=2", "--learning_rate=1e-2", "--network_alpha=2", "--verify_export")

@@ -49,7 +49,7 @@ class SweepFile:
 
     Attributes:
         path: The file.
-        script: That trains each, for instance "sdxl_train_network.py".
+        script: That trains each, a script for networks.
         options: Of all trainings, {name without dashes: as TOML has it}.
         variations: In the order of the file; those of the grid last.
     """
