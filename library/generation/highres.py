@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from library.errors import OptionError
@@ -81,13 +82,13 @@ def enlarger(extras: Mapping[str, Any], model: DrawingModel | None = None) -> En
 
 
 def find_upscaler(name: str) -> Callable[..., Any]:
-    """`create_upscaler` of a module.
+    """`create_upscaler` of a module, or of a Python file.
 
     Raises:
         OptionError: It cannot be imported, or has no such function.
     """
     try:
-        module = importlib.import_module(name.removesuffix(".py").replace("/", "."))
+        module = _loaded(Path(name)) if name.endswith(".py") else importlib.import_module(name)
     except Exception as error:
         raise OptionError(f"{_OPTION}: the module {name} cannot be imported ({_reason(error)}). Check it.") from error
     create = getattr(module, "create_upscaler", None)
@@ -107,6 +108,15 @@ def upscaler_arguments(text: str | None) -> dict[str, str]:
         if not equals or not key.strip():
             raise OptionError(f"--highres_fix_upscaler_args {text}: write key=value, with ; between several.")
     return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def _loaded(path: Path) -> Any:
+    """A Python file as a module."""
+    spec = importlib.util.spec_from_file_location("upscaler_module", path)
+    assert spec is not None and spec.loader is not None  # of a name that ends in .py there is one
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _by_lanczos(pictures: Sequence[Image], size: Size) -> list[Image]:

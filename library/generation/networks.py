@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from library.errors import CheckpointError, EnvironmentFault, OptionError
+from library.errors import CheckpointError, EnvironmentFault, OptionError, UserError
 from library.generation.options.network import DrawingNetworkOptions
 from library.generation.record import NetworkUse
 from library.log import get_logger
@@ -75,10 +75,7 @@ def read_networks(options: DrawingNetworkOptions, family: ModelFamily, files: An
     for number, use in enumerate(asked_networks(options)):
         module = _module(use.module)
         tensors, metadata = _read(use, family)
-        check = getattr(module, "check_network_file", None)
-        if check is not None:
-            shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-            check(shapes, f"{_OPTION} {use.path}", model=family.network_model(files), depth=family.depth(files))
+        _check(module, use, tensors, {"model": family.network_model(files), "depth": family.depth(files)})
         _refuse_non_finite(tensors, use.path)
         if options.network_show_meta:
             told = "\n".join(f"  {key}: {value}" for key, value in sorted(metadata.items()))
@@ -149,7 +146,6 @@ class Networks:
         return encoders[0] if len(self._model.family.encoder_names) == 1 else encoders
 
     def _made(self, file: NetworkFile) -> Any:
-        arguments = {key: value for key, value in (file.use.args or {}).items() if key != _BLOCK_WEIGHTS}
         network, _ = file.module.create_network_from_weights(
             file.use.multiplier,
             file.use.path,
@@ -158,7 +154,7 @@ class Networks:
             self._model.denoiser,
             weights_sd=dict(file.tensors),
             for_inference=True,
-            **arguments,
+            **_without_block_weights(file.use),
         )
         return network.eval().requires_grad_(False)
 
@@ -198,6 +194,8 @@ def _read(use: NetworkUse, family: ModelFamily) -> tuple[Mapping[str, Tensor], M
     from library.pickled import read_any_header, read_any_tensors
 
     if use.module not in _OF_LORA:
+        if _BLOCK_WEIGHTS in (use.args or {}):
+            raise OptionError(f"--network_args {_BLOCK_WEIGHTS}= is for networks.lora, and not for {use.module}.")
         header = read_any_header(Path(use.path), _OPTION)
         return read_any_tensors(header), header.metadata
     from library.loras.lora_family import FAMILY_TITLES
@@ -215,14 +213,33 @@ def _read(use: NetworkUse, family: ModelFamily) -> tuple[Mapping[str, Tensor], M
     return lora_tensors(modules, lora.family), lora.metadata
 
 
+def _check(module: ModuleType, use: NetworkUse, tensors: Mapping[str, Tensor], model: Mapping[str, Any]) -> None:
+    """Arguments and names of a file, as far as its module checks them."""
+    check_file = getattr(module, "check_network_file", None)
+    if check_file is not None:
+        check_file({key: tuple(tensor.shape) for key, tensor in tensors.items()}, f"{_OPTION} {use.path}", **model)
+    check_arguments = getattr(module, "check_network_args", None)
+    arguments = _without_block_weights(use)
+    if check_arguments is not None and arguments:
+        check_arguments(arguments, **model)
+
+
+def _without_block_weights(use: NetworkUse) -> dict[str, str]:
+    """Arguments that the module is given."""
+    return {key: value for key, value in (use.args or {}).items() if key != _BLOCK_WEIGHTS}
+
+
 def _weighted(modules: Mapping[str, LoraPair], family: str, text: str, path: str) -> dict[str, LoraPair]:
     """Modules times the weights of their blocks."""
     from library.loras.block_weights import module_weights, parse_weights
 
-    weights = parse_weights(text)
+    try:
+        weights = parse_weights(text)
+        own = {} if weights is None else module_weights(modules, family, weights, path)
+    except UserError as error:
+        raise type(error)(str(error).replace("--lbws", f"--network_args {_BLOCK_WEIGHTS}=")) from error
     if weights is None:
         return dict(modules)
-    own = module_weights(modules, family, weights, path)
     return {name: replace(pair, scale=pair.scale * own[name]) for name, pair in modules.items()}
 
 

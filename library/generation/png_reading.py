@@ -70,13 +70,14 @@ def _values(settings: Mapping[str, str]) -> dict[str, Any]:
     """What the settings ask for, under the names of `PromptOptions`."""
     size = re.fullmatch(r"(\d{1,6})x(\d{1,6})", settings.get("Size", ""))
     seed = _whole(settings.get("Seed", ""))
+    larger = _number(settings.get("Hires upscale", "")) or 1.0  # of a second pass, whose size is that of the picture
     return {
         "steps": _whole(settings.get("Steps", "")),
         "sampler": SAMPLER_NAMES.get(settings.get("Sampler", "").lower()),
         "scale": _number(settings.get("CFG scale", "")),
         "seeds": None if seed is None else (seed,),
-        "width": int(size[1]) if size else None,
-        "height": int(size[2]) if size else None,
+        "width": round(int(size[1]) * larger) if size else None,
+        "height": round(int(size[2]) * larger) if size else None,
         "strength": _number(settings.get("Denoising strength", "")),
     }
 

@@ -14,11 +14,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from library.generation.highres import first_pass, is_in_two_passes
 from library.generation.record import GenerationRecord, record_to_json
 
 if TYPE_CHECKING:
     from PIL.PngImagePlugin import PngInfo
 
+_MULTIPLES = {"sd3": 16}  # of the sides of pictures, in pixels; 8 for the others
 PARAMETERS_CHUNK = "parameters"
 RECORD_CHUNK = "easel"
 NEGATIVE = "Negative prompt:"
@@ -82,11 +84,12 @@ def quoted(value: str) -> str:
 
 def _settings(record: GenerationRecord) -> Iterator[Setting]:
     name = record.sampler.removeprefix("k_")
-    yield Setting("Steps", str(record.steps))
+    first = first_pass(record, _MULTIPLES.get(record.family, 8)) if is_in_two_passes(record) else record
+    yield Setting("Steps", str(first.steps))
     yield Setting("Sampler", SAMPLER_TITLES.get(name, name))
     yield Setting("CFG scale", f"{record.scale:g}")
     yield Setting("Seed", str(record.seed))
-    yield Setting("Size", f"{record.width}x{record.height}")
+    yield Setting("Size", f"{first.width}x{first.height}")
     if record.model_hash:
         yield Setting("Model hash", record.model_hash)
     yield Setting("Model", Path(record.model).stem)
@@ -94,12 +97,22 @@ def _settings(record: GenerationRecord) -> Iterator[Setting]:
         yield Setting("VAE", Path(record.vae).name)
     if record.strength is not None:
         yield Setting("Denoising strength", f"{record.strength:g}")
+    if first is not record:
+        yield from _of_second_pass(record, first)
     if record.clip_skip:
         yield Setting("Clip skip", str(record.clip_skip))
     hashes = [f"{network.name}: {network.hash}" for network in record.networks if network.hash and network.multiplier]
     if hashes:
         yield Setting("Lora hashes", ", ".join(hashes))
     yield Setting("Version", "Easel")
+
+
+def _of_second_pass(record: GenerationRecord, first: GenerationRecord) -> Iterator[Setting]:
+    extras = record.extras or {}
+    is_latent = extras["highres_fix_latents_upscaling"]
+    yield Setting("Hires upscale", f"{record.width / first.width:g}")
+    yield Setting("Hires steps", str(record.steps))
+    yield Setting("Hires upscaler", extras.get("highres_fix_upscaler") or ("Latent" if is_latent else "Lanczos"))
 
 
 def _single_chunks(record: GenerationRecord) -> Iterator[tuple[str, str]]:

@@ -120,9 +120,10 @@ class PictureRun:
         seeds = Seeds(prompts.seed, prompts.iter_same_seed)
         for iteration in range(prompts.n_iter):
             for number, asked in enumerate(supply.iteration(iteration)):
+                records: list[GenerationRecord] = []
                 with supply.forgiving(), naming(asked.place):
                     records = self.maker.records(asked, number=number, iteration=iteration, seeds=seeds)
-                    yield [self._complete(record, asked.options.network_muls) for record in records]
+                yield [self._complete(record, asked.options.network_muls) for record in records]
 
     def _complete(self, record: GenerationRecord, multipliers: Sequence[float] | None) -> GenerationRecord:
         """With what only the loaded model tells."""

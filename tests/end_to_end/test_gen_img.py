@@ -370,6 +370,10 @@ def test_a_network_with_numbers_that_are_not_finite_is_refused(refused, lora_fil
         (["--network_weights", "no.safetensors"], "no.safetensors does not exist"),
         (["--network_weights", "{model}"], "is a whole checkpoint"),
         (["--network_weights", "a", "b", "--network_mul", "1", "1", "1"], "has 3 values for 2 files"),
+        (["--network_weights", "{lora}", "--network_args", "foo=1"], "error: --network_args foo is not an argument"),
+        (["--network_weights", "{lora}", "--network_args", "lbw=1,2"], "--network_args lbw="),
+        (["--network_weights", "{lora}", "--network_module", "networks.no"], "networks.no: cannot be imported"),
+        (["--network_weights", "{lora}", "--network_module", "networks.oft", "--network_args", "lbw=1"], "not for"),
         (["--network_mul", "1"], "--network_mul needs --network_weights"),
         (["--textual_inversion_embeddings", "no.pt"], "no.pt does not exist"),
         (["--image_path", "no.png"], "no.png does not exist"),
@@ -380,8 +384,8 @@ def test_a_network_with_numbers_that_are_not_finite_is_refused(refused, lora_fil
         (["--W", "100000"], "is too large"),
     ],
 )
-def test_wrong_options_are_one_sentence(refused, sd1, given, said):
-    assert said in refused(*(text.format(model=sd1) for text in given))
+def test_wrong_options_are_one_sentence(refused, sd1, lora_file, given, said):
+    assert said in refused(*(text.format(model=sd1, lora=lora_file) for text in given))
 
 
 @pytest.mark.parametrize(

@@ -160,7 +160,8 @@ def test_a_module_enlarges_pictures(draw, tmp_path, monkeypatch, text):
     monkeypatch.syspath_prepend(tmp_path)
     sys.modules.pop("grey_upscaler", None)
     passes = ("--highres_fix_scale=0.5", "--highres_fix_steps=1", "--strength=0.5")
-    ours = draw(*passes, "--highres_fix_upscaler=grey_upscaler", "--highres_fix_upscaler_args=grey=90")
+    name = "grey_upscaler" if text == KNOWN else tmp_path / "grey_upscaler.py"
+    ours = draw(*passes, f"--highres_fix_upscaler={name}", "--highres_fix_upscaler_args=grey=90")
     Image.new("RGB", (SIDE, SIDE), (90, 90, 90)).save(tmp_path / "grey.png")
     assert is_same(ours, draw("--image_path", tmp_path / "grey.png", "--strength=0.5"))
 

@@ -72,7 +72,7 @@ class HighresOptions(OptionGroup):
     highres_fix_save_1st: bool = opt(False, "Write the pictures of the first pass too.")
     highres_fix_latents_upscaling: bool = opt(False, "Enlarge latents and not pixels: softer, and differs more.")
     highres_fix_upscaler: str | None = opt(
-        None, "Python module whose create_upscaler enlarges pictures. Not set means Lanczos resampling."
+        None, "Python module, or file.py, whose create_upscaler enlarges pictures. Not set means Lanczos resampling."
     )
     highres_fix_upscaler_args: str | None = opt(None, "Its arguments, as key=value with ; between several.")
     highres_fix_disable_control_net: bool = opt(False, "No ControlNet in the second pass.")

@@ -71,6 +71,16 @@ def test_single_chunks_have_the_known_names():
     }
 
 
+def test_two_passes_are_told_as_other_programs_tell_them():
+    extras = {"highres_fix_scale": 0.5, "highres_fix_steps": 20, "highres_fix_latents_upscaling": False}
+    text = parameters_text(replace(RECORD, extras=extras))
+    assert "Steps: 20," in text
+    assert "Size: 320x256, " in text
+    assert "Denoising strength: 0.4, Hires upscale: 2, Hires steps: 28, Hires upscaler: Lanczos," in text
+    found = parse_parameters(text)
+    assert (found.width, found.height) == (640, 512)
+
+
 def test_a_picture_without_networks_and_negative_prompt_says_nothing_of_them():
     text = parameters_text(replace(RECORD, networks=(), negative_prompt="", strength=None, clip_skip=None))
     assert text.split("\n")[0] == "a cat, (red:1.2)"
