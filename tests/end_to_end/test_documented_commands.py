@@ -11,11 +11,13 @@ the names that the pages use, and one picture. Comments above a block say more:
     <!-- in tests: --a=1 --b=2 --> values that options of the command have here, so that it takes seconds; in a Python
                                    example, of arguments: <!-- in tests: width=64 -->; in a file, of keys (a=1)
                                    and of options in its lines (--w=64)
-    <!-- planned: reason -->      the training gets as far as its plan and the headers of its files; one like it runs
+    <!-- added in tests: --a=1 --> words that every command of the block has here too: behind it, or for its ...
+    <!-- script -->                the block is a script of the shell, and runs as one
 
 The first command of each script starts as it is printed, and so does what starts several processes or ends with an
 error; on the pages of U-Nets only what ends with an error does, on those about preparing pictures and on pages that
 have their files made by a module of tests/page_files (`make(folder, models)`) nothing. The others are run in this process, which saves them the start of Python and torch; their launcher only reads what is meant for it.
+So does what only plans here (`--dry_run`), be it for several processes. What is left out needs something that no test may need: `LEFT_OUT`.
 """
 
 from __future__ import annotations
@@ -38,15 +40,12 @@ from typing import Any
 
 import pytest
 
-from library.options.spec import parse_options
-
 ROOT = Path(__file__).resolve().parent.parent.parent
 GUIDE = ROOT / "docs" / "sd3_train_network.md"
 UNET_PAGES = ("train_network.md", "sdxl.md")
 PREPARING_PAGES = ("photos_to_lora.md", "captions_and_tags.md", "prepare_pictures.md")  # and their models
 PAGES_WITH_FILES = tuple(f"{path.stem}.md" for path in sorted((ROOT / "tests" / "page_files").glob("*.py")))
 HERE = (*UNET_PAGES, *PREPARING_PAGES, *PAGES_WITH_FILES)
-UNET_SCRIPTS = ("train_network.py", "fine_tune.py", "train_db.py", "sdxl_train_network.py", "sdxl_train.py")
 PAGES = (GUIDE, ROOT / "README.md", *sorted(set((ROOT / "docs").glob("*.md")) - {GUIDE}))
 UNET_FILES = {
     "sd1": "v1-5-pruned-emaonly.safetensors",
@@ -54,6 +53,7 @@ UNET_FILES = {
     "sdxl": "sd_xl_base_1.0.safetensors",
 }
 SCRIPTS = (*sorted(path.name for path in ROOT.glob("*.py")), "library", "networks", "tools", "finetune")
+FOLDERS = ("benchmarks", "examples", "docs")  # nothing is written there
 PROGRAMS = {  # run by this interpreter, whatever is on the PATH
     "accelerate": ("-m", "accelerate.commands.accelerate_cli"),
     "torchrun": ("-m", "torch.distributed.run"),
@@ -61,6 +61,13 @@ PROGRAMS = {  # run by this interpreter, whatever is on the PATH
     "python3": (),
 }
 NEVER_RUN = ("pip", "git", "docker", "conda", "uv", "source", "pre-commit")
+LEFT_OUT = {  # what the reasons of `not run` begin with, and what the commands of such a block are
+    "it installs packages": r"quickstart\.py( setup|$)|pip install",
+    "it downloads": r"quickstart\.py setup|pip download|hf download",
+    "it needs a GPU": r"benchmarks\.gpu_step|--load_in_4bit",
+    "it needs a browser": r"test_preview_in_browser\.py",
+    "it would run this test": r"quickstart\.py test",
+}
 SHELLS = ("sh", "bash", "shell", "console", "powershell")
 DATASET = """
 [general]
@@ -112,10 +119,19 @@ class Block:
 
     def commands_in_tests(self) -> list[list[str]]:
         """The commands with the values that they have in tests."""
-        values = self._values_in_tests()
+        values, added = self._values_in_tests(), shlex.split(self.notes.get("added in tests", ""))
         flags = {word.partition("=")[0] for words in self.commands() for word in words}
         assert values.keys() <= flags, f"{self.place}: {sorted(values.keys() - flags)} is not in the command"
-        return [[values.get(word.partition("=")[0], word) for word in words] for words in self.commands()]
+        changed = [[values.get(word.partition("=")[0], word) for word in words] for words in self.commands()]
+        return [_with_words(words, added) for words in changed]
+
+    def script_in_tests(self) -> str:
+        """The script with the values that options have in tests."""
+        text = self.text
+        for name, item in self._values_in_tests().items():
+            text, number = re.subn(rf"{re.escape(name)}=\S+", item, text)
+            assert number, f"{self.place}: {name} is not in the script"
+        return text
 
     def python_in_tests(self) -> str:
         """The Python example with the values that arguments have in tests."""
@@ -130,13 +146,20 @@ class Block:
         text = self.text + "\n"
         for name, item in self._values_in_tests().items():
             value = item.partition("=")[2]
-            pattern, new = (rf"{name} \S+", f"{name} {value}") if name[0] == "-" else (rf"(?m)^{name} = .*$", item)
+            key = (rf"(?m)^( *){name} = .*$", rf"\g<1>{item}")
+            pattern, new = (rf"{name} \S+", f"{name} {value}") if name[0] == "-" else key
             text, number = re.subn(pattern, new, text)
             assert number, f"{self.place}: {name} is not in the file"
         return text
 
     def _values_in_tests(self) -> dict[str, str]:
         return {item.partition("=")[0]: item for item in self.notes.get("in tests", "").split()}
+
+
+def _with_words(words: list[str], added: list[str]) -> list[str]:
+    """A command with words for its `...`, or behind it."""
+    place = words.index("...") if "..." in words else len(words)
+    return [*words[:place], *added, *words[place + 1 :]]
 
 
 def read_blocks(page: Path) -> Iterator[Block]:
@@ -180,17 +203,25 @@ ALL_BLOCKS = [block for blocks in BLOCKS.values() for block in blocks]
 def test_every_command_is_run_or_has_a_reason_not_to_be():
     problems = []
     for block in ALL_BLOCKS:
-        for note in {"not run", "planned"} & block.notes.keys():
-            if len(block.notes[note].split()) < 3:
-                problems.append(f"{block.place}: `{note}` needs a reason")
-        if "not run" not in block.notes and block.is_command:
+        if "not run" not in block.notes and "script" not in block.notes and block.is_command:
             unknown = {_first_word(" ".join(words)) for words in block.commands()} - set(PROGRAMS)
             problems += [f"{block.place}: {word} is no program that this test runs" for word in sorted(unknown)]
     assert not problems, "\n" + "\n".join(problems)
 
 
+def test_only_what_needs_more_than_a_test_may_need_is_left_out():
+    wrong = []
+    for block in ALL_BLOCKS:
+        if "not run" not in block.notes:
+            continue
+        kinds = [pattern for reason, pattern in LEFT_OUT.items() if block.notes["not run"].startswith(reason)]
+        if not kinds or not all(re.search(kinds[0], " ".join(words)) for words in block.commands()):
+            wrong.append(f"{block.place}: {block.notes['not run']}")
+    assert not wrong, "\n".join(wrong)
+
+
 def test_the_comments_are_those_that_this_file_explains():
-    known = {"not run", "makes", "exit code", "printed", "file", "prompts", "in tests", "planned"}
+    known = {"not run", "makes", "exit code", "printed", "file", "prompts", "in tests", "added in tests", "script"}
     unknown = [f"{block.place}: {set(block.notes) - known}" for block in ALL_BLOCKS if set(block.notes) - known]
     assert not unknown
 
@@ -238,8 +269,8 @@ def test_the_blocks_of_a_page_run_one_after_another(
         assert not too_early, f"{block.place}: {too_early} is there before"
         if block.language == "python":
             _run_python(block)
-        elif "planned" in block.notes:
-            printed = "".join(_plan_here(words, block) for words in block.commands_in_tests())
+        elif "script" in block.notes:
+            printed = _run_script(block)
         else:
             printed = "".join(
                 _run_command(words, block)
@@ -271,7 +302,7 @@ FIRST_PLACES = _first_places()
 
 def _is_started(page: Path, words: list[str], block: Block) -> bool:
     """Whether a command starts as it is printed."""
-    if page.name in (*PREPARING_PAGES, *PAGES_WITH_FILES):
+    if page.name in (*PREPARING_PAGES, *PAGES_WITH_FILES) or "--dry_run" in words:
         return False
     if "exit code" in block.notes:
         return True
@@ -297,6 +328,7 @@ def run_here(words: list[str], place: str, monkeypatch: pytest.MonkeyPatch, *, c
     import torch
     from accelerate.commands.launch import launch_command_parser
     from accelerate.state import AcceleratorState
+    from torch.distributed.run import get_args_parser
 
     from library.log import LOGGER_NAME
 
@@ -309,6 +341,9 @@ def run_here(words: list[str], place: str, monkeypatch: pytest.MonkeyPatch, *, c
     if words[0] == "accelerate":
         launched = launch_command_parser().parse_args(words[words.index("launch") + 1 :])
         assert (launched.training_script, launched.training_script_args) == (script, arguments), place
+    elif words[0] == "torchrun":
+        given = get_args_parser().parse_args(words[1:])
+        assert (given.training_script, given.training_script_args) == (script, arguments), place
     logger, text = logging.getLogger(LOGGER_NAME), io.StringIO()
     before = logger.handlers[:], logger.propagate, logger.level
     try:
@@ -317,28 +352,26 @@ def run_here(words: list[str], place: str, monkeypatch: pytest.MonkeyPatch, *, c
     finally:
         logger.handlers[:], logger.propagate = before[0], before[1]
         logger.setLevel(before[2])
+        logging.disable(logging.NOTSET)
     printed = text.getvalue()
     assert ended == code, f"{place}: {' '.join(words)} ends with {ended}:\n{printed}"
     return printed
 
 
-def _plan_here(words: list[str], block: Block) -> str:
-    """Check and plan the training in this process; returns its arithmetic of steps."""
-    from tests.end_to_end.conftest import OTHER_SCRIPTS
-
-    script = next(word for word in words if word in UNET_SCRIPTS)
-    room = f"library.families.{'sdxl' if 'sdxl' in script else 'sd'}.options"
-    trainer_name, options_name, text_name = OTHER_SCRIPTS[script.removesuffix(".py")]
-    options_class, text = (getattr(importlib.import_module(room), name) for name in (options_name, text_name))
-    trainer_class = getattr(importlib.import_module(script.removesuffix(".py")), trainer_name)
-    trainer = trainer_class(parse_options(options_class, words[words.index(script) + 1 :], **text))
-    with trainer.stop, trainer.continuation:
-        trainer.check_options()
-        trainer.plan_run()
-        trainer.inspect_files()
-    planned: str = trainer.plan.steps.describe()
-    assert re.search(r"= \d+ steps? an epoch", planned), f"{block.place}: {planned}"
-    return planned
+def _run_script(block: Block) -> str:
+    """Run a script of the shell, in which this interpreter is python; returns what it prints."""
+    start = f'python() {{ {shlex.quote(sys.executable)} "$@"; }}\n'
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        ["sh", "-c", start + block.script_in_tests()],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        timeout=300,
+    )
+    assert done.returncode == block.exit_code, f"{block.place} ends with {done.returncode}:\n{done.stdout}"
+    return done.stdout
 
 
 def _run_python(block: Block) -> None:
@@ -362,6 +395,8 @@ def user_folder(tmp_path: Path) -> Path:
     for name in SCRIPTS:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
         copy(ROOT / name, tmp_path / name)
+    for name in FOLDERS:
+        (tmp_path / name).symlink_to(ROOT / name)
     for folder in (tmp_path / "pictures", tmp_path / "data" / "20_sks dog", tmp_path / "reg" / "1_dog"):
         folder.mkdir(parents=True)
         for name in ("red_star.png", "red_star.txt"):
