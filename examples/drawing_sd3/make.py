@@ -165,6 +165,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=math.inf, help="no longer than this; else by steps alone")
     parser.add_argument("--vae_steps", type=int, default=Effort.vae_steps)
     parser.add_argument("--steps", type=int, default=Effort.steps)
+    parser.add_argument("--pictures", type=int, default=Effort.num_pictures, help="to learn from")
+    parser.add_argument("--shown", type=int, default=Effort.num_shown, help="drawn at the end, to be judged")
     parser.add_argument("--threads", type=int, help="CPU threads; else as many as torch takes")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
@@ -173,7 +175,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_flush_denormal(True)  # they are slow; for the whole process, so that only a command may ask for it
     if args.threads:
         torch.set_num_threads(args.threads)
-    print(make(args.folder, seed=args.seed, effort=Effort(args.vae_steps, args.steps, args.minutes)))
+    effort = Effort(args.vae_steps, args.steps, args.minutes, args.pictures, args.shown)
+    print(make(args.folder, seed=args.seed, effort=effort))
 
 
 if __name__ == "__main__":

@@ -82,6 +82,7 @@ def test_a_resumed_run_is_an_unbroken_one(train: Any, pictures: Path):
     whole = train.run(dataset, *flags, "--max_train_steps=4", "--save_every_n_steps=2", "--save_state")
     state = min(path for path in whole.file.parent.glob("*state") if "step" in path.name)
     resumed = train.run(dataset, *flags, "--max_train_steps=4", f"--resume={state}")
+    assert resumed.losses == pytest.approx(whole.losses, rel=1e-5) and len(whole.losses) == 4
     assert resumed.weights.keys() == whole.weights.keys()
     for name, tensor in whole.weights.items():
         torch.testing.assert_close(resumed.weights[name], tensor, msg=name)
