@@ -6,6 +6,7 @@ Writes one entry of each kind with random numbers in bfloat16, as fp16 and bf16 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -51,8 +52,8 @@ def file_bytes(folder: Path, tensors: dict[str, Tensor], size: Size | None) -> i
     return (folder / "one.safetensors").stat().st_size
 
 
-def main() -> int:
-    """Print a table of the sizes."""
+def main(argv: Sequence[str] = ()) -> int:
+    """Print a table of the sizes. There are no options."""
     size = Size(1024, 1024)
     rows = {
         "picture of 1024 x 1024": (latents(), size),

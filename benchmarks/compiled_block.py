@@ -8,6 +8,7 @@ what can be compared between machines.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from time import process_time
 from typing import Any
 
@@ -45,7 +46,9 @@ def block_inputs(hidden: int, side: int, num_rows: int) -> tuple[Tensor, ...]:
     return context.requires_grad_(), x.requires_grad_(), torch.randn(1, hidden)
 
 
-def measure(hidden: int, side: int, num_rows: int, backend: str) -> tuple[BlockTime, BlockTime, float]:
+def measure(
+    hidden: int, side: int, num_rows: int, backend: str, *, seconds: float = _SECONDS
+) -> tuple[BlockTime, BlockTime, float]:
     """Times of the block as written and compiled, and the CPU time that compiling took."""
     model, weights = model_with_adapters(hidden)
     inputs = block_inputs(hidden, side, num_rows)
@@ -53,25 +56,26 @@ def measure(hidden: int, side: int, num_rows: int, backend: str) -> tuple[BlockT
     began = process_time()
     take_gradients(block(*inputs), [*inputs, *weights])
     compiling = process_time() - began
-    fast = time_block(block, inputs, seconds=_SECONDS, is_trained=True, weights=weights, clock=process_time)
+    fast = time_block(block, inputs, seconds=seconds, is_trained=True, weights=weights, clock=process_time)
     compiled[0].is_on = False
     return (
-        time_block(block, inputs, seconds=_SECONDS, is_trained=True, weights=weights, clock=process_time),
+        time_block(block, inputs, seconds=seconds, is_trained=True, weights=weights, clock=process_time),
         fast,
         compiling,
     )
 
 
-def main() -> None:
+def main(argv: Iterable[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--hidden", type=int, default=384, help="width of the model")
     parser.add_argument("--side", type=int, default=16, help="patches of a picture's side")
     parser.add_argument("--rows", type=int, default=64, help="rows of the context")
     parser.add_argument("--backend", default="inductor")
-    chosen = parser.parse_args()
+    parser.add_argument("--seconds", type=float, default=_SECONDS, help="of each measurement")
+    chosen = parser.parse_args(None if argv is None else list(argv))
     torch.set_num_threads(1)
-    plain, fast, compiling = measure(chosen.hidden, chosen.side, chosen.rows, chosen.backend)
+    plain, fast, compiling = measure(chosen.hidden, chosen.side, chosen.rows, chosen.backend, seconds=chosen.seconds)
     print(f"width {chosen.hidden}, {chosen.side**2 + chosen.rows} tokens, LoRA rank 16, CPU time forward + backward:")
     for name, time in (("as written", plain), (chosen.backend, fast)):
         print(f"{name}: {time.total * 1e3:.1f} ms ({time.forward * 1e3:.1f} + {time.backward * 1e3:.1f})")

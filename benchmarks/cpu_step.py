@@ -41,37 +41,37 @@ NAMES = (REAL, PLAIN, FROZEN, NAIVE)
 RATIOS = ((REAL, PLAIN), (REAL, FROZEN), (NAIVE, PLAIN))
 
 
-def write_model(folder: Path, depth: int) -> TinySd3:
+def write_model(folder: Path, depth: int, side: int) -> TinySd3:
     """An MMDiT of `depth` blocks with random weights, and encoders and a VAE as small as possible."""
     files = build_tiny_sd3(folder, bundle=False, dtype="fp32")
     torch.manual_seed(0)
     config = MMDiTConfig(
-        depth=depth, num_heads=depth, context_dim=CONTEXT_WIDTH, pooled_dim=POOLED_WIDTH, position_side=SIDE // 16
+        depth=depth, num_heads=depth, context_dim=CONTEXT_WIDTH, pooled_dim=POOLED_WIDTH, position_side=side // 16
     )
     state = MMDiT(config).state_dict()
     write_tensors(files.model, {f"model.diffusion_model.{name}": tensor for name, tensor in state.items()}, {})
     return files
 
 
-def write_dataset(folder: Path) -> Path:
+def write_dataset(folder: Path, side: int) -> Path:
     """Two pictures of noise with captions; returns the dataset configuration."""
     for index in range(2):
-        pixels = torch.randint(256, (SIDE, SIDE, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(index))
+        pixels = torch.randint(256, (side, side, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(index))
         Image.fromarray(pixels.numpy()).save(folder / f"{index}.png")
         (folder / f"{index}.txt").write_text("a photo of noise", encoding="utf-8")
     config = folder / "dataset.toml"
     subset = f"[[datasets.subsets]]\nimage_dir = '{folder.as_posix()}'\n"
-    config.write_text(f"[[datasets]]\nresolution = {SIDE}\nbatch_size = 1\ncaption_extension = '.txt'\n{subset}")
+    config.write_text(f"[[datasets]]\nresolution = {side}\nbatch_size = 1\ncaption_extension = '.txt'\n{subset}")
     return config
 
 
-def start_trainer(folder: Path, depth: int, precision: str) -> Sd3NetworkTrainer:
+def start_trainer(folder: Path, depth: int, precision: str, *, side: int = SIDE) -> Sd3NetworkTrainer:
     """The trainer of sd3_train_network.py with complete caches, just before its loop."""
-    files = write_model(folder, depth)
+    files = write_model(folder, depth, side)
     arguments = {
         "pretrained_model_name_or_path": files.model,
         **{name: getattr(files, name) for name in ("clip_l", "clip_g", "t5xxl", "vae")},
-        "dataset_config": write_dataset(folder),
+        "dataset_config": write_dataset(folder, side),
         "output_dir": folder / "output",
         "network_module": "networks.lora_sd3",
         "network_dim": RANK,
@@ -160,11 +160,11 @@ def ratio(seconds: Mapping[str, list[float]], name: str, base: str) -> str:
     return f"{median(ratios):.2f} ({ratios[quarter]:.2f}-{ratios[-1 - quarter]:.2f})"
 
 
-def measure_row(width: str, precision: str, rounds: int, names: Sequence[str] = NAMES) -> str:
+def measure_row(width: str, precision: str, rounds: int, names: Sequence[str] = NAMES, *, side: int = SIDE) -> str:
     """A row of the table."""
     AcceleratorState._reset_state(reset_partial_state=True)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = start_trainer(Path(folder), DEPTHS[width], precision)
+        trainer = start_trainer(Path(folder), DEPTHS[width], precision, side=side)
         steps = variants(trainer, names)
         seconds = measure(steps, rounds=rounds, repeats=STEPS[width], warm_up=WARM_UP[width])
     cells = [f"{median(seconds[name]):.3f}" if name in seconds else "-" for name in NAMES]
@@ -178,6 +178,7 @@ def main(argv: Iterable[str] | None = None) -> None:
     parser.add_argument("--widths", nargs="+", choices=list(DEPTHS), default=["tiny", "small"])
     parser.add_argument("--precisions", nargs="+", choices=["no", "bf16"], default=["no", "bf16"])
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--side", type=int, default=SIDE, help="of the picture, in pixels")
     parser.add_argument("--variants", nargs="+", choices=list(NAMES), default=list(NAMES))
     args = parser.parse_args(None if argv is None else list(argv))
     logging.getLogger("easel").setLevel("ERROR")
@@ -186,7 +187,7 @@ def main(argv: Iterable[str] | None = None) -> None:
     print("| --- |" + " --- |" * 8)
     for width in args.widths:
         for precision in args.precisions:
-            print(measure_row(width, precision, args.rounds, args.variants), flush=True)
+            print(measure_row(width, precision, args.rounds, args.variants, side=args.side), flush=True)
 
 
 if __name__ == "__main__":

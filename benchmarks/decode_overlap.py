@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -204,14 +204,14 @@ def measure(loop: Loop, rounds: int) -> None:
     print(f"ratio {median(ratios):.2f} (from {ratios[0]:.2f} to {ratios[-1]:.2f})")
 
 
-def main() -> None:
+def main(argv: Iterable[str] | None = None) -> None:
     """Read the command line and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("subject", choices=tuple(WIDTHS))
     for name, default in (("pictures", 48), ("rounds", 7), ("batch_size", 4), ("width", None)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--gpu_ms", type=float, default=0)
-    asked = parser.parse_args()
+    asked = parser.parse_args(None if argv is None else list(argv))
     make_loop = tagging_loop if asked.subject == "tags" else captioning_loop
     with tempfile.TemporaryDirectory() as folder:
         pictures, model = Path(folder) / "pictures", Path(folder) / "model"

@@ -11,7 +11,7 @@ import argparse
 import logging
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -114,15 +114,17 @@ def main(argv: Iterable[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = list(dict.fromkeys(name for run in RUNS for name in run.models))
     parser.add_argument("--models", nargs="+", choices=names, default=names)
+    parser.add_argument("--runs", nargs="+", type=int, default=list(range(len(RUNS))), help="tables, from 0")
+    parser.add_argument("--cards", nargs="+", help="as 8GB; not given: those that are of interest")
     chosen = parser.parse_args(None if argv is None else list(argv))
     logging.disable(logging.CRITICAL)
     with tempfile.TemporaryDirectory() as folder:
-        for run in RUNS:
+        for run in (RUNS[number] for number in chosen.runs):
             models = [name for name in run.models if name in chosen.models]
             if not models:
                 continue
             print(f"\n{run.script}.py {' '.join(run.flags)}\n")
-            for line in table(run, models, Path(folder)):
+            for line in table(replace(run, cards=chosen.cards or run.cards), models, Path(folder)):
                 print(line, flush=True)
     return 0
 

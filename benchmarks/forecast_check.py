@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ CACHED = ("--cache_latents", "--cache_text_encoder_outputs")
 UNET_ONLY = ("--network_train_unet_only", *CACHED)
 LORA, FULL = "sd3_train_network", "sd3_train"
 SIZE = ModelSize(denoiser=(640, 8), clip_l=(256, 4), clip_g=(512, 6), t5xxl=(768, 6))
+TINY = ModelSize(denoiser=(64, 1), clip_l=(64, 1), clip_g=(64, 1), t5xxl=(64, 1))
 WIDE = ModelSize(denoiser=(1536, 2), clip_l=(192, 1), clip_g=(320, 1), t5xxl=(768, 1))
 
 
@@ -166,10 +167,13 @@ def main(argv: Iterable[str] | None = None) -> int:
         return 0
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=list(range(len(SETTINGS))), help="numbers, from 0")
+    parser.add_argument("--sizes", choices=["true", "tiny"], default="true", help="tiny: the same code at small widths")
     parser.add_argument("--as-it-is", action="store_true", help="also measure without a word to the C library")
     args = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         chosen = [SETTINGS[row] for row in args.rows]
+        if args.sizes == "tiny":
+            chosen = [replace(setting, size=TINY, side=64) for setting in chosen]
         for line in table(chosen, Path(folder), is_as_it_is=args.as_it_is):
             print(line, flush=True)
     return 0

@@ -16,9 +16,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from benchmarks.sized_model import ModelSize, SizedModel, build_model
@@ -126,20 +127,22 @@ def both(model: Sequence[str], folder: Path, largest: int, *flags: str) -> Row:
     return Row(largest, measure(words), measure(words))
 
 
-def rows(scale: float, folder: Path, stored: Sequence[str] = STORED) -> Iterator[tuple[str, Row, Row]]:
+def rows(
+    scale: float, folder: Path, stored: Sequence[str] = STORED, kept: Sequence[str] = tuple(HELD)
+) -> Iterator[tuple[str, Row, Row]]:
     """(what, figures of the tiny model, figures) for each way of storing and keeping the weights."""
     import torch
 
     tiny = [f"--pretrained_model_name_or_path={build_tiny_sd3(folder / 'tiny').model}"]
-    base = {held: both(tiny, folder / f"base_{held}", 0, f"--mixed_precision={held}") for held in HELD}
+    base = {held: both(tiny, folder / f"base_{held}", 0, f"--mixed_precision={held}") for held in kept}
     for name in stored:
         model = build_model(folder / name, scaled(SIZE, scale), getattr(torch, name))
-        for held, width in HELD.items():
+        for held in kept:
             for flags in ((), ("--disable_mmap_load_safetensors",)):
                 place = folder / f"{name}_{held}_{len(flags)}"
-                largest = width * max(model.numbers.values())
+                largest = HELD[held] * max(model.numbers.values())
                 row = both(model.flags(), place, largest, f"--mixed_precision={held}", *flags)
-                yield f"{name}, kept in {8 * width} bits{', no mmap' if flags else ''}", base[held], row
+                yield f"{name}, kept in {8 * HELD[held]} bits{', no mmap' if flags else ''}", base[held], row
         _remove(model)
 
 
@@ -157,16 +160,18 @@ def _remove(model: SizedModel) -> None:
         path.unlink()
 
 
-def main() -> None:
+def main(argv: Iterable[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", type=float, default=1.0, help="depth of the models; 1 is 0.6 GB in 16 bits")
     parser.add_argument("--stored", nargs="+", choices=STORED, default=STORED)
-    args = parser.parse_args()
+    parser.add_argument("--kept", nargs="+", choices=list(HELD), default=list(HELD), help="values of --mixed_precision")
+    parser.add_argument("--rows", type=int, help="no more than this many")
+    args = parser.parse_args(None if argv is None else list(argv))
     print("| stored | largest part, MiB | filling caches: peak, MiB | own | times | complete: peak | own | times |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as name:
-        for what, base, row in rows(args.scale, Path(name), args.stored):
+        for what, base, row in islice(rows(args.scale, Path(name), args.stored, args.kept), args.rows):
             print(f"| {what} | {row.largest / MIB:.0f} | {' | '.join(row.cells(base))} |", flush=True)
 
 

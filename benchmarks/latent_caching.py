@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -173,7 +174,7 @@ def measure(side: int, encoder: str, options: argparse.Namespace, model: Path) -
     return ours, plain, num_bytes
 
 
-def main() -> None:
+def main(argv: Iterable[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=200, help="of each size, in all rounds together")
@@ -181,7 +182,7 @@ def main() -> None:
     parser.add_argument("--resolution", type=int, default=1024)
     parser.add_argument("--encoder", choices=sorted(FAMILIES), nargs="*", default=["pool"])
     parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
+    options = parser.parse_args(None if argv is None else list(argv))
     torch.set_num_threads(1)
     print("| pictures | encoder | plain loop: images/s | CPU s each | ours: images/s | CPU s each | ours / plain |")
     print("| --- | --- | --- | --- | --- | --- | --- |")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -84,11 +84,12 @@ def table(folder: Path) -> list[str]:
     return [*lines, "| pairs of different pictures | " + " | ".join(map(str, wrong)) + " |", ""]
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Print a table for each folder."""
-    folders = [Path(argument) for argument in sys.argv[1:]] or [ROOT / "examples/pictures", ROOT / "examples/zorp"]
+    given = sys.argv[1:] if argv is None else argv
+    folders = [Path(argument) for argument in given] or [ROOT / "examples/pictures", ROOT / "examples/zorp"]
     with tempfile.TemporaryDirectory() as name:
-        if not sys.argv[1:]:
+        if not given:
             sys.path.insert(0, str(ROOT / "tests"))
             from preview_scenes import SCENES, draw_scene
 

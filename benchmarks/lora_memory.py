@@ -33,7 +33,9 @@ SETTINGS = {
 _PARTS = ("weights", "what trains", "optimizer", "gradients and activations")
 
 
-def table(models: Iterable[str], folder: Path, *, batch_size: int = 1, rank: int = 16) -> Iterator[str]:
+def table(
+    models: Iterable[str], folder: Path, *, batch_size: int = 1, rank: int = 16, settings: Iterable[str] = SETTINGS
+) -> Iterator[str]:
     """Lines of the table, in GiB."""
     import torch
 
@@ -53,8 +55,8 @@ def table(models: Iterable[str], folder: Path, *, batch_size: int = 1, rank: int
         where = (f"--dataset_config={config}", f"--output_dir={folder / 'out'}", "--mixed_precision=bf16")
         trainer = make_trainer(LORA, [*write_files(folder, name), *where, *own])
         forecaster = Forecaster(trainer, torch.device("cuda"))
-        for words, values in SETTINGS.items():
-            forecast = forecaster.of(with_values(trainer.options, values))
+        for words in settings:
+            forecast = forecaster.of(with_values(trainer.options, SETTINGS[words]))
             training = forecast.training
             figures = [*(training.parts[part] for part in _PARTS), training.device, training.host]
             cells = [name, words, *(f"{figure / GIB:.1f}" for figure in figures)]
@@ -67,10 +69,12 @@ def main(argv: Iterable[str] | None = None) -> int:
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--rows", type=int, nargs="+", default=list(range(len(SETTINGS))), help="settings, from 0")
     args = parser.parse_args(None if argv is None else list(argv))
+    settings = [list(SETTINGS)[row] for row in args.rows]
     logging.disable(logging.CRITICAL)
     with tempfile.TemporaryDirectory() as folder:
-        for line in table(args.models, Path(folder), batch_size=args.batch, rank=args.rank):
+        for line in table(args.models, Path(folder), batch_size=args.batch, rank=args.rank, settings=settings):
             print(line, flush=True)
     return 0
 

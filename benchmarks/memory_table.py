@@ -229,8 +229,9 @@ def main(argv: Iterable[str] | None = None) -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--rows", type=int, nargs="+", default=list(range(len(SETTINGS))), help="settings, from 0")
     args = parser.parse_args(None if argv is None else list(argv))
-    for line in table(args.models):
+    for line in table(args.models, [SETTINGS[row] for row in args.rows]):
         print(line, flush=True)
     return 0
 

@@ -55,16 +55,17 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def narrow() -> MmditSubject:
-    """The depth and the kinds of blocks of the real model, one head of 32 channels."""
-    tiny, real = SIZES["tiny"], MODELS[MODEL]
-    config = replace(tiny.models[MODEL], depth=real.depth, num_heads=1, head_dim=32, dual_attention=real.dual_attention)
+def narrow(depth: int) -> MmditSubject:
+    """The kinds of blocks of the real model, one head of 32 channels."""
+    tiny = SIZES["tiny"]
+    dual = tuple(block for block in MODELS[MODEL].dual_attention if block < depth)
+    config = replace(tiny.models[MODEL], depth=depth, num_heads=1, head_dim=32, dual_attention=dual)
     return MmditSubject(config, tiny)
 
 
-def steps(folder: Path, batch: int) -> dict[str, Callable[[], None]]:
+def steps(folder: Path, batch: int, depth: int) -> dict[str, Callable[[], None]]:
     """A step of each loop. Those whose packages are missing are left out."""
-    subject, training = narrow(), TRAININGS[TRAINING]
+    subject, training = narrow(depth), TRAININGS[TRAINING]
     trainer = build_training(folder, subject, training.all_flags(), side=SIDE, batch=batch, is_network=True)
     made = {OURS: partial(trainer.one_step, trainer.batches_from(0))}
     for name in (WRITTEN, DIFFUSERS):
@@ -86,11 +87,12 @@ def main(argv: Iterable[str] | None = None) -> int:
     """Count and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--depth", type=int, default=MODELS[MODEL].depth, help="blocks")
     given = parser.parse_args(None if argv is None else list(argv))
     logging.getLogger("easel").setLevel("ERROR")
     print("| loop | operations | most of them |\n| --- | --- | --- |")
     with tempfile.TemporaryDirectory() as folder:
-        for name, step in steps(Path(folder), given.batch).items():
+        for name, step in steps(Path(folder), given.batch, given.depth).items():
             step()
             step()
             with Operations() as operations:

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -100,12 +100,12 @@ def run(pictures: Path, index_dir: Path, task: str) -> dict[str, Any]:
     return figures
 
 
-def main() -> None:
+def main(argv: Iterable[str] | None = None) -> None:
     """Make pictures, measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=20_000)
     parser.add_argument("--task", nargs=3, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_args(None if argv is None else list(argv))
     if options.task:
         task, pictures, index_dir = options.task
         sys.stdout.write(json.dumps(measure(Path(pictures), Path(index_dir), task)))

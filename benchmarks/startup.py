@@ -1,6 +1,6 @@
 """CPU seconds from the start of a process to the end of its first training step, on a tiny model with complete caches.
 
-    python -m benchmarks.startup [--runs 5]
+    python -m benchmarks.startup [--runs 5] [--rows 1 2]
 
 A run makes one step, writes its file and ends, so the figures are a little above what the title says. They count the
 process and all processes it starts. The commands take turns. Linux and macOS.
@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -84,17 +84,19 @@ def time_command(command: Sequence[str], environment: Mapping[str, str]) -> tupl
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, wall
 
 
-def main() -> None:
+def main(argv: Iterable[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5)
-    runs = parser.parse_args().runs
+    parser.add_argument("--rows", type=int, nargs="+", help="of the table, from 0; not given: all")
+    args = parser.parse_args(None if argv is None else list(argv))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as name:
         copy_pictures(Path(name))
-        measured = commands(Path(name))
+        every = list(commands(Path(name)).items())
+        measured = dict(every[row] for row in args.rows) if args.rows else dict(every)
         times: dict[str, list[tuple[float, float]]] = {title: [] for title in measured}
-        for index in range(runs + 1):
+        for index in range(args.runs + 1):
             for title, command in measured.items():
                 figures = time_command(command, environment)
                 if index:  # the first round fills the caches and compiles Python's files

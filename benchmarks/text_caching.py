@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
 
@@ -96,12 +97,12 @@ def make_stage(model: Path) -> TextStage:
     return TextStage(family, device, encoders, family.load_tokenizers(files, names))
 
 
-def main() -> None:
+def main(argv: Iterable[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--captions", type=int, default=100, help="pictures of each round")
     parser.add_argument("--rounds", type=int, default=4)
-    options = parser.parse_args()
+    options = parser.parse_args(None if argv is None else list(argv))
     torch.set_num_threads(1)
     print(
         "| captions | one at a time, captions/s | ours, captions/s | ours / one at a time |\n| --- | --- | --- | --- |"

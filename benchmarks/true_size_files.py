@@ -6,7 +6,7 @@ Whoever reads headers only (--dry_run, the forecast) sees the published models; 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Shapes = Mapping[str, tuple[int, ...]]
 _BYTES = 2  # fp16, as the published files
 _DENOISER = "model.diffusion_model."
+_VAE_WIDTHS = (128, 256, 512, 512)
 
 
 def write_files(folder: Path, name: str) -> list[str]:
@@ -81,18 +82,18 @@ def _sd3_vae() -> nn.Module:
     return _vae(latent_channels=16, use_quant_conv=False, use_post_quant_conv=False)
 
 
-def sd_vae() -> nn.Module:
+def sd_vae(*, is_tiny: bool = False) -> nn.Module:
     """That of SD 1.x, 2.x and SDXL. On the device that is in force."""
-    return _vae(latent_channels=4)
+    return _vae((32,) * 4 if is_tiny else _VAE_WIDTHS, latent_channels=4)
 
 
-def _vae(**kind: Any) -> nn.Module:
+def _vae(widths: Sequence[int] = _VAE_WIDTHS, **kind: Any) -> nn.Module:
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
         down_block_types=["DownEncoderBlock2D"] * 4,
         up_block_types=["UpDecoderBlock2D"] * 4,
-        block_out_channels=[128, 256, 512, 512],
+        block_out_channels=list(widths),
         layers_per_block=2,
         **kind,
     )
@@ -107,7 +108,7 @@ def clip(width: int, layers: int) -> nn.Module:
         projection_dim=width,
         intermediate_size=4 * width,
         num_hidden_layers=layers,
-        num_attention_heads=width // 64,
+        num_attention_heads=max(1, width // 64),
     )
     return CLIPTextModelWithProjection(config)
 

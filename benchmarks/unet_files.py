@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.true_size_files import clip, sd_vae, write_header
-from benchmarks.unet_sizes import UNETS, UnetSize
+from benchmarks.unet_sizes import SIZES, UNETS, UnetSize
 from examples.tiny_sd3.tokenizers import write_tokenizers
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ _NUM_DRAWN = 2**20 + 7  # no multiple of a row's length
 _UNUSED_PROJECTION = "text_projection.weight"
 
 
-def published_shapes(size: UnetSize) -> dict[str, tuple[int, ...]]:
+def published_shapes(size: UnetSize, *, is_tiny: bool = False) -> dict[str, tuple[int, ...]]:
     """{name in the published single file: shape}"""
     import torch
 
@@ -44,11 +44,13 @@ def published_shapes(size: UnetSize) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
         unet = UNet(**size.config())
         tensors = _under(_UNET, unet_from_diffusers(unet.state_dict()))
-        tensors |= _under(_VAE, vae_from_diffusers(sd_vae().state_dict())) | _encoders(size.kind)
+        tensors |= _under(_VAE, vae_from_diffusers(sd_vae(is_tiny=is_tiny).state_dict())) | _encoders(
+            size, is_tiny=is_tiny
+        )
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
-def _encoders(kind: str) -> dict[str, Tensor]:
+def _encoders(size: UnetSize, *, is_tiny: bool) -> dict[str, Tensor]:
     import torch
 
     from library.models.clip_key_map import SCALE, clip_to_open_clip
@@ -56,12 +58,13 @@ def _encoders(kind: str) -> dict[str, Tensor]:
     def open_clip(width: int, layers: int) -> dict[str, Tensor]:
         return clip_to_open_clip(_state(clip(width, layers)) | {SCALE: torch.empty(())})
 
-    first = {name: tensor for name, tensor in _state(clip(768, 12)).items() if name != _UNUSED_PROJECTION}
-    if kind == "sd1":
+    if size.kind == "sd2":
+        return _under("cond_stage_model.model.", open_clip(size.context, 2 if is_tiny else 24))
+    first = _state(clip(size.context - size.pooled, 2 if is_tiny else 12))
+    first.pop(_UNUSED_PROJECTION)
+    if size.kind == "sd1":
         return _under("cond_stage_model.transformer.", first)
-    if kind == "sd2":
-        return _under("cond_stage_model.model.", open_clip(1024, 24))
-    return _under(_FIRST, first) | _under(_SECOND, open_clip(1280, 32))
+    return _under(_FIRST, first) | _under(_SECOND, open_clip(size.pooled, 2 if is_tiny else 32))
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
@@ -72,13 +75,14 @@ def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {prefix + name: tensor for name, tensor in tensors.items()}
 
 
-def write_unet_file(folder: Path, name: str, *, has_numbers: bool = False) -> list[str]:
+def write_unet_file(folder: Path, name: str, *, has_numbers: bool = False, sizes: str = "true") -> list[str]:
     """Write a model and its tokenizers.
 
     Args:
         folder: Made if it is missing.
         name: Of `benchmarks.unet_sizes.UNETS`.
         has_numbers: Else the file is a header and a hole.
+        sizes: Of `benchmarks.unet_sizes.SIZES`.
 
     Returns:
         The flags that name it.
@@ -88,7 +92,7 @@ def write_unet_file(folder: Path, name: str, *, has_numbers: bool = False) -> li
     from library.checkpoint.tensor_stream import PlannedTensor, write_planned
 
     write_tokenizers(folder)
-    shapes, path = published_shapes(UNETS[name]), folder / f"{name}.safetensors"
+    shapes, path = published_shapes(SIZES[sizes][name], is_tiny=sizes == "tiny"), folder / f"{name}.safetensors"
     if has_numbers:
         for tokenizer in ("tokenizer", "tokenizer_2"):
             _widen(folder / tokenizer / "vocab.json")
@@ -133,8 +137,9 @@ def main(argv: Iterable[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--model", choices=list(UNETS), default="SDXL")
+    parser.add_argument("--sizes", choices=list(SIZES), default="true", help="tiny: narrow, with the same blocks")
     given = parser.parse_args(None if argv is None else list(argv))
-    print(*write_unet_file(given.folder, given.model, has_numbers=True))
+    print(*write_unet_file(given.folder, given.model, has_numbers=True, sizes=given.sizes))
     return 0
 
 

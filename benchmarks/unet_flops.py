@@ -11,7 +11,7 @@ prints the count for one picture of each model.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 
 import torch
@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks.flops import Flops
 from benchmarks.plain_loop import add_lora
 from benchmarks.unet_loops import attention_layers, random_example
-from benchmarks.unet_sizes import UNETS, UnetSize
+from benchmarks.unet_sizes import SIZES, UNETS, UnetSize
 from library.models.unet import UNet
 
 
@@ -50,14 +50,14 @@ def unet_flops(size: UnetSize, *, side: int, rank: int) -> Flops:
     return Flops(forward, counter.get_total_flops() - forward)
 
 
-def table(models: Iterable[str], sides: Iterable[int]) -> Iterator[str]:
+def table(models: Iterable[str], sides: Iterable[int], sizes: Mapping[str, UnetSize] = UNETS) -> Iterator[str]:
     """The lines of the table, in TFLOP."""
     head = ["model", "pixels", "training", "forward", "forward and backward"]
     yield f"| {' | '.join(head)} |\n| {' | '.join('---' for _ in head)} |"
     for model in models:
         for side in sides:
             for words, rank in (("LoRA, rank 8", 8), ("whole model", 0)):
-                found = unet_flops(UNETS[model], side=side, rank=rank)
+                found = unet_flops(sizes[model], side=side, rank=rank)
                 yield f"| {model} | {side} | {words} | {found.forward / 1e12:.2f} | {found.total / 1e12:.2f} |"
 
 
@@ -66,8 +66,9 @@ def main(argv: Iterable[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=list(UNETS), default=list(UNETS))
     parser.add_argument("--pixels", nargs="+", type=int, default=[512, 1024])
+    parser.add_argument("--sizes", choices=list(SIZES), default="true", help="tiny: the same code at small widths")
     args = parser.parse_args(None if argv is None else list(argv))
-    for line in table(args.models, args.pixels):
+    for line in table(args.models, args.pixels, SIZES[args.sizes]):
         print(line, flush=True)
     return 0
 

@@ -71,3 +71,4 @@ TINY_UNETS: Mapping[str, UnetSize] = {
     "SD2.1": UnetSize("sd2", (32, 64, 64, 64), (1, 1, 1, 0), 32, (2, 1, 1, 1)),
 }
 MID_UNET = UnetSize("sdxl", (128, 256, 512), (0, 2, 4), 768, (2, 4, 8), pooled=256)
+SIZES: Mapping[str, Mapping[str, UnetSize]] = {"true": UNETS, "tiny": TINY_UNETS}

@@ -1,10 +1,9 @@
 """DyLoRA: a LoRA that is trained a few ranks at a time, so that it can be cut to a lower rank afterwards.
 
-Each forward pass in training draws a place b among the ranks, a multiple of `unit`. All ranks act, times
-sqrt(rank / (b + unit)), and gradients reach the ranks from b up to b + unit only; for the others they are zero.
+Each forward pass in training draws a place b among the ranks, a multiple of `unit`. The ranks below b + unit act, at the
+strength alpha / rank of the whole, and of these the ranks from b on get gradients. Without training all ranks act.
 
-Source: Valipour et al. 2022, arXiv:2210.07558, section 3 (a few ranks are updated, the others are frozen). There a
-pass computes with the ranks up to b + unit; that all act is the custom of trainers for Stable Diffusion.
+Source: Valipour et al. 2022, arXiv:2210.07558, section 3, with the ranks before b frozen in a pass.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ class DyLoraAdapter(LoraAdapter):
         self.register_buffer("unit_of_rank", places, persistent=False)
 
     def pair_of_pass(self) -> tuple[Tensor, Tensor]:
-        """In training, `down` and `up` with gradients for the drawn ranks only, and the strength of the pass in `up`.
+        """In training, `down` and `up` with gradients for the drawn ranks only, and zeros in `up` for later ones.
 
         The draw stays on the device; where blocks are recomputed, torch brings its generator back.
         """
@@ -48,6 +47,6 @@ class DyLoraAdapter(LoraAdapter):
             return down, up
         drawn = torch.randint(self.rank // self.unit, (), device=down.device)
         is_trained = self.unit_of_rank == drawn  # [rank]
+        frozen = up.detach() * (self.unit_of_rank < drawn).view(1, -1, *[1] * (up.dim() - 2)).to(up.dtype)
         down = torch.where(is_trained.view(-1, *[1] * (down.dim() - 1)), down, down.detach())
-        up = torch.where(is_trained.view(1, -1, *[1] * (up.dim() - 2)), up, up.detach())
-        return down, up * (self.rank / ((drawn + 1) * self.unit)).sqrt().to(up.dtype)
+        return down, torch.where(is_trained.view(1, -1, *[1] * (up.dim() - 2)), up, frozen)

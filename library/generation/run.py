@@ -49,7 +49,7 @@ def draw_pictures(options: GenerationOptions, make_family: MakeFamily) -> None:
     elif options.prompts.from_png:
         number = sum(PictureRun(one.options, make_family, names).draw(one.supply) for one in redrawings(options))
     else:
-        number = PictureRun(options, make_family, names).draw(PromptSupply.of(options.prompts))
+        number = PictureRun(options, make_family, names).draw(PromptSupply.of(options.prompts, options.values()))
     logger.info("%d picture%s in %s", number, "s"[: number != 1], options.files.outdir)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 from library.errors import OptionError
 from library.generation.options.prompts import PromptSourceOptions
@@ -60,8 +61,8 @@ class PromptSupply:
     is_interactive: bool = False
 
     @classmethod
-    def of(cls, options: PromptSourceOptions) -> PromptSupply:
-        """As the options ask for it.
+    def of(cls, options: PromptSourceOptions, values: Mapping[str, Any] | None = None) -> PromptSupply:
+        """As the options ask for it. `values` are all options of the run, for modules that give prompts.
 
         Raises:
             OptionError: The file cannot be read.
@@ -71,10 +72,10 @@ class PromptSupply:
         if options.interactive:
             return cls(by_and_by=_typed, count=count, seed=seed, is_interactive=True)
         if options.from_module is not None:
-            module = Path(options.from_module)
+            module, args = Path(options.from_module), SimpleNamespace(**(values or vars(options)))
 
             def given() -> Iterator[PromptLine]:
-                return (PromptLine(text, str(module)) for text in prompts_of_module(module, options))
+                return (PromptLine(text, str(module)) for text in prompts_of_module(module, args))
 
             lines = list(given()) if options.shuffle_prompts else None
             return cls(lines=lines, by_and_by=given, count=count, seed=seed, is_shuffled=options.shuffle_prompts)

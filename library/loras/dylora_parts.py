@@ -1,8 +1,7 @@
 """A DyLoRA cut to lower ranks.
 
-A training pass that trains the ranks up to r multiplies what the network adds by sqrt(rank / r)
-(`networks/dylora_adapter.py`), so that few ranks weigh as much as many. A file of the first r ranks has this in its
-alpha, and so acts as such a pass does, at strength 1.
+A pass that trains the ranks below r computes with these alone, at the strength alpha / rank of the whole
+(`networks/dylora_adapter.py`). A file of the first r ranks has the same strength, and so acts as such a pass did.
 """
 
 from __future__ import annotations
@@ -28,8 +27,6 @@ def cut_at(modules: Mapping[str, LoraPair], rank: int) -> dict[str, LoraPair]:
 
 
 def _first_ranks(pair: LoraPair, rank: int) -> LoraPair:
-    whole = pair.down.shape[0]
-    if rank >= whole:
+    if rank >= pair.down.shape[0]:
         return pair
-    down, up = pair.down[:rank].contiguous(), pair.up[:, :rank].contiguous()
-    return LoraPair(down, up, pair.scale * (whole / rank) ** 0.5)
+    return LoraPair(pair.down[:rank].contiguous(), pair.up[:, :rank].contiguous(), pair.scale)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from library.errors import CheckpointError
-from library.families.detect import CONTROLNET, LORA, UNKNOWN, FileKind, file_kind
+from library.families.detect import CONTROLNET, LORA, SD1, SDXL, UNKNOWN, FileKind, file_kind
 from library.families.unet.parts import is_expected
 
 if TYPE_CHECKING:
@@ -48,6 +48,15 @@ class Mergeable:
     floats: Mapping[str, str]
     others: Collection[str]
     metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def prediction(self) -> str | None:
+        """What it says that it predicts, in words; None where it says nothing."""
+        said = self.metadata.get("modelspec.prediction_type")
+        is_velocity = "v_pred" in self.files.tensors or said == "v"
+        if is_velocity or said == "epsilon" or self.kind in (SDXL, SD1):
+            return "the velocity" if is_velocity else "the noise"
+        return None
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Of a weight."""

@@ -45,6 +45,7 @@ def merge_models(options: MergeOptions) -> None:
     models = [open_mergeable(path, allow_pickle=options.allow_pickle) for path in options.sources]
     check_alike(models)
     check_device(options.device, "--device")
+    _tell_other_predictions(models)
     _report_skipped(models, options)
     plan = plan_merged(models, options)
     if target.suffix.lower() == ".ckpt":
@@ -139,23 +140,38 @@ def _saved(tensor: Tensor, dtype: torch.dtype, what: str) -> Tensor:
     return written
 
 
+def _tell_other_predictions(models: Sequence[Mergeable]) -> None:
+    """A model that predicts the noise and one that predicts the velocity have nothing in common but their names."""
+    first = models[0]
+    for model in models[1:]:
+        if model.prediction != first.prediction and None not in (model.prediction, first.prediction):
+            logger.warning(
+                "%s predicts %s, %s predicts %s: a mixture of both mostly draws nothing. The result is marked as the "
+                "first one.",
+                first.path,
+                first.prediction,
+                model.path,
+                model.prediction,
+            )
+
+
 def _report_skipped(models: Sequence[Mergeable], options: MergeOptions) -> None:
     """Tell what is not merged: by number, and with --show_skipped by name."""
     first = models[0]
     skipped: Mapping[str, Sequence[str]] = {
-        f"no weights, taken from {first.path.name}": sorted(first.others),
+        f"no weights, taken from {first.path}": sorted(first.others),
         **{
-            f"not in {model.path.name}, taken from {first.path.name}": sorted(first.floats.keys() - model.floats.keys())
+            f"not in {model.path}, taken from {first.path}": sorted(first.floats.keys() - model.floats.keys())
             for model in models[1:]
         },
         **{
-            f"only in {model.path.name}, left out": sorted(model.floats.keys() - first.floats.keys())
+            f"only in {model.path}, left out": sorted(model.floats.keys() - first.floats.keys())
             for model in models[1:]
         },
     }
     if options.unet_only:
         kept = sorted(name for name in first.floats if not name.startswith(DENOISER))
-        skipped = {f"not of the denoiser, taken from {first.path.name}": kept, **skipped}
+        skipped = {f"not of the denoiser, taken from {first.path}": kept, **skipped}
     for reason, names in skipped.items():
         if not names:
             continue

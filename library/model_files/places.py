@@ -53,7 +53,7 @@ def check_file(target: Path, sources: Iterable[Path], option: str) -> None:
 
 
 def check_folder(target: Path, sources: Iterable[Path], option: str) -> None:
-    """Refuse a folder to write that has what is read, or something else than a model, in it.
+    """Refuse a folder to write that has anything in it: it would be replaced as a whole.
 
     Args:
         target: The folder to write.
@@ -67,8 +67,9 @@ def check_folder(target: Path, sources: Iterable[Path], option: str) -> None:
         raise OptionError(f"{option} {target} is a file. Give the name of a folder, or one that ends in .safetensors.")
     if any(target.resolve() in source.resolve().parents for source in sources):
         raise OptionError(f"{option} {target} has the model inside that is read. Give another folder.")
-    if target.is_dir() and not (target / MODEL_INDEX).is_file() and any(target.iterdir()):
-        raise OptionError(f"{option} {target} has something else than a model inside. Give another folder.")
+    if target.is_dir() and any(target.iterdir()):
+        inside = "a model" if (target / MODEL_INDEX).is_file() else "files"
+        raise OptionError(f"{option} {target} has {inside} inside already. Remove it, or give another folder.")
     _check_parent(target, option)
 
 

@@ -496,3 +496,12 @@ def test_models_and_networks_are_compared(files_of, draw, folders, lora_file, tm
 )
 def test_what_cannot_be_compared_is_named(refused, arguments, sentence):
     assert sentence in refused(*arguments)
+
+
+def test_a_module_of_prompts_knows_all_options(folders, tmp_path):
+    text = "def get_prompter(args):\n    yield f'a {args.prompter_module_args} --s {args.steps} --f of_{args.sampler}'\n"
+    (tmp_path / "prompter.py").write_text(text)
+    asked = [f"--from_module={tmp_path}/prompter.py", "--prompter_module_args=cat", "--sampler=heun", "--seed=1"]
+    size = ["--steps=1", f"--W={SIDE}", f"--H={SIDE}"]
+    assert main([f"--ckpt={folders['sd1']}", f"--outdir={tmp_path}/out", *asked, *size]) == 0
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["of_heun.png"]

@@ -200,6 +200,14 @@ def test_merging_half_and_half_and_one_and_none_of_sd3(source, tmp_path):
     assert all(torch.allclose(found[name], first[name].float() * 0.75, atol=1e-3) for name in first)
 
 
+def test_models_that_predict_different_things_are_told(source, tmp_path, capsys):
+    save_file({**load_file(source["sdxl"]), "v_pred": torch.zeros(0)}, tmp_path / "v.safetensors")
+    models = ("--models", source["sdxl"], tmp_path / "v.safetensors", "--output", tmp_path / "m.safetensors")
+    assert merge(*models) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "predicts the noise" in said and "v.safetensors predicts the velocity" in said
+
+
 def test_a_merged_model_is_a_model(source, tmp_path):
     from tests.tiny_unets import write_sdxl
 
@@ -245,7 +253,8 @@ def wrong_cases(source, folders, place):
         (convert, (sd1, target, "--variant", "fp16"), 2, "--variant is for diffusers folders"),
         (convert, (own, own), 2, "MODEL_TO_SAVE .* is also read"),
         (convert, (folders["sd1"], folders["sd1"]), 2, "has the model inside that is read"),
-        (convert, (sd1, place), 2, "MODEL_TO_SAVE .* has something else than a model inside"),
+        (convert, (sd1, place), 2, "MODEL_TO_SAVE .* has files inside already"),
+        (convert, (sd1, folders["sdxl"]), 2, "MODEL_TO_SAVE .* has a model inside already"),
         (convert, (sd1, place / "folder", "--reference_model", place / "no"), 2, "is not a folder on this machine"),
         (convert, (sd1, place / "folder", "--reference_model", place), 2, "--reference_model: .*tokenizer of CLIP"),
         (convert, (sd1,), 2, "MODEL_TO_SAVE is needed"),

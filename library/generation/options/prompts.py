@@ -24,7 +24,9 @@ class PromptSourceOptions(OptionGroup):
     from_file: Path | None = opt(
         None, "Text file with a prompt on each line; empty lines and lines that begin with # are left out."
     )
-    from_module: str | None = opt(None, "Python file or module whose get_prompter(args) gives prompts, one a line.")
+    from_module: str | None = opt(
+        None, "Python file whose get_prompter(args) gives prompts, one a line; args has all options as attributes."
+    )
     prompter_module_args: str | None = opt(None, "Handed to get_prompter of --from_module, as written.", free_text=True)
     from_png: tuple[Path, ...] | None = opt(None, "Draw these pictures, which were drawn here, once more.")
     interactive: bool = opt(False, "Ask for prompts until an empty line.")

@@ -87,31 +87,52 @@ def test_the_summary_names_the_norm_of_all_and_the_worst_module():
     assert f"{retained[1].norm_share:.2%} at least (bad)" in line
 
 
+def cut_of(live, rank):
+    """The file of a DyLoRA cut to a rank."""
+    factors = live.factors()
+    return cut_at({"lora": LoraPair(factors.down, factors.up, factors.scale)}, rank)["lora"]
+
+
 @pytest.mark.parametrize("rank", ranks_of_cuts(RANK, 2))
-def test_a_cut_dylora_acts_as_the_pass_that_trains_its_ranks(rank):
+def test_a_cut_dylora_acts_as_the_pass_that_trained_its_ranks(rank):
     live = DyLoraAdapter("lora", nn.Linear(7, 9).requires_grad_(False), RANK, ALPHA, unit=2)
     for factor in live.parameters():
         nn.init.normal_(factor)
-    file = {"lora": LoraPair(live.lora_down.weight.detach(), live.lora_up.weight.detach(), ALPHA / RANK)}
-    cut = cut_at(file, rank)["lora"]
-    with torch.no_grad():
-        live.lora_up.weight[:, rank:] = 0  # what the pass adds by ranks that a file of this rank does not have
+    cut, x, outputs = cut_of(live, rank), torch.randn(4, 7), {}
     live.attach()
-    x = torch.randn(4, 7)
-    base, output = live.base_forward(x), None
-    for seed in range(50):
+    for seed in range(20):
         torch.manual_seed(seed)
-        drawn = int(torch.randint(RANK // 2, ()))
-        if (drawn + 1) * 2 == rank:
-            torch.manual_seed(seed)
-            output = live.train().target(x)
-            break
-    assert output is not None
+        live.zero_grad()
+        output = live.train().target(x)
+        output.sum().backward()
+        trained = int(live.lora_down.weight.grad.abs().sum(1).nonzero().max()) + 1
+        outputs[trained] = output.detach()
     static = LoraAdapter("lora", nn.Linear(7, 9), rank, cut.scale * rank)
     static.load(Factors(cut.down, cut.up, cut.scale * rank))
+    static.target.load_state_dict(live.target.state_dict())
     static.attach()
-    added = static.eval().target(x) - static.base_forward(x)
-    torch.testing.assert_close(base + added, output, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(static.eval().target(x), outputs[rank], atol=1e-5, rtol=1e-5)
+
+
+def test_cuts_of_a_trained_dylora_are_better_than_nothing_and_the_better_the_more_ranks():
+    torch.manual_seed(0)
+    size, rank = 16, 8
+    live = DyLoraAdapter("lora", nn.Linear(size, size, bias=False).requires_grad_(False), rank, rank, unit=2)
+    live.reset()
+    sides = [torch.linalg.qr(torch.randn(size, size)).Q[:, :rank] for _ in range(2)]
+    target = sides[0] * torch.linspace(3, 0.5, rank) @ sides[1].T
+    optimizer = torch.optim.AdamW(live.parameters(), lr=1e-2, weight_decay=0)
+    for _ in range(400):
+        down, up = live.train().pair_of_pass()
+        optimizer.zero_grad()
+        (up @ down - target).square().sum().backward()
+        optimizer.step()
+    cuts = [cut_of(live, number) for number in (*ranks_of_cuts(rank, 2), rank)]
+    errors = [float((delta(cut) - target).norm() / target.norm()) for cut in cuts]
+    values = torch.linspace(3, 0.5, rank)
+    best = [float(values[number:].norm() / values.norm()) for number in (2, 4, 6, 8)]
+    assert errors == sorted(errors, reverse=True) and errors[0] < 0.75
+    assert errors == pytest.approx(best, abs=0.15)
 
 
 def test_cuts_are_all_multiples_of_the_unit_below_the_rank():

@@ -1,5 +1,3 @@
-import math
-
 import pytest
 import torch
 from torch import nn
@@ -42,35 +40,45 @@ def run(adapter, x):
     return output.detach(), trained
 
 
+def first_ranks(adapter, number, kind):
+    """A LoRA of the first ranks, at the strength of the whole."""
+    plain = LoraAdapter("lora", LAYERS[kind]().double(), number, ALPHA * number / RANK).double()
+    plain.target.load_state_dict(adapter.target.state_dict())
+    with torch.no_grad():
+        plain.lora_down.weight.copy_(adapter.lora_down.weight[:number])
+        plain.lora_up.weight.copy_(adapter.lora_up.weight[:, :number])
+    plain.attach()
+    return plain
+
+
 @pytest.mark.parametrize("unit", [1, 2, 3])
-def test_a_pass_trains_the_ranks_of_one_unit_at_the_strength_of_its_place(kind, unit):
+def test_a_pass_trains_the_ranks_of_one_unit_with_those_before_it_alone(kind, unit):
     adapter, x = adapt(kind, unit), torch.randn(INPUTS[kind], dtype=torch.float64)
-    base, change = adapter.base_forward(x), adapter.eval().target(x) - adapter.base_forward(x)
-    adapter.train()
     seen = set()
     for seed in range(20):
         torch.manual_seed(seed)
         output, trained = run(adapter, x)
         first = trained[0]
         assert first % unit == 0 and trained == list(range(first, first + unit))
-        torch.testing.assert_close(output, base + change * math.sqrt(RANK / (first + unit)))
+        torch.testing.assert_close(output, first_ranks(adapter, first + unit, kind).target(x))
         seen.add(first)
     assert seen == set(range(0, RANK, unit))
 
 
-def test_gradients_of_the_trained_ranks_are_those_of_lora_at_that_strength(kind):
+def test_gradients_of_the_trained_ranks_are_those_of_a_lora_of_the_ranks_that_act(kind):
     adapter, x = adapt(kind), torch.randn(INPUTS[kind], dtype=torch.float64)
     _, trained = run(adapter, x)
-    strength = math.sqrt(RANK / (trained[-1] + 1))
-    plain = LoraAdapter("lora", LAYERS[kind]().double(), RANK, ALPHA * strength).double()
-    plain.target.load_state_dict(adapter.target.state_dict())
-    plain.load_state_dict(adapter.state_dict())
-    plain.attach()
+    plain = first_ranks(adapter, trained[-1] + 1, kind)
     plain.target(x).square().sum().backward()
     for own, other, axis in ((adapter.lora_down, plain.lora_down, 0), (adapter.lora_up, plain.lora_up, 1)):
         index = torch.tensor(trained)
         expected = other.weight.grad.index_select(axis, index)
         torch.testing.assert_close(own.weight.grad.index_select(axis, index), expected)
+
+
+def test_all_ranks_act_where_nothing_is_trained(kind):
+    adapter, x = adapt(kind).eval(), torch.randn(INPUTS[kind], dtype=torch.float64)
+    torch.testing.assert_close(adapter.target(x), first_ranks(adapter, RANK, kind).target(x))
 
 
 def test_a_unit_of_the_whole_rank_is_lora(kind):
