@@ -34,7 +34,7 @@ CACHED = ("--cache_latents", "--cache_text_encoder_outputs")
 UNET_ONLY = ("--network_train_unet_only", *CACHED)
 LORA, FULL = "sd3_train_network", "sd3_train"
 SIZE = ModelSize(denoiser=(640, 8), clip_l=(256, 4), clip_g=(512, 6), t5xxl=(768, 6))
-TINY = ModelSize(denoiser=(64, 1), clip_l=(64, 1), clip_g=(64, 1), t5xxl=(64, 1))
+TINY = ModelSize(denoiser=(64, 1), clip_l=(64, 1), clip_g=(128, 1), t5xxl=(256, 1))
 WIDE = ModelSize(denoiser=(1536, 2), clip_l=(192, 1), clip_g=(320, 1), t5xxl=(768, 1))
 
 

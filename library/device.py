@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+PRECISIONS = ("float", "fp16", "bf16")
+"""Number formats of files, as options name them; see `precision_dtype`."""
 _GIB = 1024**3
 _FIRST_WITH_BF16 = (8, 0)  # compute capability of Ampere
 

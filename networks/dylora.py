@@ -1,7 +1,8 @@
 """`--network_module=networks.dylora`: a LoRA that is trained a few ranks at a time. See `networks/dylora_adapter.py`.
 
 It takes the arguments of networks.lora, but for dropout, and `unit`: how many ranks a pass trains. Its files are files
-of networks.lora. Convolutions have --network_alpha where conv_alpha is not given.
+of networks.lora, and their first ranks can be used alone (networks/extract_lora_from_dylora.py). Convolutions have
+--network_alpha where conv_alpha is not given.
 """
 
 from __future__ import annotations

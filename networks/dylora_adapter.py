@@ -1,9 +1,10 @@
 """DyLoRA: a LoRA that is trained a few ranks at a time, so that it can be cut to a lower rank afterwards.
 
-Each forward pass in training draws a place b among the ranks, a multiple of `unit`. The ranks below b + unit act, at the
-strength alpha / rank of the whole, and of these the ranks from b on get gradients. Without training all ranks act.
+Each forward pass in training draws a place b among the ranks, a multiple of `unit`. The ranks below b + unit act, at
+the strength alpha / rank of the whole, and of these the ranks from b on get gradients. Without training all ranks act.
 
-Source: Valipour et al. 2022, arXiv:2210.07558, section 3, with the ranks before b frozen in a pass.
+Source: Valipour et al. 2022, arXiv:2210.07558, section 3, with the ranks before b frozen in a pass. That the strength
+does not go with b is our choice: a rank then weighs the same in every pass, in a cut and in the whole.
 """
 
 from __future__ import annotations

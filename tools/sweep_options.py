@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,8 +39,19 @@ class SweepGroup(OptionGroup):
     dry_run: bool = opt(False, "Check every variation and tell the steps of each; train nothing.")
 
     def check(self) -> Iterator[str]:
+        if self.launcher is not None:
+            yield from self._about_launcher(self.launcher)
         if self.launcher is not None and self.together == "yes":
             yield "--launcher starts processes, which --together=yes does not have. Leave one of them out."
+
+    def _about_launcher(self, launcher: str) -> Iterator[str]:
+        try:
+            words = shlex.split(launcher)
+        except ValueError as error:
+            yield f"--launcher {launcher} cannot be read as a command ({error}). Check its quotes."
+            return
+        if not words or shutil.which(words[0]) is None:
+            yield f"--launcher: there is no program {words[0] if words else launcher!r} here. Check its name."
 
 
 @dataclass(frozen=True, kw_only=True)

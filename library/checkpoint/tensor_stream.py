@@ -61,7 +61,7 @@ class PlannedTensor:
             raise OutputError(f"{name} has shape {list(found.shape)}, {list(self.shape)} was expected.")
         tensor = found.cpu().to(self.dtype).contiguous()
         if tensor.dtype != found.dtype:
-            _refuse_overflow(name, tensor)
+            refuse_overflow(name, tensor)
         return tensor
 
 
@@ -84,12 +84,22 @@ def written_dtype(stored: torch.dtype, wanted: torch.dtype | None) -> torch.dtyp
     return wanted or (torch.float16 if stored.itemsize == 1 else stored)
 
 
-def _refuse_overflow(name: str, tensor: Tensor) -> None:
+def refuse_overflow(name: str, tensor: Tensor, advice: str = "Use --save_precision bf16 or float.") -> None:
+    """Refuse what was computed or rounded in a type that is too narrow for it.
+
+    Args:
+        name: Of the tensor.
+        tensor: In that type.
+        advice: What to do, as a sentence.
+
+    Raises:
+        OutputError: It has NaN or infinite values.
+    """
     import torch
 
     if tensor.numel() and not bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all()):
         precision = str(tensor.dtype).removeprefix("torch.")
-        raise OutputError(f"{name} has numbers that {precision} cannot hold. Use --save_precision bf16 or float.")
+        raise OutputError(f"{name} has numbers that {precision} cannot hold. {advice}")
 
 
 def total_bytes(tensors: Mapping[str, PlannedTensor]) -> int:

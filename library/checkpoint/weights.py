@@ -24,11 +24,13 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-_FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 _FP8_FORMATS = ("float8_e4m3fn", "float8_e5m2")
 _SCALE_SUFFIXES = (".scale_weight", ".weight_scale")
 _UNUSED_SUFFIXES = (".scale_input", ".input_scale", ".comfy_quant")
 _MARKER = "scaled_fp8"
+FP8_MARKS = (*_SCALE_SUFFIXES, *_UNUSED_SUFFIXES, _MARKER)
+"""Ends of names beside weights in fp8, which mean nothing without them."""
 _FOLDER_STEMS = ("diffusion_pytorch_model", "model")
 _PICKLED_STEMS = ("diffusion_pytorch_model", "pytorch_model")  # .bin, of folders from before safetensors
 
@@ -158,7 +160,7 @@ def select_part(kind: str, source: WeightFiles, names: Mapping[str, str], *, is_
             weights[name] = published
     for name in weights:
         dtype = source.tensors[name].dtype
-        if dtype not in _FLOATS:
+        if dtype not in FLOATS:
             raise CheckpointError(_unsupported(source.path, f"{name} is stored as {dtype}"))
     return Part(kind, source, weights, {name: scale for name, scale in scales.items() if name in weights}, is_diffusers)
 

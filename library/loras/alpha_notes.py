@@ -1,6 +1,7 @@
 """The alpha of a LoRA in the metadata of a file without alpha tensors, so that the way back gives the same factors.
 
-What the factors come to is right without it: a note is only how a product is divided between alpha and `up`.
+What the factors come to is right without it: a note is only how a product is divided between alpha and the factors. It
+is a number, or [alpha, share] where `down` has 2**share of the strength.
 """
 
 from __future__ import annotations
@@ -8,31 +9,34 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from typing import Any
 
 from library.families.lora_layout import LoraPair, times
 
 KEY = "easel_alpha"
 _ANY = "*"  # stands for every module that is not named
+_MOST = 64  # as a share
 
 
-def noted(modules: Mapping[str, LoraPair]) -> str:
+def noted(modules: Mapping[str, LoraPair], shares: Mapping[str, int] | None = None) -> str:
     """The alphas of modules, as text.
 
     Args:
         modules: {name as kohya files have it: factors}
+        shares: {name: share of `down`, see `fold`}; those that are not there are 0.
     """
-    alphas = {name: pair.scale * pair.down.shape[0] for name, pair in modules.items()}
-    values = list(alphas.values())
-    usual = max(set(values), key=values.count, default=0.0)
-    return json.dumps({_ANY: usual, **{name: alpha for name, alpha in alphas.items() if alpha != usual}})
+    notes: dict[str, Any] = {name: pair.scale * pair.down.shape[0] for name, pair in modules.items()}
+    notes |= {name: [notes[name], share] for name, share in (shares or {}).items() if share}
+    values = list(notes.values())
+    usual = max(values, key=values.count, default=0.0)
+    return json.dumps({_ANY: usual, **{name: note for name, note in notes.items() if note != usual}})
 
 
 def restored(modules: Mapping[str, LoraPair], metadata: Mapping[str, str]) -> dict[str, LoraPair]:
     """Modules with the alphas of a note, each of the same strength; those that it does not fit stay as they are.
 
     Args:
-        modules: {name as kohya files have it: factors}, of a file whose alpha is in `up`.
+        modules: {name as kohya files have it: factors}, of a file whose alpha is in the factors.
         metadata: Of that file.
     """
     try:
@@ -44,10 +48,17 @@ def restored(modules: Mapping[str, LoraPair], metadata: Mapping[str, str]) -> di
     return {name: _with_alpha(pair, notes.get(name, notes.get(_ANY))) for name, pair in modules.items()}
 
 
-def _with_alpha(pair: LoraPair, alpha: object) -> LoraPair:
-    if pair.scale != 1 or isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
+def _with_alpha(pair: LoraPair, note: object) -> LoraPair:
+    alpha, share = note if isinstance(note, list) and len(note) == 2 else (note, 0)
+    if pair.scale != 1 or not (_is_number(alpha) and isinstance(share, int) and abs(share) <= _MOST):
         return pair
     scale = alpha / pair.down.shape[0]
     if not math.isfinite(scale) or scale <= 0:
         return pair
-    return replace(pair, up=times(pair.up.double(), 1 / scale).to(pair.up.dtype), scale=scale)
+    up = times(pair.up.double(), 2.0**share / scale).to(pair.up.dtype)
+    restored_pair = LoraPair(times(pair.down, 2.0**-share), up, scale)
+    return restored_pair if restored_pair.is_finite or not pair.is_finite else pair
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

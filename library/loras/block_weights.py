@@ -131,9 +131,10 @@ def _labels(blocks: Iterable[str], family: str, length: int, what: str) -> Seque
         rows = [f"{index:02}" for index in range(depth or 0)]
         found = None if depth is None else rows if length == depth else [BASE, *rows, OUT]
     if found is None:
+        presets = " (as INS and the others, which are for SD1 and SD2)" if length == len(_SD_SHORT) else ""
         *most, last = map(str, _lengths(family, blocks))
         raise CheckpointError(
-            f"--lbws has a list of {length} numbers. For {what} it has {', '.join(most)} or {last}: "
+            f"--lbws has a list of {length} numbers{presets}. For {what} it has {', '.join(most)} or {last}: "
             "see docs/merge_lora.md."
         )
     return found

@@ -1,19 +1,19 @@
 """Writing a LoRA in another layout, with what its metadata says of it.
 
 kohya: names with `_`, an alpha beside the factors (ComfyUI, Forge, A1111); for U-Nets with published names of layers or
-those of diffusers. diffusers: PEFT, alpha in `lora_B`. native: `diffusion_model.` and the published name with points,
-alpha in `lora_B` (ComfyUI, Forge); text encoders as in kohya files.
+those of diffusers. diffusers: PEFT, alpha in the factors. native: `diffusion_model.` and the published name with
+points, alpha in the factors (ComfyUI, Forge); text encoders as in kohya files.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from library.checkpoint.metadata import tensor_hashes
 from library.errors import CheckpointError
-from library.families.lora_layout import LoraPair, fold_alpha
+from library.families.lora_layout import ADAPTER_NOTE, LoraPair, fold, fold_alpha
 from library.loras import alpha_notes
 from library.loras.lora_family import FAMILY_TITLES
 from library.loras.lora_file import LoraFile, lora_tensors
@@ -28,7 +28,7 @@ USUAL_NAMING = {"sd": DIFFUSERS, "sdxl": PUBLISHED, "sd3": PUBLISHED}
 """{family: whose names of layers kohya files usually have}"""
 _T5 = "lora_te3_"
 _UNET = "lora_unet_"
-_STALE = ("sshs_", "lora_adapter_metadata", "modelspec.hash_sha256", alpha_notes.KEY)
+_STALE = ("sshs_", ADAPTER_NOTE, "modelspec.hash_sha256", alpha_notes.KEY)
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,15 @@ class Converted:
         metadata: Of its header.
         modules: What went into it, as kohya files name it.
         dropped: Names of modules that the layout has no place for.
+        rounded: {module: what is lost of it, relative}, where the number format of the source is too narrow for the
+            factors with their strength.
     """
 
     tensors: Mapping[str, Tensor]
     metadata: Mapping[str, str]
     modules: Mapping[str, LoraPair]
     dropped: tuple[str, ...] = ()
+    rounded: Mapping[str, float] = field(default_factory=dict)
 
 
 def converted(lora: LoraFile, form: Form) -> Converted:
@@ -81,17 +84,14 @@ def converted(lora: LoraFile, form: Form) -> Converted:
     kept = {name: pair for name, pair in modules.items() if name not in dropped}
     if not kept:
         raise CheckpointError(f"{lora.path} has modules of T5 only, which diffusers cannot load. Use --to kohya.")
-    tensors = _tensors({name: _widened(pair, form) for name, pair in kept.items()}, lora.family, form)
-    return Converted(tensors, _metadata(lora, kept, tensors, form), kept, dropped)
-
-
-def _widened(pair: LoraPair, form: Form) -> LoraPair:
-    """Wide enough for the alpha to be multiplied into it before it is rounded once."""
-    import torch
-
-    if form.dtype is None or form.has_alpha or torch.float64 in (pair.down.dtype, pair.up.dtype):
-        return pair
-    return replace(pair, down=pair.down.float(), up=pair.up.float())
+    folded = {} if form.has_alpha else {name: fold(pair, form.dtype) for name, pair in kept.items()}
+    tensors = _tensors({name: found.pair for name, found in folded.items()} or kept, lora.family, form)
+    metadata = _metadata(lora)
+    if folded:
+        metadata[alpha_notes.KEY] = alpha_notes.noted(kept, {name: found.share for name, found in folded.items()})
+    is_told = form.dtype is None  # who gives a format knows that it rounds
+    rounded = {name: found.lost for name, found in folded.items() if is_told and found.lost}
+    return Converted(tensors, _with_hashes(metadata, tensors), kept, dropped, rounded)
 
 
 def _tensors(modules: Mapping[str, LoraPair], family: str, form: Form) -> dict[str, Tensor]:
@@ -143,12 +143,11 @@ def _published_paths(names: list[str], family: str) -> dict[str, str]:
     return mmdit_layers(names)
 
 
-def _metadata(
-    lora: LoraFile, modules: Mapping[str, LoraPair], tensors: Mapping[str, Tensor], form: Form
-) -> dict[str, str]:
-    """That of the source; what is untrue of the new content is renewed or left out."""
-    kept = {key: value for key, value in lora.metadata.items() if not key.startswith(_STALE)}
-    if not form.has_alpha:
-        kept[alpha_notes.KEY] = alpha_notes.noted(modules)
-    model_hash, legacy_hash = tensor_hashes(tensors, kept)
-    return {**kept, "sshs_model_hash": model_hash, "sshs_legacy_hash": legacy_hash}
+def _metadata(lora: LoraFile) -> dict[str, str]:
+    """That of the source, but for what is untrue of the new content."""
+    return {key: value for key, value in lora.metadata.items() if not key.startswith(_STALE)}
+
+
+def _with_hashes(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    model_hash, legacy_hash = tensor_hashes(tensors, dict(metadata))
+    return {**metadata, "sshs_model_hash": model_hash, "sshs_legacy_hash": legacy_hash}

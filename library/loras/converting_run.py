@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from library.checkpoint.tensor_stream import refuse_overflow
 from library.device import precision_dtype
 from library.errors import CheckpointError, OptionError
+from library.families.lora_layout import ADAPTER_NOTE
 from library.log import get_logger
 from library.loras.converting import Converted, Form, converted
 from library.loras.lora_family import DIFFUSERS, FAMILY_TITLES, other_adapter
@@ -45,7 +47,14 @@ def convert_file(options: ConversionOptions) -> int:
         return report_on(options.source, lora.family, modules)
     result = converted(lora, _form(options))
     _refuse_same_form(lora, result, options)
+    _refuse_overflow(target, result)
     write_lora(target, result.tensors, result.metadata)
+    if result.rounded:
+        logger.warning(
+            "%d modules have numbers that the number format of the source cannot hold in full at their strength, up to "
+            "%.0e of a factor: the way back will differ by so much. --save_precision float keeps all.",
+            *(len(result.rounded), max(result.rounded.values())),
+        )
     if result.dropped:
         logger.warning("%d modules of T5 are left out: diffusers cannot load them.", len(result.dropped))
     logger.info("%s: %d tensors written, a LoRA for %s.", target, len(result.tensors), FAMILY_TITLES[lora.family])
@@ -122,12 +131,19 @@ def _form(options: ConversionOptions) -> Form:
     return Form(str(options.to), options.naming, options.fold_alpha, dtype)
 
 
+def _refuse_overflow(target: Path, result: Converted) -> None:
+    for name, tensor in result.tensors.items():
+        refuse_overflow(f"{target}: {name}", tensor)
+
+
 def _refuse_same_form(lora: LoraFile, result: Converted, options: ConversionOptions) -> None:
-    """A file that would hold the same under the same names is a copy, and was not meant."""
+    """A file that would hold the same under the same names is a copy, and was not meant. A strength that the metadata
+    has is moved into the factors, which is no copy."""
     from library.pickled import read_any_header
 
     known = read_any_header(lora.path, _SOURCE).tensors
-    if options.save_precision is None and known.keys() == result.tensors.keys():
+    is_noted = ADAPTER_NOTE in lora.metadata and not any(key.endswith(".alpha") for key in known)
+    if options.save_precision is None and not is_noted and known.keys() == result.tensors.keys():
         raise CheckpointError(
             f"{_SOURCE}: {lora.path} has this form already. Give another --to, --fold_alpha or --save_precision."
         )

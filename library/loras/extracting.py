@@ -60,10 +60,15 @@ def plan_of(model: ModelPlaces, dim: int, conv_dim: int | None) -> dict[str, tup
     return plans
 
 
+def ends_of_sd3(dim: int, conv_dim: int) -> tuple[int, int, int, int, int, int]:
+    """Ranks of the embedders and the final layer, in the order of emb_dims (networks/sd3_targets.py)."""
+    return dim, dim, conv_dim, dim, dim, dim
+
+
 def _plan_of_denoiser(model: ModelPlaces, dim: int, conv_dim: int | None) -> tuple[PlannedModule, ...]:
     places = model.parts[DENOISER]
     if model.kind == SD3:
-        ends = None if conv_dim is None else (dim, dim, conv_dim, dim, dim, dim)
+        ends = None if conv_dim is None else ends_of_sd3(dim, conv_dim)
         return plan_modules(layers_of(places), denoiser_rules(Sd3NetworkArgs(emb_dims=ends), dim, None))
     shapes = {name: places[f"{name}.weight"].shape for name in layers_of(places)}
     layers = {name: shape for name, shape in shapes.items() if len(shape) > 1}
@@ -76,11 +81,21 @@ def _encoder_rules(prefix: str, dim: int) -> tuple[TargetRule, ...]:
 
 
 def is_same(original: Tensor, tuned: Tensor) -> bool:
-    """Whether two tensors hold the same numbers, as far as the coarser format of the two can tell."""
-    coarse = original.dtype if original.itemsize < tuned.itemsize else tuned.dtype
-    return original.shape.numel() == tuned.shape.numel() and torch.equal(
-        original.to(coarse).flatten(), tuned.to(coarse).flatten()
-    )
+    """Whether two tensors hold the same numbers, or one number can have been rounded to both, each in its format."""
+    if original.shape.numel() != tuned.shape.numel():
+        return False
+    one, other = original.flatten(), tuned.flatten()
+    if one.dtype == other.dtype:
+        return torch.equal(one, other)
+    return bool(((one.float() - other.float()).abs() <= _rounding(one) + _rounding(other)).all())
+
+
+def _rounding(numbers: Tensor) -> Tensor:
+    """How far rounding to their format can have moved numbers: half of the step at each. Shape as theirs."""
+    limits = torch.finfo(numbers.dtype if numbers.itemsize < 4 else torch.float32)
+    exponents = torch.frexp(numbers.float()).exponent - 1
+    steps = torch.ldexp(torch.full_like(exponents, limits.eps, dtype=torch.float32), exponents)
+    return steps.clamp(min=limits.smallest_normal * limits.eps) / 2
 
 
 def difference(

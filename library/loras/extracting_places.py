@@ -18,6 +18,7 @@ from library.families.sd3 import checkpoint as sd3_checkpoint
 from library.families.sd3.key_map import ModulePair, depth_of, mmdit_modules, published_tensor
 from library.families.unet import checkpoint as unet_checkpoint
 from library.families.unet.building import num_used_layers
+from library.loras.lora_metadata import SD1, SD2, SDXL
 from library.models.clip_key_map import PROJECTION, open_clip_names
 from library.unet_names import to_diffusers, to_published
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 DENOISER = "lora_unet"
 SD3 = "sd3"
 _KINDS = {"sd1": "sd1", "sd2": "sd2", "sdxl": "sdxl", "sd3": SD3, "sd3_diffusers": SD3}
+_ARCHITECTURES = {"sd1": SD1, "sd2": SD2, "sdxl": SDXL}
 _SD3_ENCODERS = {"lora_te1": "clip_l", "lora_te2": "clip_g", "lora_te3": "t5xxl"}
 _OPTION = "--pretrained_model_name_or_path"  # of a training, whose checks are used here
 _LAYERS = "text_model.encoder.layers."
@@ -83,6 +85,8 @@ class ModelPlaces:
         path: File or folder.
         kind: "sd1", "sd2", "sdxl" or "sd3".
         title: As a sentence calls it.
+        architecture: As modelspec.architecture has it.
+        predicts_v: The files say that it predicts the velocity.
         parts: {prefix of a LoRA's modules: {name of a tensor, as LoRA files call its layer but with dots: place}}, for
             the denoiser and the text encoders.
     """
@@ -90,7 +94,20 @@ class ModelPlaces:
     path: Path
     kind: str
     title: str
+    architecture: str
+    predicts_v: bool
     parts: Mapping[str, Mapping[str, Place]]
+
+    @property
+    def files(self) -> set[Path]:
+        """All files that are read."""
+        places = (place for part in self.parts.values() for place in part.values())
+        return {stored.file.header.path for place in places for stored in place.stored}
+
+    @property
+    def is_in_fp8(self) -> bool:
+        """Whether weights are rounded to fp8."""
+        return any(weight.is_fp8 for place in self.parts[DENOISER].values() for weight in place.stored)
 
 
 def find_places(path: Path, option: str, *, allow_pickle: bool = False) -> ModelPlaces:
@@ -109,12 +126,16 @@ def find_places(path: Path, option: str, *, allow_pickle: bool = False) -> Model
         raise CheckpointError(f"{option}: {path} is {kind.title}. Give a whole model of SD1, SD2, SDXL or SD3.")
     try:
         if _KINDS[kind.name] == SD3:
-            parts = _sd3_parts(sd3_checkpoint.inspect_files(path, allow_pickle=allow_pickle))
+            sd3_files = sd3_checkpoint.inspect_files(path, allow_pickle=allow_pickle)
+            parts, predicts_v = _sd3_parts(sd3_files), False
+            architecture = f"stable-diffusion-3-{sd3_files.variant}"
         else:
-            parts = _unet_parts(unet_checkpoint.inspect_files(path, kinds=(kind.name,), allow_pickle=allow_pickle))
+            unet_files = unet_checkpoint.inspect_files(path, kinds=(kind.name,), allow_pickle=allow_pickle)
+            parts, predicts_v = _unet_parts(unet_files), "v_pred" in unet_files.marks
+            architecture = _ARCHITECTURES[kind.name]
     except CheckpointError as error:
         raise CheckpointError(str(error).replace(_OPTION, option)) from error
-    return ModelPlaces(path, _KINDS[kind.name], kind.title, parts)
+    return ModelPlaces(path, _KINDS[kind.name], kind.title, architecture, predicts_v, parts)
 
 
 def _sd3_parts(files: Sd3Files) -> dict[str, Mapping[str, Place]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,13 +14,12 @@ from library.checkpoint.metadata import tensor_hashes
 from library.device import check_device, precision_dtype
 from library.errors import CheckpointError, OptionError
 from library.log import get_logger
-from library.loras.extracting import Extracted, clamped_share, difference, extract, plan_of
+from library.loras.extracting import Extracted, clamped_share, difference, ends_of_sd3, extract, plan_of
 from library.loras.extracting_places import DENOISER, SD3, ModelPlaces, find_places
 from library.loras.lora_file import check_target, lora_tensors, write_lora
 from library.loras.lora_metadata import SD2, SD2_V, lora_metadata
 from library.loras.options.extracting import DifferenceOptions
 from library.loras.retained import summary
-from library.writable_folders import check_folders
 from networks.targets import adapter_name
 
 if TYPE_CHECKING:
@@ -62,23 +61,37 @@ def extract_file(options: DifferenceOptions) -> None:
     original = find_places(options.model_org, "--model_org", allow_pickle=options.allow_pickle)
     tuned = find_places(options.model_tuned, "--model_tuned", allow_pickle=options.allow_pickle)
     _check_family(options, original, tuned)
-    check_folders([options.save_to])
+    check_outside(options.save_to, {"--model_org": original, "--model_tuned": tuned})
     prefixes = _shared_parts(original, tuned)
     pairs = {prefix: _pairs(prefix, original, tuned) for prefix in prefixes}
-    ranks = {
-        (prefix, f"{plan.name}.weight"): plan.rank
-        for prefix, planned in plan_of(original, options.dim, options.conv_dim).items()
-        for plan in planned
-    }
+    ranks = _ranks(original, options.dim, options.conv_dim)
     left_out = _unchanged_encoders(pairs, ranks, reading=reading, least=options.min_diff)
-    modules = _extract_all(options, pairs, ranks=ranks, reading=reading, left_out=left_out)
+    modules, out_of_reach = _extract_all(options, pairs, ranks=ranks, reading=reading, left_out=left_out)
+    _tell_out_of_reach(options, original, out_of_reach)
     if not modules:
         raise CheckpointError(
             f"--model_tuned {tuned.path} has no other weights than --model_org {original.path} where a LoRA could hold "
             "them, so nothing is written. Check the paths."
         )
     _tell(options, modules)
-    _write(options, original.kind, {name: module.pair for name, module in modules.items()})
+    _write(options, original, {name: module.pair for name, module in modules.items()})
+
+
+def check_outside(target: Path, models: Mapping[str, ModelPlaces]) -> None:
+    """Refuse a file to write that belongs to a model that is read.
+
+    Args:
+        target: The file to write.
+        models: {option that names it: model}
+
+    Raises:
+        OptionError: It is a file of a model, or lies in its folder.
+    """
+    for option, model in models.items():
+        if model.path.is_dir() and target.resolve().is_relative_to(model.path.resolve()):
+            raise OptionError(f"--save_to {target} lies in the folder that is read ({option}). Give another place.")
+        if target.exists() and (read := [file for file in model.files if target.samefile(file)]):
+            raise OptionError(f"--save_to {target} is also read ({option}, {read[0]}). Give another name.")
 
 
 def _reading(options: DifferenceOptions) -> _Reading:
@@ -102,6 +115,13 @@ def _check_family(options: DifferenceOptions, original: ModelPlaces, tuned: Mode
         raise CheckpointError(
             f"--model_org {original.path} is {original.title}, --model_tuned {tuned.path} is {tuned.title}. "
             "Give a model and what it was tuned to."
+        )
+    if original.is_in_fp8 != tuned.is_in_fp8:
+        where = original if original.is_in_fp8 else tuned
+        logger.warning(
+            "%s is in fp8 and the other model is not, so the rounding counts as tuning. Give a file of it in fp16, "
+            "bf16 or float if there is one.",
+            where.path,
         )
     if options.v_parameterization and original.kind == SD3:
         raise OptionError(
@@ -146,6 +166,15 @@ def _words(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape))
 
 
+def _ranks(original: ModelPlaces, dim: int, conv_dim: int | None) -> dict[tuple[str, str], int]:
+    """{(prefix, name of a weight): rank} of what gets a LoRA."""
+    return {
+        (prefix, f"{plan.name}.weight"): plan.rank
+        for prefix, planned in plan_of(original, dim, conv_dim).items()
+        for plan in planned
+    }
+
+
 def _unchanged_encoders(
     pairs: _Pairs, ranks: Mapping[tuple[str, str], int], *, reading: _Reading, least: float
 ) -> tuple[str, ...]:
@@ -174,9 +203,10 @@ def _extract_all(
     ranks: Mapping[tuple[str, str], int],
     reading: _Reading,
     left_out: Collection[str],
-) -> dict[str, Extracted]:
+) -> tuple[dict[str, Extracted], list[tuple[str, str]]]:
+    """The LoRA, and (prefix, name) of what differs and is not in it."""
     modules: dict[str, Extracted] = {}
-    out_of_reach: list[str] = []
+    out_of_reach: list[tuple[str, str]] = []
     for prefix, name, places in tqdm(list(_flat(pairs)), "comparing weights", disable=None):
         if name == "pos_embed" and places[0].shape != places[1].shape:
             continue  # the same table of positions, of which the models know more or less
@@ -186,20 +216,25 @@ def _extract_all(
         if delta is None:
             continue
         if (prefix, name) not in ranks:
-            out_of_reach.append(f"{prefix} {name}")
+            out_of_reach.append((prefix, name))
             continue
         module = adapter_name(prefix, name.removesuffix(".weight"))
         modules[module] = extract(module, delta, ranks[prefix, name], quantile=options.clamp_quantile)
-    if out_of_reach:
-        logger.warning(
-            "%d tensors differ that this LoRA does not hold (norms, biases, embeddings%s), for instance %s.",
-            *(len(out_of_reach), _advice(options), out_of_reach[0]),
-        )
-    return modules
+    return modules, out_of_reach
 
 
-def _advice(options: DifferenceOptions) -> str:
-    return "" if options.conv_dim else "; layers outside of attention, which --conv_dim adds"
+def _tell_out_of_reach(options: DifferenceOptions, original: ModelPlaces, names: Sequence[tuple[str, str]]) -> None:
+    """What differs that is not held: by this LoRA, or by none."""
+    within = _ranks(original, options.dim, options.conv_dim or options.dim)
+    for has_place, why in (
+        (True, "Give --conv_dim to have them in it"),
+        (False, "No LoRA of ours has norms, biases, embeddings, or the first and last layer of a U-Net"),
+    ):
+        if found := [name for name in names if (name in within) == has_place]:
+            logger.warning(
+                "%d tensors differ that this LoRA does not hold, for instance %s. %s.",
+                *(len(found), " ".join(found[0]), why),
+            )
 
 
 def _flat(pairs: _Pairs) -> Iterator[tuple[str, str, tuple[Place, Place]]]:
@@ -219,30 +254,42 @@ def _tell(options: DifferenceOptions, modules: Mapping[str, Extracted]) -> None:
         )
 
 
-def _write(options: DifferenceOptions, kind: str, modules: Mapping[str, LoraPair]) -> None:
+def _write(options: DifferenceOptions, original: ModelPlaces, modules: Mapping[str, LoraPair]) -> None:
     assert options.save_to is not None
     dtype = precision_dtype(options.save_precision or "float")
-    tensors = lora_tensors(modules, _FAMILIES[kind], dtype=dtype)
-    write_lora(options.save_to, tensors, _metadata(options, kind, modules, tensors))
+    tensors = lora_tensors(modules, _FAMILIES[original.kind], dtype=dtype)
+    write_lora(options.save_to, tensors, _metadata(options, original, modules, tensors))
     size = options.save_to.stat().st_size / 2**20
     logger.info("%s: written, %d modules, %.2f MiB.", options.save_to, len(modules), size)
 
 
 def _metadata(
-    options: DifferenceOptions, kind: str, modules: Mapping[str, LoraPair], tensors: Mapping[str, Tensor]
+    options: DifferenceOptions, original: ModelPlaces, modules: Mapping[str, LoraPair], tensors: Mapping[str, Tensor]
 ) -> dict[str, str]:
     assert isinstance(options.save_to, Path)
-    family = _FAMILIES[kind]
-    data = lora_metadata(modules, sources=(), title=options.save_to.stem, family=family, tensors=tensors)
-    data |= {"ss_network_dim": str(options.dim), "ss_network_alpha": str(float(options.dim))}
+    data = lora_metadata(
+        modules,
+        sources=(),
+        title=options.save_to.stem,
+        family=_FAMILIES[original.kind],
+        tensors=tensors,
+        architecture=original.architecture,
+    )
     if options.conv_dim is not None:
-        data["ss_network_args"] = json.dumps({"conv_dim": options.conv_dim, "conv_alpha": float(options.conv_dim)})
-    if options.v_parameterization:
+        data["ss_network_args"] = json.dumps(_network_args(original, options.dim, options.conv_dim))
+    if original.predicts_v if options.v_parameterization is None else options.v_parameterization:
         data |= {"ss_v_parameterization": "True", "modelspec.prediction_type": "v"}
-        if kind == "sd2":
+        if original.kind == "sd2":
             data["modelspec.architecture"] = data["modelspec.architecture"].replace(SD2, SD2_V)
             data |= {"ss_base_model_version": "sd_v2_v", "modelspec.resolution": "768x768"}
     if options.no_metadata:
         data = {key: value for key, value in data.items() if not key.startswith("modelspec.")}
     model_hash, legacy_hash = tensor_hashes(tensors, data)
     return {**data, "sshs_model_hash": model_hash, "sshs_legacy_hash": legacy_hash}
+
+
+def _network_args(original: ModelPlaces, dim: int, conv_dim: int) -> dict[str, str]:
+    """What a training with the same modules is given."""
+    if original.kind == SD3:
+        return {"emb_dims": ",".join(map(str, ends_of_sd3(dim, conv_dim)))}
+    return {"conv_dim": str(conv_dim), "conv_alpha": str(float(conv_dim))}

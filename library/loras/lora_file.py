@@ -5,7 +5,6 @@ What is done with finished LoRAs (merged, resized, converted, extracted, checked
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,8 @@ from library.loras.lora_spellings import plain_keys, with_alpha_folded, with_cor
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+_PICKLES = (".ckpt", ".pt", ".pth")
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def to_kohya_modules(
             each other.
     """
     names = plain_keys(tensors)
-    plain = {names[key]: tensor for key, tensor in tensors.items()}
+    plain = {names[key]: _computable(tensor) for key, tensor in tensors.items()}
     if layout == DIFFUSERS:
         modules = _from_diffusers(with_alpha_folded(plain), family, metadata)
     else:
@@ -86,10 +87,19 @@ def to_kohya_modules(
         if family != "sd3":
             modules = _with_own_names(modules, family)
     for name, pair in modules.items():
+        if not (pair.down.is_floating_point() and pair.up.is_floating_point()):
+            raise CheckpointError(f"{name} is stored as integers. Give a LoRA in fp32, fp16, bf16 or fp8.")
         if min(pair.down.dim(), pair.up.dim()) < 2 or pair.up.flatten(1).shape[1] != pair.down.shape[0]:
             shapes = f"{list(pair.down.shape)} and {list(pair.up.shape)}"
             raise CheckpointError(f"{name} has factors of shapes {shapes}, which do not fit. The file is damaged.")
     return modules
+
+
+def _computable(tensor: Tensor) -> Tensor:
+    """fp8, which has no arithmetic, as fp16, which holds all its numbers."""
+    import torch
+
+    return tensor.to(torch.float16) if tensor.is_floating_point() and tensor.element_size() == 1 else tensor
 
 
 def _from_diffusers(tensors: Mapping[str, Tensor], family: str, metadata: Mapping[str, str]) -> dict[str, LoraPair]:
@@ -119,11 +129,8 @@ def refuse_non_finite(lora: LoraFile, option: str) -> None:
     Raises:
         CheckpointError: It has NaN or infinite values.
     """
-    import torch
-
     for name, pair in lora.modules.items():
-        tensors = (pair.down, pair.up)
-        if not math.isfinite(pair.scale) or not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+        if not pair.is_finite:
             raise CheckpointError(f"{option}: {lora.path} has NaN or infinite values in {name}. Use an intact file.")
 
 
@@ -182,14 +189,19 @@ def write_lora(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str,
     """
     from library.tensorfile import save_with_torch, write_atomically, write_tensors
 
-    if path.suffix in (".ckpt", ".pt", ".pth"):
+    if is_pickle(path):
         write_atomically(path, lambda place: save_with_torch(dict(tensors), place))
     else:
         write_tensors(path, tensors, metadata)
 
 
+def is_pickle(path: Path) -> bool:
+    """Whether the ending of a file to write stands for a pickle."""
+    return path.suffix.lower() in _PICKLES
+
+
 def check_target(target: Path, sources: Mapping[str, Path], option: str = "--save_to") -> None:
-    """Refuse a file to write that is one of those that are read, or has another ending than weights files have.
+    """Refuse a place where a weights file cannot be written, before anything is computed.
 
     Args:
         target: The file to write.
@@ -197,10 +209,16 @@ def check_target(target: Path, sources: Mapping[str, Path], option: str = "--sav
         option: That names the target.
 
     Raises:
-        OptionError: It is.
+        OptionError: It is a folder, has another ending than such files have, or is one of those that are read.
+        OutputError: Its folder takes no files.
     """
-    if target.suffix not in (".safetensors", ".ckpt", ".pt", ".pth"):
+    from library.writable_folders import check_folders
+
+    if target.is_dir():
+        raise OptionError(f"{option} {target} is a folder. Give the name of a file in it.")
+    if target.suffix.lower() != ".safetensors" and not is_pickle(target):
         raise OptionError(f"{option} {target}: the name must end in .safetensors, .ckpt, .pt or .pth.")
     for name, source in sources.items():
         if target.exists() and source.exists() and target.samefile(source):
             raise OptionError(f"{option} {target} is also read ({name}). Give another name for the file to write.")
+    check_folders([target])

@@ -38,6 +38,7 @@ def lora_metadata(
     family: str,
     tensors: Mapping[str, Tensor],
     comment: str | None = None,
+    architecture: str | None = None,
 ) -> dict[str, str]:
     """Metadata of a file that was made from others.
 
@@ -48,8 +49,9 @@ def lora_metadata(
         family: "sd", "sdxl" or "sd3".
         tensors: As they are saved, for the hashes.
         comment: Becomes ss_training_comment.
+        architecture: Of the model that it is for, as in modelspec.architecture; None is guessed.
     """
-    architecture = architecture_of(modules, sources, family)
+    architecture = architecture or architecture_of(modules, sources, family)
     training = {
         **_versions(architecture, sources),
         "ss_network_module": "networks.lora_sd3" if family == "sd3" else "networks.lora",
@@ -62,7 +64,7 @@ def lora_metadata(
         architecture + _LORA,
         options={"output_name": title, "metadata_merged_from": merged_from or None},
         resolution=_resolution(architecture, sources),
-        prediction_type=_agreed("modelspec.prediction_type", sources) or _prediction(architecture),
+        prediction_type=next(filter(None, map(prediction_of, sources)), None) or _prediction(architecture),
         saved_at=time.time(),
         implementation=_agreed("modelspec.implementation", sources) or "diffusers",
     )
@@ -114,6 +116,14 @@ def _resolution(architecture: str, sources: Sequence[LoraFile]) -> Size:
         return Size(int(width), int(height))
     side = _SIDES.get(architecture, 1024)
     return Size(side, side)
+
+
+def prediction_of(source: LoraFile) -> str | None:
+    """What the model predicts that a file is for: "v", "epsilon" or "flow"; None where the file does not say it."""
+    if said := source.metadata.get("modelspec.prediction_type"):
+        return said
+    told = {"True": "v", "False": "epsilon"}.get(source.metadata.get("ss_v_parameterization", ""))
+    return told if source.family != "sd3" else None
 
 
 def _prediction(architecture: str) -> str:

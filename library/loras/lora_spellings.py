@@ -12,6 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from library.errors import CheckpointError
+from library.families.lora_layout import strength_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -95,7 +96,7 @@ def with_alpha_folded(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for key, alpha in tensors.items():
         name = key.removesuffix(_ALPHA)
         if key.endswith(_ALPHA) and name + _A in folded and name + _B in folded:
-            folded[name + _B] = folded[name + _B] * (float(alpha) / folded[name + _A].shape[0])
+            folded[name + _B] = folded[name + _B] * strength_of(name, alpha, folded[name + _A])
     return folded
 
 

@@ -6,15 +6,24 @@ of them: down is stacked, up is joined, and each factor takes the root of the st
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from library.errors import CheckpointError
+from library.checkpoint.tensor_stream import refuse_overflow
+from library.errors import CheckpointError, OutputError
 from library.families.lora_layout import LoraPair
 
 if TYPE_CHECKING:
     import torch
+
+Parts = Sequence[tuple[LoraPair, float]]
+"""(module, strength) of everything that goes into one place."""
+
+_NOTHING = 1e-10  # of a squared norm: what rounding leaves
+UNROUNDED = "Use --precision float, or lower --ratios."
+"""What to do where the type of the computation is too narrow."""
 
 
 @dataclass(frozen=True)
@@ -23,12 +32,12 @@ class Reduced:
 
     Attributes:
         pair: Its factors.
-        kept: Squared norm of what it adds.
-        whole: The same of the sum.
+        lost: Squared norm of the sum without it.
+        whole: Squared norm of the sum.
     """
 
     pair: LoraPair
-    kept: float
+    lost: float
     whole: float
 
 
@@ -38,12 +47,12 @@ def size_of(pair: LoraPair) -> tuple[int, ...]:
     return (pair.up.shape[0], pair.down.shape[1], *(kernel if any(side > 1 for side in kernel) else ()))
 
 
-def times(pair: LoraPair, strength: float) -> LoraPair:
+def at_strength(pair: LoraPair, strength: float) -> LoraPair:
     """A module at another strength; its factors keep their numbers, but for the sign."""
     return LoraPair(pair.down, -pair.up if strength < 0 else pair.up, pair.scale * abs(strength))
 
 
-def joined(parts: Sequence[tuple[LoraPair, float]], dtype: torch.dtype) -> LoraPair:
+def joined(parts: Parts, dtype: torch.dtype) -> LoraPair:
     """The exact sum of modules of one size, as one module; of one module, that module at its strength.
 
     Args:
@@ -53,7 +62,7 @@ def joined(parts: Sequence[tuple[LoraPair, float]], dtype: torch.dtype) -> LoraP
     import torch
 
     if len(parts) == 1:
-        return times(*parts[0])
+        return at_strength(*parts[0])
     first = parts[0][0]
     downs, ups = [], []
     for pair, strength in parts:
@@ -68,16 +77,25 @@ def joined(parts: Sequence[tuple[LoraPair, float]], dtype: torch.dtype) -> LoraP
 
 def exact(pair: LoraPair) -> Reduced:
     """A module that is the whole sum."""
+    return Reduced(pair, 0.0, squared_norm(pair))
+
+
+def squared_norm(pair: LoraPair) -> float:
+    """Of what a module adds, which is not multiplied out for it."""
     up, down = pair.up.flatten(1).double(), pair.down.flatten(1).double()
-    norm = float(((up.T @ up) * (down @ down.T)).sum()) * pair.scale**2  # of up @ down, which is not multiplied out
-    return Reduced(pair, norm, norm)
+    return float(((up.T @ up) * (down @ down.T)).sum()) * pair.scale * pair.scale
+
+
+def share_lost(modules: Iterable[Reduced]) -> float:
+    """The norm of all sums without the modules that stand for them, as a share of that of the sums."""
+    found = list(modules)
+    lost, whole = sum(each.lost for each in found), sum(each.whole for each in found)
+    return float((lost / whole) ** 0.5) if whole else 0.0
 
 
 def share_kept(modules: Iterable[Reduced]) -> float:
-    """The norm of all modules as a share of that of the sums, 0 to 1."""
-    found = list(modules)
-    kept, whole = sum(each.kept for each in found), sum(each.whole for each in found)
-    return float((kept / whole) ** 0.5) if whole else 1.0
+    """The norm of all modules as a share of that of the sums, 0 to 1, where each is the nearest one of its rank."""
+    return float(max(0.0, 1 - share_lost(modules) ** 2) ** 0.5)
 
 
 def reduced(pair: LoraPair, rank: int, *, device: torch.device | str = "cpu", clamp: float | None = None) -> Reduced:
@@ -96,19 +114,62 @@ def reduced(pair: LoraPair, rank: int, *, device: torch.device | str = "cpu", cl
 
     from library.loras.low_rank import factors_of, svd_of_product
 
-    u, s, vh = svd_of_product(pair.down.to(device), pair.up.to(device) * pair.scale)
+    up = pair.up.to(device)
+    u, s, vh = svd_of_product(pair.down.to(device), (up if up.device.type == "mps" else up.double()) * pair.scale)
     rank = min(rank, len(s))
     if clamp is None:
         down, up = factors_of(u, s, vh, rank)
-        kept = s[:rank]
+        lost = float(s[rank:].square().sum())
     else:
         left, right = u[:, :rank] * s[:rank], vh[:rank]
         limit = torch.quantile(torch.cat([left.flatten(), right.flatten()]).abs().float(), clamp).to(left.dtype)
         up, down = left.clamp(-limit, limit), right.clamp(-limit, limit)
-        kept = svd_of_product(down, up).s
+        missing = svd_of_product(torch.cat([(s[:, None] * vh), down]), torch.cat([u, -up], 1)).s
+        lost = float(missing.square().sum())
     down = down.reshape(rank, *pair.down.shape[1:]).float().cpu().contiguous()
     up = up.reshape(len(up), rank, *pair.up.shape[2:]).float().cpu().contiguous()
-    return Reduced(LoraPair(down, up, 1.0), float(kept.square().sum()), float(s.square().sum()))
+    return Reduced(LoraPair(down, up, 1.0), lost, float(s.square().sum()))
+
+
+def check_sums(modules: Iterable[Parts]) -> None:
+    """Refuse a merge of which nothing would be left.
+
+    Args:
+        modules: All of them, none at strength 0.
+
+    Raises:
+        CheckpointError: There are none, they add nothing, or they take each other away.
+        OutputError: Their numbers are too large to compute with.
+    """
+    import torch
+
+    left, apart = 0.0, 0.0
+    for parts in modules:
+        left += squared_norm(joined(parts, torch.float64))
+        apart += sum(squared_norm(at_strength(*part)) for part in parts)
+        if not math.isfinite(apart):
+            raise OutputError("the sums have numbers that no format can hold. Lower --ratios.")
+    if not apart:
+        raise CheckpointError(
+            "nothing would be merged: what --models have at a strength other than 0 is all zeros. Check --models, "
+            "--ratios and --lbws."
+        )
+    if left < _NOTHING * apart:
+        raise CheckpointError("the files take each other away, so nothing would be left. Check --models and --ratios.")
+
+
+def check_holds(name: str, pair: LoraPair) -> None:
+    """Refuse a sum that was too large for the type that it was computed in.
+
+    Args:
+        name: Of the module.
+        pair: From `joined`.
+
+    Raises:
+        OutputError: It has infinite numbers.
+    """
+    for tensor in (pair.down, pair.up):
+        refuse_overflow(name, tensor, UNROUNDED)
 
 
 def check_sizes(name: str, sizes: Sequence[tuple[str, tuple[int, ...]]]) -> None:

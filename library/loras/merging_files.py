@@ -6,13 +6,25 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from typing import TYPE_CHECKING
 
-from library.errors import CheckpointError, OutputError
+from library.checkpoint.tensor_stream import refuse_overflow
 from library.families.lora_layout import LoraPair
 from library.log import get_logger
 from library.loras.lora_family import KOHYA
 from library.loras.lora_file import LoraFile, check_target, lora_tensors, write_lora
 from library.loras.lora_metadata import lora_metadata
-from library.loras.merging import Reduced, check_sizes, exact, joined, reduced, share_kept, size_of
+from library.loras.merging import (
+    Parts,
+    Reduced,
+    check_holds,
+    check_sizes,
+    check_sums,
+    exact,
+    joined,
+    reduced,
+    share_kept,
+    share_lost,
+    size_of,
+)
 from library.loras.merging_inputs import OPTION, MergeInput, read_inputs
 
 if TYPE_CHECKING:
@@ -22,10 +34,6 @@ if TYPE_CHECKING:
 
     from library.loras.options.merging import MergeInputOptions, MergeOptions, SvdOptions
 
-Parts = Sequence[tuple[LoraPair, float]]
-"""(module, strength) of every file that has the module."""
-
-_NOTHING = 1e-10  # of a squared norm: what rounding leaves
 logger = get_logger(__name__)
 
 _ADVICE = "Merge it with the script of its family, or with networks/merge_lora.py, which takes all."
@@ -46,8 +54,9 @@ def merge_files(options: MergeOptions, families: Collection[str]) -> None:
     family, inputs = _inputs(options, families)
     dtype = precision_dtype(options.precision)
 
-    def merge(parts: Parts) -> Reduced:
+    def merge(name: str, parts: Parts) -> Reduced:
         whole = joined(parts, dtype)
+        check_holds(name, whole)
         if options.concat or len(parts) == 1:
             return exact(whole)
         return reduced(whole, max(pair.down.shape[0] for pair, _ in parts))
@@ -55,7 +64,7 @@ def merge_files(options: MergeOptions, families: Collection[str]) -> None:
     sums = _merged(inputs, merge)
     modules = {name: _shuffled(name, each.pair) if options.shuffle else each.pair for name, each in sums.items()}
     _write(modules, inputs, family, options)
-    if not options.concat and any(each.kept != each.whole for each in sums.values()):
+    if not options.concat and any(each.lost for each in sums.values()):
         logger.info(
             "%s keeps %.1f %% of the sum's norm, with the rank of the largest file. --concat keeps all of it with a "
             "larger rank; networks/svd_merge_lora.py lets you choose the rank.",
@@ -75,16 +84,20 @@ def merge_by_svd(options: SvdOptions, families: Collection[str]) -> None:
     family, inputs = _inputs(options, families)
     dtype = precision_dtype(options.precision)
 
-    def merge(parts: Parts) -> Reduced:
+    def merge(name: str, parts: Parts) -> Reduced:
         rank = options.new_rank
         if options.new_conv_rank is not None and len(size_of(parts[0][0])) > 2:
             rank = options.new_conv_rank
         whole = joined([(_cast(pair, dtype), strength) for pair, strength in parts], dtype)
+        check_holds(name, whole)
         return reduced(whole, rank, device=torch.device(device), clamp=options.clamp_quantile)
 
     sums = _merged(inputs, merge)
     _write({name: each.pair for name, each in sums.items()}, inputs, family, options)
-    logger.info("%s keeps %.1f %% of the sum's norm.", options.save_to, 100 * share_kept(sums.values()))
+    if options.clamp_quantile is None:
+        logger.info("%s keeps %.1f %% of the sum's norm.", options.save_to, 100 * share_kept(sums.values()))
+    else:
+        logger.info("%s differs from the sum by %.1f %% of its norm.", options.save_to, 100 * share_lost(sums.values()))
 
 
 def _inputs(options: MergeInputOptions, families: Collection[str]) -> tuple[str, list[MergeInput]]:
@@ -97,10 +110,10 @@ def _cast(pair: LoraPair, dtype: torch.dtype) -> LoraPair:
     return LoraPair(pair.down.to(dtype), pair.up.to(dtype), pair.scale)
 
 
-def _merged(inputs: Sequence[MergeInput], merge: Callable[[Parts], Reduced]) -> dict[str, Reduced]:
+def _merged(inputs: Sequence[MergeInput], merge: Callable[[str, Parts], Reduced]) -> dict[str, Reduced]:
     """Every module that a file has at a strength other than 0."""
     names = dict.fromkeys(name for given in inputs for name in given.changes)
-    sums, apart = dict[str, Reduced](), 0.0
+    modules = dict[str, Parts]()
     for name in names:
         owners = [given for given in inputs if name in given.changes]
         pairs = [given.changes[name] for given in owners]
@@ -108,13 +121,9 @@ def _merged(inputs: Sequence[MergeInput], merge: Callable[[Parts], Reduced]) -> 
         check_sizes(name, [(str(given.path), size_of(pair)) for given, pair in zip(owners, loras, strict=True)])
         parts = [(pair, given.strength(name)) for given, pair in zip(owners, loras, strict=True)]
         if used := [(pair, strength) for pair, strength in parts if strength]:
-            sums[name] = merge(used)
-            apart += sum(strength**2 * exact(pair).whole for pair, strength in used)
-    if not sums:
-        raise CheckpointError("nothing would be merged: every module has strength 0. Check --ratios and --lbws.")
-    if apart and sum(each.whole for each in sums.values()) < _NOTHING * apart:
-        raise CheckpointError("the files take each other away, so nothing would be left. Check --models and --ratios.")
-    return sums
+            modules[name] = used
+    check_sums(modules.values())
+    return {name: merge(name, parts) for name, parts in modules.items()}
 
 
 def _shuffled(name: str, pair: LoraPair) -> LoraPair:
@@ -130,7 +139,6 @@ def _shuffled(name: str, pair: LoraPair) -> LoraPair:
 def _write(
     modules: Mapping[str, LoraPair], inputs: Sequence[MergeInput], family: str, options: MergeInputOptions
 ) -> None:
-    import torch
 
     from library.device import precision_dtype
 
@@ -141,16 +149,14 @@ def _write(
     layouts = {source.layout for source in sources}
     tensors = lora_tensors(typed, family, layout=layouts.pop() if len(layouts) == 1 else KOHYA)
     for name, tensor in tensors.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise OutputError(
-                f"{options.save_to}: {name} has numbers that {str(tensor.dtype).removeprefix('torch.')} cannot hold. "
-                "Use --save_precision bf16 or float."
-            )
+        advice = "Lower --ratios." if tensor.element_size() > 2 else "Use --save_precision bf16 or float."
+        refuse_overflow(f"{options.save_to}: {name}", tensor, advice)
     used = [given.lora for given in inputs if given.lora is not None and given.ratio]
     title = options.save_to.stem
     metadata = lora_metadata(typed, sources=used, title=title, family=family, tensors=tensors)
     write_lora(options.save_to, tensors, None if options.no_metadata else metadata)
-    logger.info("%s: %d modules of %d files", options.save_to, len(modules), len(used))
+    files = f"{len(used)} file{'s' * (len(used) != 1)}"
+    logger.info("%s: %d modules of %s", options.save_to, len(modules), files)
 
 
 def _widest(name: str, sources: Sequence[LoraFile]) -> torch.dtype:

@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING
 
 from library.errors import CheckpointError
 from library.families.lora_layout import LoraPair
+from library.log import get_logger
 from library.loras.block_weights import module_weights
 from library.loras.lora_family import FAMILY_TITLES
 from library.loras.lora_file import LoraFile, check_family, read_lora, refuse_non_finite
+from library.loras.lora_metadata import prediction_of
 
 if TYPE_CHECKING:
     from library.loras.options.merging import MergeInputOptions
     from networks.oft_adapter import Rotation
 
 OPTION = "--models"
+logger = get_logger(__name__)
 _OFT, _OFT_UNET, _LORA_UNET = ".oft_blocks", "oft_unet_", "lora_unet_"
 
 
@@ -75,7 +78,21 @@ def read_inputs(
         changes = lora.modules if lora is not None else _read_oft(path, family, families)
         of_blocks = {} if weights is None else module_weights(changes, family, weights, _title(path, family))
         inputs.append(MergeInput(path, changes, ratio, of_blocks, lora))
+    _tell_predictions([given.lora for given in inputs if given.lora is not None and given.ratio])
     return family, inputs
+
+
+def _tell_predictions(loras: Sequence[LoraFile]) -> None:
+    """Files that are for models of different kinds: nothing else tells these apart."""
+    said = {path: kind for path, kind in ((lora.path, prediction_of(lora)) for lora in loras) if kind}
+    if len(set(said.values())) > 1:
+        logger.warning(
+            "%s: these LoRAs are for models that predict different things (%s), and seldom go together. A merged LoRA "
+            "says %s, as the first of them.",
+            OPTION,
+            ", ".join(f"{path}: {kind}" for path, kind in said.items()),
+            next(iter(said.values())),
+        )
 
 
 def _title(path: Path, family: str) -> str:

@@ -12,22 +12,39 @@ from functools import cache, partial
 from math import prod
 from typing import TYPE_CHECKING
 
-from library.checkpoint.tensor_stream import PlannedTensor, pickle_planned, write_planned, written_dtype
-from library.checkpoint.weights import Part, StoredWeight, WeightFiles, open_weights, select_part, stored_weights
+from library.checkpoint.tensor_stream import (
+    PlannedTensor,
+    pickle_planned,
+    refuse_overflow,
+    write_planned,
+    written_dtype,
+)
+from library.checkpoint.weights import (
+    FLOATS,
+    FP8_MARKS,
+    Part,
+    StoredWeight,
+    WeightFiles,
+    open_weights,
+    select_part,
+    stored_weights,
+)
 from library.errors import CheckpointError
 from library.families.detect import FileKind, file_kind
 from library.families.lora_layout import LoraPair
 from library.log import get_logger
 from library.loras.lora_family import FAMILY_TITLES
-from library.loras.lora_file import check_target
+from library.loras.lora_file import check_target, is_pickle
 from library.loras.merged_model_metadata import model_metadata
-from library.loras.merging import size_of
+from library.loras.merging import UNROUNDED, check_sums, size_of
 from library.loras.merging_inputs import OPTION, MergeInput, read_inputs
 from library.loras.merging_places import Place, Places, check_modules, family_of_model, places_in
 from library.pickled import tensor_reader
 from library.tensorfile import TensorInfo, torch_dtype
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
     from torch import Tensor
 
@@ -35,13 +52,13 @@ if TYPE_CHECKING:
     from networks.oft_adapter import Rotation
 
 MODEL_OPTION = "--sd_model"
-_WIDE, _FP8 = ("F64", "F32", "F16", "BF16"), ("F8_E4M3", "F8_E5M2")
-_FLOATS = (*_WIDE, *_FP8)
-_FP8_MARKS = (".scale_weight", ".weight_scale", ".scale_input", ".input_scale", ".comfy_quant", "scaled_fp8")
+_FP8 = ("F8_E4M3", "F8_E5M2")
 _SETTINGS = ("denoiser.", "model_ema.decay", "model_ema.num_updates")  # numbers beside the networks
 _ENCODERS = "lora_te"
 
 logger = get_logger(__name__)
+
+_Weights = Callable[[], Mapping[str, StoredWeight]]
 
 
 @dataclass(frozen=True)
@@ -77,13 +94,24 @@ def merge_into_model(options: MergeOptions, families: Collection[str]) -> None:
     steps = _steps(inputs, places, source)
     wanted = precision_dtype(options.save_precision) if options.save_precision else None
     _refuse_narrow(source, steps, wanted)
-    plan = _plan(source, steps, wanted, precision_dtype(options.precision))
-    if options.save_to.suffix == ".safetensors":
+    differing: set[str] = set()
+    plan = _plan(source, steps, wanted, precision=precision_dtype(options.precision), differing=differing)
+    if not is_pickle(options.save_to):
         metadata = None if options.no_metadata else model_metadata(source, kind, inputs, options.save_to.stem, wanted)
         write_planned(options.save_to, plan, metadata)
     else:
         pickle_planned(options.save_to, plan)
-    logger.info("%s: %d of %d tensors changed", options.save_to, len(steps), len(plan))
+    _tell(options.save_to, len(differing), len(steps), len(plan))
+
+
+def _tell(target: Path, num_changed: int, num_merged: int, num_tensors: int) -> None:
+    logger.info("%s: %d of %d tensors changed", target, num_changed, num_tensors)
+    if num_changed < num_merged:
+        logger.warning(
+            "%s: of %d tensors that LoRAs are merged into, %d stay what they were: what is added is zero, or smaller "
+            "than the steps between their numbers.",
+            *(target, num_merged, num_merged - num_changed),
+        )
 
 
 def _open_model(options: MergeOptions, families: Collection[str]) -> tuple[WeightFiles, FileKind, str]:
@@ -139,9 +167,20 @@ def _steps(inputs: Sequence[MergeInput], places: Places, source: WeightFiles) ->
                 _check_size(place, change, source.tensors[key], given, source)
                 if strength := given.strength(place.module):
                     steps.setdefault(key, []).append(Step(place, change, strength))
-    if not steps:
-        raise CheckpointError("nothing would be merged: every module has strength 0. Check --ratios and --lbws.")
+    _refuse_nothing(inputs)
     return steps
+
+
+def _refuse_nothing(inputs: Sequence[MergeInput]) -> None:
+    """LoRAs that take each other away. What turns weights is never taken for nothing."""
+    sums: dict[str, list[tuple[LoraPair, float]]] = {}
+    for given in inputs:
+        for name, change in given.changes.items():
+            if strength := given.strength(name):
+                if not isinstance(change, LoraPair):
+                    return
+                sums.setdefault(name, []).append((change, strength))
+    check_sums(sums.values())
 
 
 def _check_size(
@@ -163,7 +202,7 @@ def _check_size(
 def _refuse_narrow(source: WeightFiles, steps: Collection[str], wanted: torch.dtype | None) -> None:
     """Most of what a LoRA adds is smaller than the steps between numbers of 8 bits."""
     types = {key: source.tensors[key].dtype for key in steps}
-    if key := next((key for key, dtype in types.items() if dtype not in (*_WIDE, *_FP8)), None):
+    if key := next((key for key, dtype in types.items() if dtype not in FLOATS), None):
         raise CheckpointError(
             f"{MODEL_OPTION}: {source.path}: {key} is stored as {types[key]}. Use an fp16, bf16, fp32 or fp8 file."
         )
@@ -178,28 +217,35 @@ def _refuse_narrow(source: WeightFiles, steps: Collection[str], wanted: torch.dt
 
 
 def _plan(
-    source: WeightFiles, steps: Mapping[str, Sequence[Step]], wanted: torch.dtype | None, precision: torch.dtype
+    source: WeightFiles,
+    steps: Mapping[str, Sequence[Step]],
+    wanted: torch.dtype | None,
+    *,
+    precision: torch.dtype,
+    differing: set[str],
 ) -> dict[str, PlannedTensor]:
+    """All tensors of the new file. Those that are not what they were are put into `differing` as they are written."""
     (header,) = source.headers
     reader = tensor_reader(header, mmap=False)  # pages of a mapped file would stay in the memory of the process
     part = _networks(source)
     weights = cache(lambda: {weight.key: weight for weight in stored_weights(part, mmap=False)})
     plan = {}
     for key, info in source.tensors.items():
-        is_changed = key in steps
-        if key in part.names and (is_changed or wanted is not None):
-            dtype = written_dtype(torch_dtype(info.dtype), wanted)
-            fetch = partial(_merged, weights, key, steps.get(key, ()), precision if is_changed else dtype)
+        dtype = written_dtype(torch_dtype(info.dtype), wanted)
+        if key in steps:
+            fetch = partial(_merged, weights, key, steps[key], types=(precision, dtype), differing=differing)
             plan[key] = PlannedTensor(info.shape, dtype, fetch)
-        elif wanted is None or not key.endswith(_FP8_MARKS):  # which belong to weights that are not in fp8 any more
+        elif key in part.names and wanted is not None:
+            plan[key] = PlannedTensor(info.shape, dtype, partial(_wide, weights, key, dtype))
+        elif wanted is None or not key.endswith(FP8_MARKS):  # which belong to weights that are not in fp8 any more
             plan[key] = PlannedTensor(info.shape, torch_dtype(info.dtype), partial(reader.read, key))
     return plan
 
 
 def _networks(source: WeightFiles) -> Part:
     """All weights of the file, with the scales of those in fp8."""
-    names = [key for key, info in source.tensors.items() if info.dtype in _FLOATS and not _is_setting(key, info)]
-    marks = [key for key in source.tensors if key.endswith(_FP8_MARKS)]
+    names = [key for key, info in source.tensors.items() if info.dtype in FLOATS and not _is_setting(key, info)]
+    marks = [key for key in source.tensors if key.endswith(FP8_MARKS)]
     return select_part("model", source, {key: key for key in (*names, *marks)})
 
 
@@ -208,11 +254,23 @@ def _is_setting(key: str, info: TensorInfo) -> bool:
     return not prod(info.shape) or key.startswith(_SETTINGS) or ("." not in key and len(info.shape) < 2)
 
 
+def _wide(weights: _Weights, key: str, dtype: torch.dtype) -> Tensor:
+    return weights()[key].wide(dtype)
+
+
 def _merged(
-    weights: Callable[[], Mapping[str, StoredWeight]], key: str, steps: Sequence[Step], dtype: torch.dtype
+    weights: _Weights, key: str, steps: Sequence[Step], *, types: tuple[torch.dtype, torch.dtype], differing: set[str]
 ) -> Tensor:
-    tensor = weights()[key].wide(dtype)
-    return changed(tensor, steps) if steps else tensor
+    """As it is written; `types` are those of the computation and of the file."""
+    import torch
+
+    precision, dtype = types
+    before = weights()[key].wide(precision)
+    after = changed(before, steps)
+    refuse_overflow(f"{key}, with what is merged into it,", after, UNROUNDED)
+    if not torch.equal(after.to(dtype), before.to(dtype)):
+        differing.add(key)
+    return after
 
 
 def changed(weight: Tensor, steps: Sequence[Step]) -> Tensor:

@@ -15,6 +15,7 @@ from library.families.detect import FileKind
 from library.families.unet.kinds import KINDS
 from library.models.clip_key_map import PROJECTION, open_clip_names
 
+_MODEL, _EMA = "model.", "model_ema."
 _WEIGHT, _UNET = ".weight", "lora_unet_"
 _SD3_ENCODERS = {"clip_l": "lora_te1_", "clip_g": "lora_te2_", "t5xxl": "lora_te3_"}
 _TITLES = {"clip": "CLIP", "clip_l": "CLIP-L", "clip_g": "CLIP-G", "t5xxl": "T5"}
@@ -81,8 +82,15 @@ def places_in(source: WeightFiles, kind: FileKind) -> Places:
     for name, part in encoders.items():
         if part is not None:
             by_tensor |= _encoder_places(part, prefixes[name])
+    by_tensor |= _averages(by_tensor, source)
     missing = {prefixes[name]: _TITLES[name] for name, part in encoders.items() if part is None}
     return Places(by_tensor, missing)
+
+
+def _averages(by_tensor: Mapping[str, tuple[Place, ...]], source: WeightFiles) -> dict[str, tuple[Place, ...]]:
+    """The same of averaged weights (EMA), which some files have beside those of the U-Net, under names without dots."""
+    twins = {key: _EMA + key.removeprefix(_MODEL).replace(".", "") for key in by_tensor if key.startswith(_MODEL)}
+    return {twins[key]: by_tensor[key] for key in twins if twins[key] in source.tensors}
 
 
 _Found = tuple[Mapping[str, tuple[Place, ...]], Mapping[str, Part | None], Mapping[str, str]]

@@ -84,12 +84,7 @@ def check_numbers(modules: Mapping[str, LoraPair], option: str, path: Path) -> N
     Raises:
         CheckpointError: NaN or infinite values.
     """
-    broken = [
-        name
-        for name, pair in modules.items()
-        if not (torch.isfinite(pair.down).all() and torch.isfinite(pair.up).all() and abs(pair.scale) < float("inf"))
-    ]
-    if broken:
+    if broken := [name for name, pair in modules.items() if not pair.is_finite]:
         raise CheckpointError(
             f"{option} {path}: {len(broken)} of its {len(modules)} modules have NaN or infinite values ({broken[0]}). "
             "The training has diverged: give a file that was saved earlier."

@@ -13,16 +13,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from library.families.lora_layout import LoraPair
+from library.families.lora_layout import ADAPTER_NOTE, LoraPair
 from library.loras.alpha_notes import KEY
 from library.loras.consumers.layers import layers_of
-from library.loras.consumers.programs import READERS, advice_for, form_of
+from library.loras.consumers.programs import READERS, TO_MOVE_A_NOTE, Known, advice_for, form_of
 from library.loras.consumers.rules import (
     Content,
     Place,
     Reading,
     diffusers_names,
     encoder_names,
+    projection_names,
     published_names,
 )
 from library.loras.lora_family import layout_of
@@ -55,6 +56,7 @@ class Verdict:
         allowed: How much `error` may be.
         refusal: Why it takes nothing.
         advice: Options of the converter that help; None where nothing does.
+        has_effect: It changes anything at all, be it what it is not to change.
     """
 
     program: str
@@ -66,6 +68,7 @@ class Verdict:
     allowed: float
     refusal: str | None = None
     advice: str | None = None
+    has_effect: bool = True
 
     @property
     def is_right(self) -> bool:
@@ -75,7 +78,7 @@ class Verdict:
     @property
     def is_fault(self) -> bool:
         """It does not, although it reads such files; or does something else with it."""
-        return not self.is_right and (self.is_expected or (self.num_layers > 0 and not self.error <= self.allowed))
+        return not self.is_right and (self.is_expected or (self.has_effect and not self.error <= self.allowed))
 
     def line(self) -> str:
         """For people."""
@@ -85,12 +88,13 @@ class Verdict:
         how = f"; {self.advice} helps" if self.advice else ""
         if self.refusal is not None:
             return f"{self.program}: {self.refusal}{how}"
-        if not self.num_layers:
+        if not self.has_effect:
             return f"{self.program}: ignores the file{how}"
         if math.isinf(self.error):
-            return f"{self.program}: WRONG in {self.worst}, where nothing or another size is wanted"
+            return f"{self.program}: WRONG in {self.worst}, where nothing or another size is wanted{how}"
         if not self.error <= self.allowed:
-            return f"{self.program}: WRONG in {self.worst}, {told} of what it does ({self.allowed:.0e} is allowed)"
+            limit = f"{self.allowed:.0e} is allowed"
+            return f"{self.program}: WRONG in {self.worst}, {told} of what it does ({limit}){how}"
         return f"{self.program}: {self.num_layers} of {self.num_all} modules, {told}{how}"
 
 
@@ -142,7 +146,7 @@ def verify(
     allowed = _EXACT if reference is None else _allowed(tensors.values())
     form = form_of(content)
     verdicts = tuple(
-        _verdict(program, read(content), wanted, allowed, is_expected=program in form.readers, family=family)
+        _verdict(program, read(content), wanted, allowed, form=form, content=content)
         for program, read in READERS.items()
     )
     return Report(form.title, verdicts, tuple(_doubts(content, wanted)))
@@ -175,12 +179,12 @@ def _inputs(layer: str, width: int) -> Tensor:
 def _own_pairs(modules: Mapping[str, LoraPair], content: Content) -> list[tuple[Place, LoraPair]]:
     layers = content.layers
     known = diffusers_names(layers, "lora_unet_") if layers.family != "sd3" else {}
-    known |= published_names(layers) | encoder_names(layers)
+    known |= published_names(layers) | encoder_names(layers) | projection_names(layers)
     return [(known.get(name, Place(_UNKNOWN + name)), pair) for name, pair in modules.items()]
 
 
 def _verdict(
-    program: str, reading: Reading, wanted: Effects, allowed: float, *, is_expected: bool, family: str
+    program: str, reading: Reading, wanted: Effects, allowed: float, *, form: Known, content: Content
 ) -> Verdict:
     refusal, found = reading.refusal, {}
     try:
@@ -189,8 +193,13 @@ def _verdict(
         refusal = "cannot use factors that do not fit the layer"
     error, worst = _worst(found, wanted)
     num_layers = len(found.keys() & wanted.keys())
+    is_expected, family = program in form.readers, content.layers.family
     advice = advice_for(program, family) if reading.has_way_out and not is_expected else None
-    return Verdict(program, is_expected, num_layers, len(wanted), error, worst, allowed, refusal, advice)
+    if ADAPTER_NOTE in content.metadata and advice is None:
+        advice = TO_MOVE_A_NOTE[family]
+    return Verdict(
+        program, is_expected, num_layers, len(wanted), error, worst, allowed, refusal, advice, has_effect=bool(found)
+    )
 
 
 def _worst(found: Effects, wanted: Effects) -> tuple[float, str]:
@@ -212,7 +221,7 @@ def _difference(found: Tensor, wanted: Tensor | None, floor: float) -> float:
 
 def _allowed(tensors: Iterable[Tensor]) -> float:
     """What rounding may change, for the narrowest of the tensors."""
-    narrowest = min((tensor.element_size() for tensor in tensors if tensor.dim()), default=4)
+    narrowest = min(tensor.element_size() for tensor in tensors if tensor.dim())
     return _ROUNDED.get(narrowest, _EXACT)
 
 
@@ -222,7 +231,7 @@ def _doubts(content: Content, wanted: Effects) -> Iterable[str]:
     if unknown := [layer.removeprefix(_UNKNOWN) for layer in wanted if layer.startswith(_UNKNOWN)]:
         yield f"{len(unknown)} of its modules are no layers of such a model ({unknown[0]})."
     alpha, rank = (content.metadata.get(f"ss_network_{name}") for name in ("alpha", "dim"))
-    has_note = KEY in content.metadata or "lora_adapter_metadata" in content.metadata
+    has_note = KEY in content.metadata or ADAPTER_NOTE in content.metadata
     if content.has_alpha() or has_note or None in (alpha, rank):
         return
     if _number(alpha) not in (_number(rank), None):

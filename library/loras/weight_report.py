@@ -7,8 +7,6 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-import torch
-
 from library.log import get_logger
 from library.loras.lora_family import DIFFUSERS, FAMILY_TITLES
 from library.loras.lora_file import LoraFile, read_lora
@@ -116,12 +114,12 @@ def block_of(name: str) -> str:
 
 def broken_modules(modules: Mapping[str, LoraPair]) -> list[str]:
     """Those with NaN or infinite values."""
-    return [name for name, pair in modules.items() if not _is_sound(pair)]
+    return [name for name, pair in modules.items() if not pair.is_finite]
 
 
 def sound(modules: Mapping[str, LoraPair]) -> dict[str, LoraPair]:
     """The others."""
-    return {name: pair for name, pair in modules.items() if _is_sound(pair)}
+    return {name: pair for name, pair in modules.items() if pair.is_finite}
 
 
 def silent_modules(modules: Mapping[str, LoraPair]) -> Iterator[str]:
@@ -130,10 +128,6 @@ def silent_modules(modules: Mapping[str, LoraPair]) -> Iterator[str]:
     if silent:
         parts = f"all {len(silent)}" if len(silent) == len(modules) else f"{len(silent)} of {len(modules)}"
         yield f"{parts} modules add nothing, as a factor is all zeros: they were not trained ({silent[0]})."
-
-
-def _is_sound(pair: LoraPair) -> bool:
-    return bool(torch.isfinite(pair.down).all() and torch.isfinite(pair.up).all() and math.isfinite(pair.scale))
 
 
 def _shape(tensor: Tensor) -> str:

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from library.checkpoint.weights import FLOATS
 from library.errors import CheckpointError
 from library.families.detect import CONTROLNET, LORA, SD1, SDXL, UNKNOWN, FileKind, file_kind
 from library.families.unet.parts import is_expected
@@ -22,7 +23,6 @@ DENOISER_PREFIX = "model.diffusion_model."
 DENOISER = (DENOISER_PREFIX, "model_ema.")  # and the average of its weights, which old files have
 _DENOISER_MARKS = ("joint_blocks.0.context_block.attn.qkv.weight", "input_blocks.0.0.weight")
 _NEIGHBOURS = ("first_stage_model.", "vae.", "text_encoders.", "cond_stage_model.", "conditioner.", "model_ema.")
-_FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 _NO_MODELS = (LORA, CONTROLNET, UNKNOWN)
 _OPTION = "--models"
 
@@ -109,7 +109,7 @@ def open_mergeable(path: Path, *, allow_pickle: bool = False) -> Mergeable:
 
 def _is_weight(key: str, dtype: str) -> bool:
     """Or belongs to weights in fp8; not a schedule of noise, which old files keep as tensors."""
-    return (dtype in _FLOATS or key.endswith((".comfy_quant", "scaled_fp8"))) and not is_expected(key)
+    return (dtype in FLOATS or key.endswith((".comfy_quant", "scaled_fp8"))) and not is_expected(key)
 
 
 def _common_names(keys: Collection[str]) -> dict[str, str]:

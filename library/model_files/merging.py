@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from library.errors import OptionError, OutputError
+from library.checkpoint.tensor_stream import refuse_overflow
+from library.errors import OptionError
 from library.log import get_logger
 from library.model_files.about import about_merged
 from library.model_files.mergeable import DENOISER, Mergeable, check_alike, open_mergeable
@@ -131,12 +132,8 @@ def added_difference(tensors: Iterator[Tensor], ratio: float) -> Tensor:
 
 
 def _saved(tensor: Tensor, dtype: torch.dtype, what: str) -> Tensor:
-    import torch
-
     written = tensor.to(dtype)
-    if written.numel() and not bool(torch.isfinite(torch.stack(torch.aminmax(written))).all()):
-        name = str(dtype).removeprefix("torch.")
-        raise OutputError(f"{what} has numbers that {name} cannot hold. Use --saving_precision bf16 or float.")
+    refuse_overflow(what, written, "Use --saving_precision bf16 or float.")
     return written
 
 
@@ -165,8 +162,7 @@ def _report_skipped(models: Sequence[Mergeable], options: MergeOptions) -> None:
             for model in models[1:]
         },
         **{
-            f"only in {model.path}, left out": sorted(model.floats.keys() - first.floats.keys())
-            for model in models[1:]
+            f"only in {model.path}, left out": sorted(model.floats.keys() - first.floats.keys()) for model in models[1:]
         },
     }
     if options.unet_only:

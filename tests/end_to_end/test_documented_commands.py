@@ -16,8 +16,9 @@ the names that the pages use, and one picture. Comments above a block say more:
 
 The first command of each script starts as it is printed, and so does what starts several processes or ends with an
 error; on the pages of U-Nets only what ends with an error does, on those about preparing pictures and on pages that
-have their files made by a module of tests/page_files (`make(folder, models)`) nothing. The others are run in this process, which saves them the start of Python and torch; their launcher only reads what is meant for it.
-So does what only plans here (`--dry_run`), be it for several processes. What is left out needs something that no test may need: `LEFT_OUT`.
+have their files made by a module of tests/page_files (`make(folder, models)`) nothing. The others are run in this
+process, which saves them the start of Python and torch; their launcher only reads what is meant for it. So does what
+only plans here (`--dry_run`), be it for several processes. What is left out needs what no test may need: `LEFT_OUT`.
 """
 
 from __future__ import annotations
@@ -314,8 +315,10 @@ def _is_started(page: Path, words: list[str], block: Block) -> bool:
         return False
     if "exit code" in block.notes:
         return True
-    is_single = _script(words) != "" and words[0] in ("accelerate", "python", "python3")
-    return page.name not in UNET_PAGES and (not is_single or FIRST_PLACES[_script(words)] == block.place)
+    script, is_single = _script(words), words[0] in ("accelerate", "python", "python3")
+    if not is_single:
+        return page.name not in UNET_PAGES
+    return page.name not in UNET_PAGES and script != "" and FIRST_PLACES[script] == block.place
 
 
 def _run_command(words: list[str], block: Block) -> str:

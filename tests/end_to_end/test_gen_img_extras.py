@@ -499,8 +499,8 @@ def test_what_cannot_be_compared_is_named(refused, arguments, sentence):
 
 
 def test_a_module_of_prompts_knows_all_options(folders, tmp_path):
-    text = "def get_prompter(args):\n    yield f'a {args.prompter_module_args} --s {args.steps} --f of_{args.sampler}'\n"
-    (tmp_path / "prompter.py").write_text(text)
+    line = "f'a {args.prompter_module_args} --s {args.steps} --f of_{args.sampler}'"
+    (tmp_path / "prompter.py").write_text(f"def get_prompter(args):\n    yield {line}\n")
     asked = [f"--from_module={tmp_path}/prompter.py", "--prompter_module_args=cat", "--sampler=heun", "--seed=1"]
     size = ["--steps=1", f"--W={SIDE}", f"--H={SIDE}"]
     assert main([f"--ckpt={folders['sd1']}", f"--outdir={tmp_path}/out", *asked, *size]) == 0

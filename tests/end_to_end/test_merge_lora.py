@@ -9,69 +9,14 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from library.families.sd3 import checkpoint as sd3
-from library.families.unet import checkpoint as unets
-from library.models.text_encoders import load_clip, load_t5
-from networks import lora, lora_sd3, merge_lora, oft, sd3_merge_lora, sdxl_merge_lora, svd_merge_lora
+from networks import extract_lora_from_models, merge_lora, oft, sd3_merge_lora, sdxl_merge_lora, svd_merge_lora
 from tests import tiny_unets
+from tests.live_loras import change, live_outputs, make_network, names_of, outputs, read_model
 
 KINDS = ("sd1", "sd2", "sdxl", "sd3")
 SCRIPTS = {"sd1": merge_lora, "sd2": merge_lora, "sdxl": sdxl_merge_lora, "sd3": sd3_merge_lora}
 TOLERANCE = {"atol": 3e-5, "rtol": 1e-4}
 RATIOS = (0.7, -1.3)
-
-
-def read_model(kind, path):
-    """The denoiser and the text encoders of a file."""
-    if kind != "sd3":
-        files = unets.inspect_files(path, kinds=(kind,))
-        encoders = [unets.load_encoder(files, name, torch.float32, "cpu") for name in files.encoders]
-        return unets.load_unet(files, torch.float32, "cpu"), encoders
-    files = sd3.inspect_files(path)
-    tensors = {
-        part.kind: sd3.read_part(part, dtype=torch.float32) for part in (files.clip_l, files.clip_g, files.t5xxl)
-    }
-    encoders = [load_clip(tensors[name], kind=name) for name in ("clip_l", "clip_g")]
-    mmdit = sd3.load_mmdit(files, torch.float32, "cpu")
-    return mmdit, [encoder.requires_grad_(False) for encoder in (*encoders, load_t5(tensors["t5xxl"]))]
-
-
-@torch.no_grad()
-def outputs(denoiser, encoders):
-    """A prediction and the states of the encoders, for fixed inputs."""
-    draw = torch.Generator().manual_seed(3)
-    if hasattr(denoiser, "joint_blocks"):
-        sizes = denoiser.config
-        latents = torch.randn(1, sizes.in_channels, 8, 8, generator=draw)
-        context, pooled = torch.randn(1, 5, sizes.context_dim, generator=draw), torch.randn(1, sizes.pooled_dim)
-        prediction = denoiser(latents, torch.tensor([400.0]), context, pooled * 0 + 0.5)
-    else:
-        width, told = denoiser.config.cross_attention_dim, None
-        latents, context = torch.randn(1, 4, 16, 16, generator=draw), torch.randn(1, 5, width, generator=draw)
-        if denoiser.config.addition_embed_type:
-            pooled = torch.randn(1, tiny_unets.CLIP_G_WIDTH, generator=draw)
-            told = {"text_embeds": pooled, "time_ids": torch.full((1, 6), 64.0)}
-        prediction = denoiser(latents, torch.tensor([400.0]), context, added_cond_kwargs=told, return_dict=False)[0]
-    ids = torch.arange(6)[None]
-    states = [encoder(ids, output_hidden_states=True).hidden_states[-1] for encoder in encoders]
-    return [prediction, *states]
-
-
-def create(kind, model, multiplier, rank):
-    denoiser, encoders = model
-    if kind == "sd3":
-        args = {"emb_dims": "[3,3,3,3,3,3]", "train_t5xxl": "True", "split_qkv": str(rank == 4)}
-        return lora_sd3.create_network(multiplier, rank, 2.0, None, encoders, denoiser, **args)
-    return lora.create_network(multiplier, rank, 2.0, None, encoders, denoiser, conv_dim="3", conv_alpha="2")
-
-
-def make_network(kind, model, rank, seed, multiplier=1.0):
-    network = create(kind, model, multiplier, rank).eval()
-    draw = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=draw) * 0.05)
-    return network
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -91,15 +36,6 @@ def case(request, tmp_path_factory, tiny_sd3_factory):
         networks[-1].save_weights(str(files[-1]), None, {"ss_seed": "1"})
     live = [live_outputs(model, networks[:1]), live_outputs(model, networks)]
     return SimpleNamespace(kind=kind, path=path, files=files, base=base, live=live, script=SCRIPTS[kind])
-
-
-def live_outputs(model, networks):
-    for network in networks:
-        network.apply_to(model[1], model[0])
-    found = outputs(*model)
-    for network in reversed(networks):
-        network.detach_all()
-    return found
 
 
 def run(script, *arguments):
@@ -131,16 +67,6 @@ def into_model(case, target, files, ratios, *more):
 def merged_outputs(case, target, files, ratios):
     into_model(case, target, files, ratios)
     return outputs(*read_model(case.kind, target))
-
-
-def change(modules, name):
-    """What a module of a kohya file adds to its weight, as a matrix."""
-    down, up = modules[f"{name}.lora_down.weight"].double(), modules[f"{name}.lora_up.weight"].double()
-    return float(modules[f"{name}.alpha"]) / len(down) * up.flatten(1) @ down.flatten(1)
-
-
-def names_of(modules):
-    return {key.split(".")[0] for key in modules}
 
 
 def exact_sum(files, ratios, step=1):
@@ -389,3 +315,16 @@ def test_a_pickle_becomes_a_pickle(tmp_path):
     rest = ("--models", tmp_path / "lora.safetensors", "--ratios", 1, "--save_to", tmp_path / "m.ckpt")
     run(merge_lora, "--sd_model", tmp_path / "model.ckpt", *rest)
     assert_close(outputs(*read_model("sd2", tmp_path / "m.ckpt")), live_outputs(model, [network]))
+
+
+@pytest.mark.parametrize("case", ["sd1", "sd3"], indirect=True)
+def test_a_merged_lora_comes_out_of_the_model_again(case, tmp_path):
+    merged, found = tmp_path / "merged.safetensors", tmp_path / "found.safetensors"
+    into_model(case, merged, case.files[:1], [0.7])
+    ranks = ("--dim", 12, "--conv_dim", 3)  # 12 for SD3: one module where the LoRA has three of rank 4
+    rest = ("--save_to", found, "--clamp_quantile", 1, "--min_diff", 0, *ranks)
+    run(extract_lora_from_models, "--model_org", case.path, "--model_tuned", merged, *rest)
+    source, again = load_file(case.files[0]), load_file(found)
+    assert names_of(again) == names_of(source)
+    for name in names_of(source):
+        torch.testing.assert_close(change(again, name), 0.7 * change(source, name), atol=1e-5, rtol=1e-3)

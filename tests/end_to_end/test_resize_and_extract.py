@@ -15,7 +15,7 @@ from library.families.sd3.key_map import mmdit_to_diffusers
 from library.families.unet import checkpoint as unets
 from library.models.text_encoders import load_clip
 from library.tensorfile import read_header
-from networks import extract_lora_from_models, lora, lora_sd3
+from networks import extract_lora_from_models, lora, lora_sd3, merge_lora, sd3_merge_lora, sdxl_merge_lora
 from networks.weights import factors_by_name
 from tests.tiny_unets import write_sd2_folder, write_sdxl_folder
 
@@ -30,6 +30,7 @@ LAYERS = (  # of single files, whose weights a LoRA holds
 )
 CONVOLUTIONS = r".*block.*\.(in_layers\.2|out_layers\.3|emb_layers\.1|skip_connection|op|conv)\.weight"
 RANK = 2
+MERGING = {"sd1": merge_lora, "sd2": merge_lora, "sdxl": sdxl_merge_lora, "sd3": sd3_merge_lora}
 
 
 def golden(name):
@@ -107,7 +108,8 @@ def test_residual_blocks_are_held_with_conv_dim(originals, tmp_path):
     flags = ("--clamp_quantile=1", f"--dim={RANK}", f"--conv_dim={RANK}", "--sdxl")
     assert extract(originals["sdxl"], tuned, file, *flags) == 0
     assert_merged_is_tuned("sdxl", originals["sdxl"], tuned, file)
-    assert json.loads(read_header(file).metadata["ss_network_args"]) == {"conv_dim": RANK, "conv_alpha": float(RANK)}
+    args = json.loads(read_header(file).metadata["ss_network_args"])
+    assert args == {"conv_dim": "2", "conv_alpha": "2.0"} and lora.check_network_args(args)
 
 
 def test_embedders_of_sd3_are_held_with_conv_dim(originals, tmp_path):
@@ -116,6 +118,70 @@ def test_embedders_of_sd3_are_held_with_conv_dim(originals, tmp_path):
     file = tmp_path / "lora.safetensors"
     assert extract(originals["sd3"], tuned, file, "--clamp_quantile=1", "--dim=2", "--conv_dim=2") == 0
     assert_merged_is_tuned("sd3", originals["sd3"], tuned, file)
+    metadata = read_header(file).metadata
+    args = lora_sd3.check_network_args(json.loads(metadata["ss_network_args"]))
+    assert args.emb_dims == (2, 2, 2, 2, 2, 2) and metadata["ss_network_dim"] == "2"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_lora_that_is_merged_by_its_script_comes_back(kind, originals, tmp_path):
+    module, denoiser, encoders = live(kind, originals[kind])
+    args = {"emb_dims": "2,2,2,2,2,2"} if kind == "sd3" else {"conv_dim": "2", "conv_alpha": "1"}
+    network = module.create_network(1.0, 3, 2.0, None, encoders, denoiser, **args)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(torch.randn(parameter.shape) * 0.1)
+    source, merged, target = (tmp_path / f"{name}.safetensors" for name in ("lora", "merged", "extracted"))
+    network.save_weights(str(source), None, {})
+    merging = ["--sd_model", originals[kind], "--models", source, "--ratios", "-0.7", "--save_to", merged]
+    assert MERGING[kind].main([*map(str, merging), "--save_precision=float"]) == 0
+    assert (
+        extract(originals[kind], merged, target, "--dim=3", "--conv_dim=3", "--clamp_quantile=1", "--min_diff=0") == 0
+    )
+    found, given = (factors_by_name(load_file(path), "lora") for path in (target, source))
+    assert found.keys() == given.keys()
+    for name, values in given.items():
+        torch.testing.assert_close(found[name].delta(), -0.7 * values.delta(), atol=1e-5, rtol=1e-3, msg=name)
+
+
+def test_the_model_that_it_is_for_is_known_from_the_model(originals, tmp_path):
+    tuned = tune(originals["sd3"], tmp_path / "tuned.safetensors", r".*joint_blocks.*mlp\.fc1\.weight")
+    assert extract(originals["sd3"], tuned, tmp_path / "a.safetensors", "--dim=2") == 0
+    metadata = read_header(tmp_path / "a.safetensors").metadata
+    assert metadata["modelspec.architecture"] == "stable-diffusion-3-5-medium/lora"
+    assert metadata["ss_base_model_version"] == "5-medium"
+    marked = tmp_path / "marked.safetensors"
+    save_file(load_file(originals["sdxl"]) | {"v_pred": torch.zeros(0)}, marked)
+    tuned = tune(marked, tmp_path / "tuned.safetensors", LAYERS[0])
+    assert extract(marked, tuned, tmp_path / "b.safetensors", "--dim=2") == 0
+    assert read_header(tmp_path / "b.safetensors").metadata["modelspec.prediction_type"] == "v"
+
+
+@pytest.mark.parametrize("target", ["unet/diffusion_pytorch_model.safetensors", "new.safetensors", "blob"])
+def test_no_file_of_a_model_is_replaced(target, originals, tmp_path, capsys):
+    folder = tmp_path / "folder"
+    write_sdxl_folder(folder)
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    save_to, before = folder / target, weights.read_bytes()
+    if target == "blob":  # a link leads out of the folder, as in a cache of the hub
+        save_to = weights.rename(tmp_path / "blob.safetensors")
+        weights.symlink_to(save_to)
+    tuned = tune(originals["sdxl"], tmp_path / "tuned.safetensors", LAYERS[0])
+    assert extract(folder, tuned, save_to, "--dim=2") == 2
+    assert "--model_org" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert weights.read_bytes() == before and not (folder / "new.safetensors").exists()
+
+
+@pytest.mark.parametrize("formats", [("bfloat16", "float16"), ("float32", "bfloat16")])
+def test_rounding_to_two_formats_is_no_tuning(formats, originals, tmp_path, capsys):
+    paths = []
+    for name in formats:
+        paths.append(tmp_path / f"{name}.safetensors")
+        save_file(
+            {key: tensor.to(getattr(torch, name)) for key, tensor in load_file(originals["sdxl"]).items()}, paths[-1]
+        )
+    assert extract(*paths, tmp_path / "lora.safetensors", "--min_diff=0") == 2
+    assert "nothing is written" in (log := capsys.readouterr().err) and "differ that" not in log
 
 
 def test_t5_is_held_under_the_names_of_trained_files(originals, tmp_path):
@@ -198,13 +264,19 @@ def test_text_encoders_that_hardly_differ_are_left_out(originals, tmp_path, caps
 
 
 def test_what_no_lora_holds_is_told(originals, tmp_path, capsys):
-    norms = r"model\.diffusion_model\..*\.norm1\.(weight|bias)"
-    tuned = tune(originals["sd1"], tmp_path / "tuned.safetensors", *LAYERS, norms)
+    others = (r"model\.diffusion_model\..*\.norm1\.(weight|bias)", r".*\.time_embed\.[02]\.weight")
+    tuned = tune(originals["sd1"], tmp_path / "tuned.safetensors", *LAYERS, *others, CONVOLUTIONS)
+    without, within = (
+        sum(any(re.fullmatch(pattern, name) for pattern in patterns) for name in load_file(tuned))
+        for patterns in (others, (CONVOLUTIONS,))
+    )
     assert extract(originals["sd1"], tuned, tmp_path / "lora.safetensors", "--dim=2") == 0
     log = capsys.readouterr().err
-    number = sum(re.fullmatch(norms, name) is not None for name in load_file(tuned))
-    assert f"{number} tensors differ that this LoRA does not hold" in log
+    assert re.search(f"{without} tensors differ that this LoRA does not hold.*No LoRA of ours has norms", log)
+    assert re.search(f"{within} tensors differ that this LoRA does not hold.*Give --conv_dim", log)
     assert "--clamp_quantile 0.99 has changed" in log
+    assert extract(originals["sd1"], tuned, tmp_path / "lora.safetensors", "--dim=2", "--conv_dim=2") == 0
+    assert "Give --conv_dim" not in (log := capsys.readouterr().err) and f"{without} tensors differ" in log
 
 
 def test_precisions_act(originals, tmp_path):
@@ -229,6 +301,8 @@ def test_precisions_act(originals, tmp_path):
         ("sd3", "sd3", ("--v_parameterization",), "predicts a flow"),
         ("sd1", "sd1", ("--clamp_quantile=2",), "--clamp_quantile"),
         ("sd1", "sd1", ("--device=cuda:77",), "there is no such device"),
+        ("sd1", "sd1", ("--load_original_model_to=gpu7",), "--load_original_model_to gpu7: there is no such device"),
+        ("sd1", "sd1", ("--load_tuned_model_to=cuda:77",), "--load_tuned_model_to cuda:77: there is no such device"),
         ("lora", "sd1", (), "--model_org"),
         ("missing", "sd1", (), "--model_org"),
         ("sd1", "cut", (), "--model_tuned"),

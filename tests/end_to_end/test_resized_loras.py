@@ -51,7 +51,7 @@ def test_a_smaller_rank_is_written_with_what_it_says_of_itself(lora_file, tmp_pa
     old = factors_by_name(load_file(lora_file), "lora")
     assert {name: values.rank for name, values in factors.items()} == {n: min(v.rank, 2) for n, v in old.items()}
     metadata = read_header(target).metadata
-    assert metadata["ss_training_comment"] == "dimension is resized from 8 to 2; mine"
+    assert metadata["ss_training_comment"] == "dimension is resized from 2-6 to 2; mine"
     assert metadata["ss_tag_frequency"] == "{}" and len(metadata["sshs_model_hash"]) == 64
     log = capsys.readouterr().err
     whole, kept = (
@@ -60,6 +60,47 @@ def test_a_smaller_rank_is_written_with_what_it_says_of_itself(lora_file, tmp_pa
     )
     assert f"{kept / whole:.2%} of all" in log and "MiB" in log
     assert all(name in log for name in factors)
+
+
+def convolutions(tmp_path):
+    """A LoRA of rank 4 in a linear layer and in a convolution."""
+    draw = torch.Generator().manual_seed(0)
+    names = ("lora_unet_mid_block_attentions_0_proj_in", "lora_unet_mid_block_resnets_0_conv1")
+    tensors = {}
+    for name, ones, kernel in zip(names, ((), (1, 1)), ((), (3, 3)), strict=True):
+        tensors[f"{name}.lora_down.weight"] = torch.randn(4, 8, *kernel, generator=draw)
+        tensors[f"{name}.lora_up.weight"] = torch.randn(8, 4, *ones, generator=draw)
+        tensors[f"{name}.alpha"] = torch.tensor(4.0)
+    save_file(tensors, tmp_path / "conv.safetensors", {"ss_network_dim": "4", "ss_training_comment": "mine"})
+    return tmp_path / "conv.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("flags", "comment", "dim"),
+    [
+        (("--new_rank=8",), "mine", "4"),
+        (("--new_rank=2",), "dimension is resized from 4 to 2; mine", "2"),
+        (("--new_rank=2", "--new_conv_rank=1"), "dimension is resized from 4 to 1-2; mine", "Dynamic"),
+    ],
+)
+def test_the_metadata_tells_the_ranks_that_came_out(flags, comment, dim, tmp_path):
+    target = tmp_path / "small.safetensors"
+    assert resize(convolutions(tmp_path), target, *flags) == 0
+    metadata = read_header(target).metadata
+    assert metadata["ss_training_comment"] == comment
+    assert metadata["ss_network_dim"] == dim and "modelspec.merged_from" not in metadata
+
+
+def test_a_lora_in_fp8_is_resized_and_looked_at(tmp_path, capsys):
+    whole = load_file(convolutions(tmp_path))
+    rounded = {name: t.to(torch.float8_e4m3fn) if t.dim() else t for name, t in whole.items()}
+    save_file(rounded, tmp_path / "fp8.safetensors")
+    assert check_lora_weights.main([str(tmp_path / "fp8.safetensors")]) == 0
+    assert "whole: Frobenius norm" in capsys.readouterr().err
+    assert resize(tmp_path / "fp8.safetensors", tmp_path / "small.safetensors", "--new_rank=4") == 0
+    expected = deltas({name: tensor.float() for name, tensor in rounded.items()})
+    for name, delta in deltas(load_file(tmp_path / "small.safetensors")).items():
+        torch.testing.assert_close(delta, expected[name], atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize(("method", "param"), [("sv_ratio", 3.0), ("sv_fro", 0.8), ("sv_cumulative", 0.6)])
@@ -96,6 +137,8 @@ def broken(lora_file, how):
     tensors = load_file(lora_file)
     if how == "nan":
         tensors[next(name for name in tensors if "lora_up" in name)].fill_(float("nan"))
+    elif how == "half":
+        del tensors[next(name for name in tensors if "lora_down" in name)]
     path = lora_file.with_name(f"{how}.safetensors")
     save_file(tensors, path)
     if how == "cut":
@@ -125,6 +168,7 @@ def test_wrong_options_are_one_sentence(flags, words, lora_file, tmp_path, capsy
 @pytest.mark.parametrize(
     ("how", "words"),
     [
+        ("half", "has one of its two factors only"),
         ("nan", "NaN"),
         ("cut", "--model"),
         ("missing", "missing.safetensors"),
@@ -135,7 +179,7 @@ def test_wrong_options_are_one_sentence(flags, words, lora_file, tmp_path, capsy
 )
 def test_wrong_files_are_one_sentence(how, words, lora_file, tmp_path, tiny_sd3, capsys):
     source, target = tmp_path / "missing.safetensors", tmp_path / "out.safetensors"
-    if how in ("nan", "cut"):
+    if how in ("nan", "cut", "half"):
         source = broken(lora_file, how)
     elif how == "folder":
         source = tmp_path / "folder"
@@ -154,27 +198,58 @@ def test_wrong_files_are_one_sentence(how, words, lora_file, tmp_path, tiny_sd3,
 # ---------------------------------------------------------------- DyLoRA
 
 
-def test_a_dylora_is_cut_into_files_of_its_ranks(tmp_path, capsys):
+def dylora(tmp_path, **ours):
+    """Arguments that cut a DyLoRA of rank 8, and its tensors."""
     draw = torch.Generator().manual_seed(0)
     tensors = {
         "lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": torch.randn(8, 5, generator=draw),
         "lora_unet_mid_block_attentions_0_proj_in.lora_up.weight": torch.randn(6, 8, generator=draw),
         "lora_unet_mid_block_attentions_0_proj_in.alpha": torch.tensor(4.0),
     }
-    metadata = {"ss_network_module": "networks.dylora", "ss_network_args": json.dumps({"unit": "2"})}
+    metadata = {"ss_network_module": "networks.dylora", "ss_network_args": json.dumps({"unit": "2"}), **ours}
     save_file(tensors, tmp_path / "dy.safetensors", metadata)
     arguments = ["--model", str(tmp_path / "dy.safetensors"), "--save_to", str(tmp_path / "cut.safetensors")]
+    return arguments, tensors
+
+
+EASEL = {"modelspec.implementation_version": "easel/0.1.0"}
+
+
+def test_a_dylora_is_cut_into_files_of_its_ranks(tmp_path, capsys):
+    arguments, tensors = dylora(tmp_path, **EASEL)
     assert extract_lora_from_dylora.main([*arguments, "--unit=3"]) == 0
-    assert "no multiple of 2" in capsys.readouterr().err
+    assert "no multiple of 2" in (log := capsys.readouterr().err) and "Easel" not in log
     assert sorted(path.name for path in tmp_path.glob("cut*")) == ["cut-000003.safetensors", "cut-000006.safetensors"]
     cut = load_file(tmp_path / "cut-000006.safetensors")
     (values,) = factors_by_name(cut, "cut").values()
     assert torch.equal(values.down, next(iter(tensors.values()))[:6])
-    assert values.scale == pytest.approx(0.5 * (8 / 6) ** 0.5)
+    assert values.scale == pytest.approx(0.5)
     metadata = read_header(tmp_path / "cut-000006.safetensors").metadata
     assert metadata["ss_network_dim"] == "6" and metadata["ss_network_module"] == "networks.lora"
     assert extract_lora_from_dylora.main([*arguments, "--unit=8"]) == 2
     assert "nothing to cut" in capsys.readouterr().err
+
+
+def test_a_dylora_of_another_trainer_is_cut_with_a_warning(tmp_path, capsys):
+    assert extract_lora_from_dylora.main([*dylora(tmp_path)[0], "--unit=4"]) == 0
+    assert "does not say that Easel has trained it" in capsys.readouterr().err
+
+
+def test_no_file_is_replaced_by_a_cut(tmp_path, capsys):
+    (tmp_path / "cut-000004.safetensors").write_bytes(b"precious")
+    assert extract_lora_from_dylora.main([*dylora(tmp_path, **EASEL)[0], "--unit=2"]) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert [path.read_bytes() for path in tmp_path.glob("cut*")] == [b"precious"]
+
+
+def test_all_cuts_are_written_or_none(tmp_path, capsys):
+    arguments, tensors = dylora(tmp_path, **EASEL)
+    up = next(name for name in tensors if name.endswith("lora_up.weight"))
+    tensors[up][:, 4:6] *= 1e6  # more than fp16 holds, in the last file only
+    save_file(tensors, tmp_path / "dy.safetensors", {"ss_network_module": "networks.dylora"})
+    assert extract_lora_from_dylora.main([*arguments, "--unit=2", "--save_precision=fp16"]) == 2
+    assert "too large" in capsys.readouterr().err
+    assert not list(tmp_path.glob("cut*"))
 
 
 def test_only_a_dylora_is_cut(lora_file, tmp_path, capsys):

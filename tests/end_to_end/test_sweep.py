@@ -160,6 +160,9 @@ def test_a_training_that_fails_leaves_the_others_alone(sweep_file, tmp_path: Pat
         (PAIR + "[[variation]]\nmixed_precision = 'bf16'\n", {}, ("--together=yes",), "--mixed_precision is no in one"),
         (PAIR + "[[variation]]\nresolution = 32\n", {"dataset_config": None}, (), "One of"),
         (PAIR, {"pretrained_model_name_or_path": "none.safetensors"}, (), "none.safetensors"),
+        (PAIR, {}, ("--launcher=accelrate launch",), "there is no program accelrate here"),
+        (PAIR, {}, ("--launcher=accelerate 'launch",), "cannot be read as a command"),
+        (PAIR, {"torch_compile": True}, ("--together=yes",), "--torch_compile compiles the layers"),
     ],
 )
 def test_what_is_wrong_is_told_before_anything_trains(
@@ -169,6 +172,44 @@ def test_what_is_wrong_is_told_before_anything_trains(
     error = capfd.readouterr().err
     assert told in error and "Traceback" not in error
     assert not list((tmp_path / "out").rglob("*.safetensors"))
+
+
+def test_where_there_is_no_room_for_all_one_trains_after_the_other(sweep_file, tmp_path: Path, capfd, monkeypatch):
+    from library import memory_use
+
+    monkeypatch.setattr(memory_use, "available_host_memory", lambda: 1 << 30)
+    wide = '[[variation]]\nname = "wide"\nnetwork_dim = 4096\n'
+    assert run(sweep_file(PAIR), tmp_path / "out", "--dry_run") == 0
+    assert "in turn beside one base" in capfd.readouterr().err
+    assert run(sweep_file(PAIR + wide), tmp_path / "out", "--dry_run") == 0
+    assert "together they would need about" in capfd.readouterr().err
+
+
+def test_losses_that_cannot_be_compared_are_told(sweep_file, tmp_path: Path, capfd):
+    other = "[[variation]]\nweighting_scheme = 'sigma_sqrt'\n"
+    assert run(sweep_file(PAIR + other), tmp_path / "out", "--dry_run") == 0
+    assert "differ in --weighting_scheme, which changes the loss itself" in capfd.readouterr().err
+
+
+def test_other_validation_pictures_are_refused(sweep_file, tmp_path: Path, tiny_pictures: Path, capfd):
+    other = f"[[variation]]\nname = 'o'\n[variation.subsets.'{tiny_pictures.as_posix()}']\nvalidation_split = 0.6\n"
+    assert run(sweep_file(PAIR + other), tmp_path / "out") == 2
+    assert "'o' keeps other pictures for validation than 'low'" in capfd.readouterr().err
+
+
+def test_a_page_that_cannot_be_written_stops_no_training(sweep_file, tmp_path: Path, capfd):
+    out = tmp_path / "out"
+    (out / "sweep.html").mkdir(parents=True)
+    assert run(sweep_file(PAIR, max_train_steps=2), out, "--together=yes") == 5
+    assert all(numbers_of(out / name, name).is_finished for name in ("low", "other"))
+    assert "the ranking is not written, training goes on" in capfd.readouterr().err
+
+
+def test_a_typo_that_was_corrected_is_forgotten(sweep_file, tmp_path: Path, capfd):
+    typo = '[[variation]]\nname = "x"\nnetwrok_dim = 3\n'
+    assert run(sweep_file(PAIR + typo), tmp_path / "out", "--dry_run") == 2
+    assert run(sweep_file(PAIR + typo), tmp_path / "out") == 2
+    assert run(sweep_file(PAIR + typo.replace("netwrok", "network")), tmp_path / "out", "--dry_run") == 0
 
 
 def test_a_dry_run_tells_the_steps_and_trains_nothing(sweep_file, tmp_path: Path, capfd):

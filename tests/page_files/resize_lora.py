@@ -20,7 +20,11 @@ def make(folder: Path, models: Mapping[str, Path]) -> None:
     from library.tensorfile import read_header, read_tensors, write_tensors
 
     write_tensors(folder / "my_lora.safetensors", _lora(16), {"ss_network_module": "networks.lora"})
-    write_tensors(folder / "my_dylora.safetensors", _lora(16), {"ss_network_module": "networks.dylora"})
+    write_tensors(
+        folder / "my_dylora.safetensors",
+        _lora(16),
+        {"ss_network_module": "networks.dylora", "modelspec.implementation_version": "easel/0.1.0"},
+    )
     tensors = read_tensors(read_header(models["sdxl"]))
     for name in list(tensors):
         if name.endswith((".to_q.weight", ".self_attn.q_proj.weight")):

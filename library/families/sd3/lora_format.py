@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from library.errors import CheckpointError
-from library.families.lora_layout import LoraPair, clip_name, clip_path, diffusers_modules, kohya_modules, times
+from library.families.lora_layout import LoraPair, clip_name, clip_path, diffusers_modules, fold, kohya_modules, times
 from library.families.sd3.key_map import ModulePair, mmdit_modules
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def is_kohya(names: Sequence[str] | Mapping[str, object]) -> bool:
 
 
 def kohya_to_diffusers(tensors: Mapping[str, Tensor]) -> Conversion:
-    """The kohya layout to that of diffusers; alpha is folded into `lora_B`.
+    """The kohya layout to that of diffusers; alpha is folded into the factors.
 
     Query, key and value share copies of one `lora_A`; where each has ranks of its own it gets these alone. T5 modules
     are dropped: diffusers cannot load them.
@@ -109,6 +109,7 @@ def published_layers(names: Sequence[str]) -> dict[str, str]:
 def _mmdit_to_peft(pair: ModulePair, module: LoraPair) -> dict[str, Tensor]:
     from networks.adapters import is_block_diagonal
 
+    module = fold(module).pair  # before it is cut: the parts share `lora_A`
     up, number = module.up, len(pair.diffusers)
     if _is_swapped(pair, module):
         up = up.roll(up.shape[0] // 2, 0)
@@ -120,7 +121,7 @@ def _mmdit_to_peft(pair: ModulePair, module: LoraPair) -> dict[str, Tensor]:
         ups = tuple(rows.chunk(number, 1)[index] for index, rows in enumerate(ups))
     converted: dict[str, Tensor] = {}
     for name, down, rows in zip(pair.diffusers, downs, ups, strict=True):
-        part = LoraPair(down.contiguous(), rows.contiguous(), module.scale)
+        part = LoraPair(down.contiguous(), rows.contiguous(), 1.0)
         converted |= part.to_diffusers(f"transformer.{name}")
     return converted
 

@@ -40,7 +40,7 @@ _UPSAMPLER = re.compile(r"(up_blocks\.\d+)\.upsamplers\.")
 
 
 def kohya_to_diffusers(tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
-    """The kohya layout to that of diffusers; alpha is folded into `lora_B`.
+    """The kohya layout to that of diffusers; alpha is folded into the factors.
 
     Args:
         tensors: Content of the file.

@@ -11,6 +11,7 @@ from library.loras.consumers.rules import (
     diffusers_names,
     encoder_names,
     encoder_paths,
+    projection_names,
     published_names,
     read_known,
 )
@@ -27,7 +28,7 @@ def read(content: Content) -> Reading:
 def known_names(layers: Layers) -> dict[str, Place]:
     """{name of a module in files: where it acts}"""
     known = published_names(layers) | published_names(layers, "diffusion_model.")
-    known |= encoder_names(layers) | encoder_paths(layers)
+    known |= encoder_names(layers) | encoder_paths(layers) | projection_names(layers)
     if layers.family != "sd3":
         known |= _processors(layers)
     for prefix in _SD3_PREFIXES if layers.family == "sd3" else _UNET_PREFIXES:

@@ -1,8 +1,8 @@
 """diffusers, as of 0.42: what `load_lora_weights` does, as far as files of this toolkit go.
 
 For SD3 each key has to have "lora" in it, and what has no prefix of a component is passed over without a word. For
-U-Nets kohya files are translated first; published names only for SDXL, where `add_embedding` of the other naming goes
-wrong.
+U-Nets kohya files are translated first; published names only for SDXL, and `add_embedding` of the other naming is
+passed over.
 """
 
 from __future__ import annotations
@@ -17,10 +17,13 @@ from library.loras.consumers.rules import (
     diffusers_names,
     encoder_names,
     encoder_paths,
+    projection_names,
+    projection_paths,
     published_names,
     read_known,
 )
 
+_EMBEDDING = "add_embedding"
 _COMPONENTS = {"sd": "unet.", "sdxl": "unet.", "sd3": "transformer."}
 
 
@@ -44,7 +47,8 @@ def _read_own(content: Content, prefixes: tuple[str, ...]) -> Reading:
         pairs = diffusers_modules({key: own[key] for key in own if not key.endswith(".alpha")}, content.metadata)
     except CheckpointError as fault:
         return Reading(refusal=str(fault))
-    known = diffusers_names(content.layers, prefixes[0]) | encoder_paths(content.layers)
+    layers = content.layers
+    known = diffusers_names(layers, prefixes[0]) | encoder_paths(layers) | projection_paths(layers)
     paths = {name: name.replace("encoder.layers", "text_model.encoder.layers") for name in pairs}
     named = {name: name if name in known else paths[name] for name in pairs}
     read = [(known[named[name]], pair) for name, pair in pairs.items() if named[name] in known]
@@ -54,7 +58,8 @@ def _read_own(content: Content, prefixes: tuple[str, ...]) -> Reading:
 
 def _read_kohya(content: Content) -> Reading:
     known = _kohya_names(content.layers)
-    strange = [name for name in content.modules() if name.startswith("lora_unet_") and name not in known]
+    denoiser = [name for name in content.modules() if name.startswith("lora_unet_")]
+    strange = [name for name in denoiser if name not in known and _EMBEDDING not in name]
     if strange:
         return Reading(refusal=f"cannot place {strange[0]}")
     return read_known(content, known, num_ends=1)
@@ -63,5 +68,5 @@ def _read_kohya(content: Content) -> Reading:
 def _kohya_names(layers: Layers) -> dict[str, Place]:
     names = diffusers_names(layers, "lora_unet_")
     if layers.family == "sdxl":
-        names = {name: place for name, place in names.items() if "add_embedding" not in name} | published_names(layers)
-    return names | encoder_names(layers)
+        names = {name: place for name, place in names.items() if _EMBEDDING not in name} | published_names(layers)
+    return names | encoder_names(layers) | projection_names(layers)

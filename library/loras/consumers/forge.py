@@ -7,6 +7,7 @@ from library.loras.consumers.rules import (
     Reading,
     diffusers_names,
     encoder_names,
+    projection_names,
     published_names,
     read_known,
 )
@@ -15,7 +16,8 @@ from library.loras.consumers.rules import (
 def read(content: Content) -> Reading:
     """See the module."""
     layers = content.layers
-    known = published_names(layers) | published_names(layers, "diffusion_model.") | encoder_names(layers)
+    known = published_names(layers) | published_names(layers, "diffusion_model.")
+    known |= encoder_names(layers) | projection_names(layers)
     if layers.family != "sd3":
         known |= diffusers_names(layers, "lora_unet_")
     return read_known(content, known)

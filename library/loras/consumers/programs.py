@@ -57,6 +57,9 @@ _ADVICE = {  # what makes a file that the program reads
     "sd": {A1111: "--to kohya", DIFFUSERS: "--to kohya", FORGE: "--to kohya", COMFYUI: "--to kohya"},
 }
 
+TO_MOVE_A_NOTE: Mapping[str, str] = {"sd3": "--to diffusers", "sdxl": "--to kohya", "sd": "--to kohya"}
+"""{family: options of the converter that move a strength from the metadata into the factors}"""
+
 
 def form_of(content: Content) -> Known:
     """What form a file has. A form that is not known here is to be read by ComfyUI, which knows most."""

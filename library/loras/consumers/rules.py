@@ -136,6 +136,18 @@ def encoder_names(layers: Layers) -> dict[str, Place]:
     return {prefix + under(path): Place(folder + path) for prefix, folder, path in _of_encoders(layers)}
 
 
+def projection_names(layers: Layers) -> dict[str, Place]:
+    """{name in kohya files: place} of what makes the pooled vector of CLIP-G."""
+    prefix = "lora_te2_"
+    folder = ENCODERS[layers.family].get(prefix)
+    return {} if folder is None else {f"{prefix}text_projection": Place(f"{folder}text_projection")}
+
+
+def projection_paths(layers: Layers) -> dict[str, Place]:
+    """{folder in diffusers and name: place} of the same."""
+    return {place.layer: place for place in projection_names(layers).values()}
+
+
 def encoder_paths(layers: Layers) -> dict[str, Place]:
     """{folder in diffusers and name: place} of the CLIPs."""
     return {folder + path: Place(folder + path) for _, folder, path in _of_encoders(layers) if path in layers.clip}

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+from library.device import PRECISIONS
 from library.options.groups import CommonOptions
 from library.options.spec import OptionGroup, ScriptText, opt
 
@@ -39,7 +40,9 @@ class ConversionOptions(OptionGroup):
         "with SD3). Only for --to kohya; the other layouts are always written so.",
     )
     save_precision: str | None = opt(
-        None, "Number format of the file to write. Not set means that of the source.", choices=("float", "fp16", "bf16")
+        None,
+        "Number format of the file to write. Not set means that of the source; fp8 becomes fp16.",
+        choices=PRECISIONS,
     )
     family: str | None = opt(
         None,

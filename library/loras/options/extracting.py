@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from library.loras.options.resizing import PRECISIONS
+from library.device import PRECISIONS
 from library.options.groups import CommonOptions
 from library.options.spec import OptionGroup, ScriptText, opt
 
@@ -24,7 +24,9 @@ class DifferenceOptions(OptionGroup):
     v2: bool = opt(False, "The models are SD 2.x. They are recognised without it; other ones are refused with it.")
     sdxl: bool = opt(False, "The models are SDXL. They are recognised without it; other ones are refused with it.")
     v_parameterization: bool | None = opt(
-        None, "Note in the file that the model predicts the velocity (SD 2.x of 768 pixels, some SDXL)."
+        None,
+        "Note in the file that the model predicts the velocity (SD 2.x of 768 pixels, some SDXL). Not set means what "
+        "the original model says of itself.",
     )
     dim: int = opt(4, "Rank of linear layers, and of 1x1 convolutions.", minimum=1)
     conv_dim: int | None = opt(

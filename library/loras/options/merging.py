@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+from library.device import PRECISIONS
 from library.errors import OptionError
 from library.loras.block_weights import PRESETS, parse_weights
 from library.options.groups import CommonOptions
 from library.options.spec import OptionGroup, ScriptText, opt
-
-PRECISIONS = ("float", "fp16", "bf16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +37,8 @@ class MergeInputOptions(OptionGroup):
     )
     save_precision: str | None = opt(
         None,
-        "Number format of the file to write. Not set means that of each tensor in what is read.",
+        "Number format of the file to write. Not set means that of each tensor in what is read; "
+        "a LoRA in fp8 becomes fp16.",
         choices=PRECISIONS,
     )
     precision: str = opt(

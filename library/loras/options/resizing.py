@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+from library.device import PRECISIONS
 from library.options.groups import CommonOptions
 from library.options.spec import OptionGroup, ScriptText, opt
 
-PRECISIONS = ("float", "fp16", "bf16")
 _RATIO = "sv_ratio"
 
 
@@ -39,7 +39,9 @@ class RankOptions(OptionGroup):
         None, "For --dynamic_method: a ratio of 1 or more for sv_ratio, else a share above 0, at most 1.", above=0
     )
     save_precision: str | None = opt(
-        None, "Number format of the file to write. Not set means that of each tensor in --model.", choices=PRECISIONS
+        None,
+        "Number format of the file to write. Not set means that of each tensor in --model; fp8 becomes fp16.",
+        choices=PRECISIONS,
     )
     device: str | None = opt(None, "Where it is computed, for instance cuda. Not set means the CPU, which is fast too.")
     verbose: bool = opt(False, "Show rank and retained norm of each module.")
@@ -89,7 +91,9 @@ class CutOptions(OptionGroup):
         None, "Cut at every multiple of this rank; best the unit that was given to the training.", minimum=1
     )
     save_precision: str | None = opt(
-        None, "Number format of the files to write. Not set means that of each tensor in --model.", choices=PRECISIONS
+        None,
+        "Number format of the files to write. Not set means that of each tensor in --model; fp8 becomes fp16.",
+        choices=PRECISIONS,
     )
 
 

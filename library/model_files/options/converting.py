@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+from library.device import PRECISIONS
 from library.model_files.options.metadata_text import metadata_problem
-from library.model_files.options.precisions import PRECISIONS
 from library.options.groups import CommonOptions
 from library.options.spec import OptionGroup, ScriptText, opt
 

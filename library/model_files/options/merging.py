@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from library.model_files.options.precisions import PRECISIONS
+from library.device import PRECISIONS
 from library.options.groups import CommonOptions
 from library.options.spec import OptionGroup, ScriptText, opt
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-PRECISIONS = ("float", "fp16", "bf16")
 ANY_PRECISION = {  # {as it is typed: torch's name}
     **dict.fromkeys(("float", "fp32", "float32"), "float32"),
     **dict.fromkeys(("fp16", "half", "float16"), "float16"),

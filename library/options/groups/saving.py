@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from library.device import PRECISIONS
 from library.options.spec import OptionGroup, opt
 
 
@@ -25,7 +26,7 @@ class SavingOptions(OptionGroup):
         choices=("ckpt", "pt", "safetensors", "diffusers", "diffusers_safetensors"),
     )
     save_precision: str | None = opt(
-        None, "Number format of the saved file. Not set means that of training.", choices=("float", "fp16", "bf16")
+        None, "Number format of the saved file. Not set means that of training.", choices=PRECISIONS
     )
     save_every_n_epochs: int | None = opt(
         None, "Save after every n epochs too; 0 means never.", unit="epochs", minimum=1, zero_is_off=True

@@ -18,6 +18,7 @@ MAX_VARIATIONS = 200
 _TABLES = ("sweep", "options", "variation", "grid")
 _ABOUT = ("script", "config_file")
 _OWN = ("name", "subsets")
+_TAKEN = ("sweep.html", "sweep.json", "cache")  # what lies beside the folders of variations
 _MAX_NAME = 60
 
 
@@ -80,7 +81,7 @@ def read_sweep(path: Path, scripts: Sequence[str]) -> SweepFile:
         problems.append(f"[sweep] script must be one of {', '.join(scripts)}, {got}.")
     options = {**_common(about), **_table(table.get("options", {}), "[options]", problems)}
     variations = [*_listed(table.get("variation", []), problems), *_grid(table.get("grid", {}), problems)]
-    problems += _conflicts(variations)
+    problems += _conflicts(variations) if variations or not problems else ()
     if problems:
         raise OptionError(f"sweep file {path}: {' '.join(problems)}")
     return SweepFile(path, script, options, tuple(variations))
@@ -111,14 +112,14 @@ def _table(value: Any, place: str, problems: list[str]) -> Mapping[str, Any]:
 
 def _listed(tables: Any, problems: list[str]) -> Iterator[Variation]:
     if not isinstance(tables, list) or not all(isinstance(item, dict) for item in tables):
-        problems.append("variations are tables of their own, each below [[variation]].")
+        problems.append("Variations are tables of their own, each below [[variation]].")
         return
     for number, item in enumerate(tables, 1):
         values = {key: value for key, value in item.items() if key not in _OWN}
         subsets = _table(item.get("subsets", {}), "[variation.subsets]", problems)
         wrong = [folder for folder, keys in subsets.items() if not isinstance(keys, dict)]
         problems += [f"variation {number}: subsets.{folder} must be a table of keys." for folder in wrong]
-        name = str(item.get("name") or _name_of(values) or f"variation {number}")
+        name = str(item.get("name") or _name_of(values)[:_MAX_NAME] or f"variation {number}")
         yield Variation(name, values, {folder: keys for folder, keys in subsets.items() if folder not in wrong})
 
 
@@ -134,12 +135,15 @@ def _grid(table: Any, problems: list[str]) -> list[Variation]:
     if number > MAX_VARIATIONS:
         problems.append(f"[grid] makes {number} variations, more than {MAX_VARIATIONS}. Shorten its lists.")
         return []
-    rows = (dict(zip(axes, values, strict=True)) for values in product(*axes.values()))
-    return [Variation(_name_of(row), row) for row in rows]
+    rows = [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
+    names = [_name_of(row) for row in rows]
+    if any(len(name) > _MAX_NAME for name in names):
+        names = [f"{name[:_MAX_NAME]} {number}" for number, name in enumerate(names, 1)]
+    return [Variation(name, row) for name, row in zip(names, rows, strict=True)]
 
 
 def _name_of(values: Mapping[str, Any]) -> str:
-    return " ".join(f"{key}={_words(value)}" for key, value in values.items())[:_MAX_NAME]
+    return " ".join(f"{key}={_words(value)}" for key, value in values.items())
 
 
 def _words(value: Any) -> str:
@@ -151,11 +155,13 @@ def _words(value: Any) -> str:
 def _conflicts(variations: Sequence[Variation]) -> Iterator[str]:
     """What two variations may not have in common."""
     if not variations:
-        yield "there is no variation. Add [[variation]] tables or a [grid]."
+        yield "There is no variation. Add [[variation]] tables or a [grid]."
     names: dict[str, str] = {}
     seen: dict[str, str] = {}
     for variation in variations:
         folder = folder_name(variation.name).lower()
+        if folder in _TAKEN:
+            yield f"a variation cannot be called '{variation.name}', which is the name of something else there."
         if not folder:
             yield f"the name '{variation.name}' has no letter or digit. Give another one."
         if folder in names:

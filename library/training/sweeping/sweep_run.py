@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
-import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from library.data.problems import counted
 from library.data.report.report_text import bytes_in_words
 from library.errors import DatasetError, OptionError, UserError
 from library.log import get_logger, only_errors
 from library.options.entry import INTERRUPTED
-from library.training.stopping import StopRequest
+from library.training.sweeping.comparable import differing
 from library.training.sweeping.interleaving import Turn, train_in_turn
+from library.training.sweeping.own_process import run_until_stopped
 from library.training.sweeping.shared_base import SharedBase, why_not_shared
 from library.training.sweeping.standings import Standing, ranked, standing_of, write_standings
 from library.training.sweeping.sweep_file import SweepFile
@@ -59,13 +62,18 @@ class SweepRun:
         """Train what is not yet trained; returns the exit code: 2 where a variation failed."""
         self.files = files_of(self.sweep, self.output_dir)
         for files in self.files:
-            files.write()
+            files.refuse_others()
         plans = self._checked()
+        for files in self.files:
+            files.write(files.folder)
         left = [files for files in self.files if not _is_finished(files)]
         if len(left) < len(self.files):
             logger.info("%d of %d variations are finished already.", len(self.files) - len(left), len(self.files))
         why = self._why_one_by_one([plans[files.name] for files in left])
         is_done = self._together(left) if left and why is None else self._one_by_one(left)
+        for files in self.files if is_done else ():
+            if not _is_finished(files):
+                self.problems.setdefault(files.variation.name, "it ended before its last step, see its messages above")
         self._write()
         self._tell()
         if not is_done:
@@ -74,17 +82,17 @@ class SweepRun:
         return 2 if self.problems else 0
 
     def show(self) -> None:
-        """What would be trained, and how."""
+        """What would be trained, and how. Nothing is written."""
         self.files = files_of(self.sweep, self.output_dir)
-        for files in self.files:
-            files.write()
         plans = self._checked()
         for files in self.files:
             trainer = plans[files.name]
             logger.info("%s: %s", files.variation.name, trainer.plan.steps.describe())
         why = self._why_one_by_one(list(plans.values()))
         logger.info(
-            "%d variations, %s", len(self.files), f"one after the other: {why}" if why else "in turn beside one base"
+            "%s, %s",
+            counted(len(self.files), "variation"),
+            f"one after the other: {why}" if why else "in turn beside one base",
         )
 
     # Before
@@ -98,13 +106,15 @@ class SweepRun:
         plans = {}
         for files in self.files:
             try:
-                with only_errors():
-                    trainer = self.make_trainer([f"--config_file={files.options_path}", "--dry_run"])
+                with only_errors(), TemporaryDirectory() as place:
+                    arguments = files.write(Path(place))
+                    trainer = self.make_trainer([*arguments, "--dry_run"])
                     trainer.check_options()
                     trainer.plan_run()
                     trainer.inspect_files()
             except UserError as error:
-                raise type(error)(f"variation '{files.variation.name}': {error}") from error
+                told = str(error).replace(f"{place}{os.sep}", "")
+                raise type(error)(f"variation '{files.variation.name}': {told}") from error
             plans[files.name] = trainer
         self._check_validation(plans)
         return plans
@@ -124,10 +134,11 @@ class SweepRun:
                     f"sweep file {self.sweep.path}: '{name}' keeps other pictures for validation than '{first}', or in "
                     "other sizes, so their losses cannot be compared."
                 )
-        losses = {name: trainer.options.loss for name, trainer in plans.items()}
-        if len({repr(loss) for loss in losses.values()}) > 1:
+        if others := differing([trainer.options for trainer in plans.values()]):
+            names = ", ".join(f"--{name}" for name in others)
             self.remarks.append(
-                "The variations differ in how the loss is computed: compare their pictures, not losses."
+                f"The variations differ in {names}, which changes the loss itself: compare their pictures, not their "
+                "losses."
             )
             logger.warning("%s", self.remarks[-1])
 
@@ -149,7 +160,7 @@ class SweepRun:
         base = SharedBase()
         turns = []
         for files in left:
-            trainer = self.make_trainer([f"--config_file={files.options_path}"])
+            trainer = self.make_trainer(files.arguments(files.folder))
             trainer.make_family = partial(_shared, base, trainer.make_family)  # type: ignore[method-assign]
             turns.append(Turn(files.variation.name, trainer))
         logger.info("%d trainings take their steps in turn, beside one base.", len(turns))
@@ -158,21 +169,26 @@ class SweepRun:
     def _end(self, turn: Turn) -> None:
         if turn.problem:
             self.problems[turn.name] = turn.problem
-        self._write()
+        self._try_to_write()
+
+    def _try_to_write(self) -> None:
+        """A page that cannot be written is no reason to end a training."""
+        try:
+            self._write()
+        except UserError as error:
+            logger.error("the ranking is not written, training goes on: %s", error)
 
     def _one_by_one(self, left: Sequence[VariationFiles]) -> bool:
         """Each in a process of its own, as its command would start it; whether none was stopped."""
-        with StopRequest() as stop:
-            stop.is_training = True  # the training hears the signal too, and ends by itself
-            for files in left:
-                command = self.command(files.options_path)
-                logger.info("%s: %s", files.variation.name, shlex.join(command))
-                code = subprocess.run(command, check=False).returncode
-                if stop.is_asked or code == INTERRUPTED:
-                    return False
-                if code:
-                    self.problems[files.variation.name] = f"it ended with exit code {code}, see its messages above"
-                self._write()
+        for files in left:
+            command = self.command(files.options_path)
+            logger.info("%s: %s", files.variation.name, shlex.join(command))
+            code, is_stopped = run_until_stopped(command)
+            if is_stopped or code == INTERRUPTED:
+                return False
+            if code:
+                self.problems[files.variation.name] = f"it ended with exit code {code}, see its messages above"
+            self._try_to_write()
         return True
 
     # After

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ logger = get_logger(__name__)
 
 OPTIONS, DATASET = "options.toml", "dataset.toml"
 SEED = 0  # where none is given
-_OF_SWEEP = ("output_dir", "output_name", "resume")
+_OF_SWEEP = ("output_dir", "output_name", "resume", "dry_run", "debug_dataset")
 _SAME_FOR_ALL = ("validation_seed", "validation_split", "max_validation_steps")
 
 
@@ -53,23 +54,39 @@ class VariationFiles:
         """What the training has come to."""
         return self.folder / f"{self.name}_numbers.json"
 
-    def write(self) -> None:
-        """Write them.
+    def refuse_others(self) -> None:
+        """Leave alone what a training with other options has written.
 
         Raises:
-            OptionError: The folder has files of another variation.
-            OutputError: They cannot be written.
+            OptionError: There is such a thing.
         """
-        for path, text in ((self.options_path, self.options), (self.folder / DATASET, self.dataset)):
-            if text is None:
-                continue
-            if path.exists() and path.read_text(encoding="utf-8") != text:
+        for path, text in self._texts(self.folder).items():
+            is_other = path.exists() and path.read_text(encoding="utf-8") != text
+            if is_other and any(self.folder.glob(f"{glob.escape(self.name)}*")):
                 raise OptionError(
                     f"{path} is of another sweep, or of this one before it was changed. Give another --output_dir, or "
                     f"remove {self.folder}."
                 )
-            self.folder.mkdir(parents=True, exist_ok=True)
+
+    def write(self, place: Path) -> list[str]:
+        """Write them into a folder; returns what a script is told.
+
+        Raises:
+            OutputError: They cannot be written.
+        """
+        place.mkdir(parents=True, exist_ok=True)
+        for path, text in self._texts(place).items():
             write_bytes(path, text.encode())
+        return self.arguments(place)
+
+    def arguments(self, place: Path) -> list[str]:
+        """What a script is told where they are written to a folder."""
+        more = [] if self.dataset is None else [f"--dataset_config={place / DATASET}"]
+        return [f"--config_file={place / OPTIONS}", *more]
+
+    def _texts(self, place: Path) -> dict[Path, str]:
+        texts = {place / OPTIONS: self.options}
+        return texts if self.dataset is None else {**texts, place / DATASET: self.dataset}
 
 
 def files_of(sweep: SweepFile, output_dir: Path) -> list[VariationFiles]:

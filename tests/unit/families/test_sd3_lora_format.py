@@ -144,7 +144,7 @@ def test_sources_are_not_written_to():
         (kohya_to_diffusers, kohya("lora_unet_input_blocks_1_1_proj_in", 4), "no module of SD3"),
         (kohya_to_diffusers, kohya("lora_te1_text_model_embeddings", 4), "no module of SD3"),
         (kohya_to_diffusers, {"lora_unet_final_layer_linear.lokr_w1": torch.zeros(2, 2)}, "Only LoRA"),
-        (kohya_to_diffusers, {"lora_unet_final_layer_linear.lora_up.weight": torch.zeros(2, 2)}, "Only LoRA"),
+        (kohya_to_diffusers, {"lora_unet_final_layer_linear.lora_up.weight": torch.zeros(2, 2)}, "one of its two factors"),
         (kohya_to_diffusers, {}, "the file is no LoRA"),
         (diffusers_to_kohya, peft("transformer.single_transformer_blocks.0.proj_out", 4), "no module of SD3"),
         (diffusers_to_kohya, peft("unet.down_blocks.0.attn.to_q", 4), "no module of SD3"),

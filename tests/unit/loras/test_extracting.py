@@ -59,7 +59,21 @@ def test_what_clamping_changes_is_counted():
     assert clamped_share({"m": cut}) == pytest.approx(expected / float(delta.norm()), rel=1e-4)
 
 
-def test_rounding_to_the_coarser_format_is_no_difference():
-    weights = torch.randn(40)
-    assert is_same(weights, weights.half()) and is_same(weights.half(), weights)
-    assert not is_same(weights, (weights * 1.01).half())
+FORMATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@pytest.mark.parametrize("size", [100.0, 1.0, 1e-3, 1e-6])
+@pytest.mark.parametrize("one", FORMATS)
+@pytest.mark.parametrize("other", FORMATS)
+def test_rounding_to_two_formats_is_no_difference(one, other, size):
+    weights = torch.randn(5000) * size
+    weights[:9] = 0
+    assert is_same(weights.to(one), weights.to(other))
+    assert not is_same(weights.to(one), (weights * 1.1).to(other))
+
+
+def test_one_step_of_the_same_format_is_a_difference():
+    weights = torch.randn(40).bfloat16()
+    tuned = weights.clone()
+    tuned[0] += tuned[0].abs() * torch.finfo(torch.bfloat16).eps
+    assert not is_same(weights, tuned) and is_same(weights, weights.clone())

@@ -117,7 +117,7 @@ def test_foreign_paths_are_refused():
 
 
 def test_what_is_no_lora_is_refused():
-    with pytest.raises(CheckpointError, match="Only LoRA can be converted"):
+    with pytest.raises(CheckpointError, match="Only LoRA will do here"):
         kohya_to_diffusers({"oft_unet_conv_in.oft_blocks": torch.ones(1, 2, 2)}, "sd")
     with pytest.raises(CheckpointError, match="one of its two factors"):
         diffusers_to_kohya({"unet.conv_in.lora_A.weight": torch.ones(2, 2)}, "sd")

@@ -40,7 +40,7 @@ def test_a_settings_file_comes_first_and_its_tables_mean_nothing(tmp_path: Path)
     ("text", "told"),
     [
         ("", "there is none"),
-        (HEAD, "there is no variation"),
+        (HEAD, "There is no variation"),
         ('[sweep]\nscript = "sdxl_train.py"\n[[variation]]\nseed = 1\n', "got 'sdxl_train.py'"),
         (HEAD + "[gird]\nseed = [1]\n[[variation]]\nseed = 1\n", "unknown table [gird]. Did you mean grid?"),
         (HEAD.replace("script", "scirpt") + "[[variation]]\nseed = 1\n", "unknown key scirpt. Did you mean script?"),
@@ -54,6 +54,7 @@ def test_a_settings_file_comes_first_and_its_tables_mean_nothing(tmp_path: Path)
         ),
         (HEAD + '[[variation]]\nname = "?"\n', "no letter or digit"),
         (HEAD + "[variation]\nseed = 1\n", "each below [[variation]]"),
+        (HEAD + '[[variation]]\nname = "cache"\nseed = 1\n', "cannot be called 'cache'"),
     ],
 )
 def test_what_is_wrong_is_told(tmp_path: Path, text: str, told: str):
@@ -65,7 +66,7 @@ def test_what_is_wrong_is_told(tmp_path: Path, text: str, told: str):
 def test_all_of_it_is_told_at_once(tmp_path: Path):
     with pytest.raises(OptionError) as error:
         read(tmp_path, '[sweep]\nscript = "x.py"\n[gird]\n[grid]\nseed = 1\n')
-    assert all(word in str(error.value) for word in ("'x.py'", "[gird]", "[grid] seed", "no variation"))
+    assert all(word in str(error.value) for word in ("'x.py'", "[gird]", "[grid] seed"))
 
 
 @pytest.mark.parametrize(
@@ -91,6 +92,7 @@ def test_each_variation_gets_its_own_output_one_seed_and_caches_that_all_share(t
         ('output_dir = "x"\n', "", "output_dir is set by the sweep"),
         ("", 'resume = "auto"\n', "'a': resume is set by the sweep"),
         ("", "validation_seed = 4\n", "validation_seed has to be the same for all"),
+        ("dry_run = true\n", "", "dry_run is set by the sweep"),
     ],
 )
 def test_what_the_sweep_decides_is_not_taken_from_the_file(tmp_path: Path, options: str, own: str, told: str):
@@ -133,11 +135,20 @@ def test_a_subset_that_is_not_there_is_told_with_those_that_are(tmp_path: Path):
     assert "photos/dog, photos/cat" in str(error.value)
 
 
-def test_files_of_another_sweep_stay_as_they_are(tmp_path: Path):
+def test_results_of_another_sweep_stay_as_they_are(tmp_path: Path):
     (files,) = files_of(read(tmp_path, HEAD + '[[variation]]\nname = "a"\nseed = 1\n'), tmp_path / "out")
-    files.write()
-    files.write()
+    files.write(files.folder)
     (other,) = files_of(read(tmp_path, HEAD + '[[variation]]\nname = "a"\nseed = 2\n'), tmp_path / "out")
+    other.refuse_others()  # nothing has been trained: it may have been a typo
+    (files.folder / "a_numbers.json").write_text("{}")
+    files.refuse_others()
     with pytest.raises(OptionError, match="another --output_dir"):
-        other.write()
+        other.refuse_others()
     assert files.options_path.read_text(encoding="utf-8") == files.options
+
+
+def test_long_names_of_a_grid_are_numbered(tmp_path: Path):
+    values = [[f"conv_dim={'4' * 60}", "a=1"], [f"conv_dim={'4' * 60}", "a=2"]]
+    sweep = read(tmp_path, HEAD + f"[grid]\nnetwork_args = {values}\n".replace("'", '"'))
+    names = [variation.name for variation in sweep.variations]
+    assert [name[-2:] for name in names] == [" 1", " 2"] and len(set(names)) == 2
