@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+ONLY_VECTORS = "emb_params"
+"""Name of a learned word's vectors where a model has one text encoder."""
+
+
 class Size(NamedTuple):
     """Width and height in pixels. Always in this order."""
 

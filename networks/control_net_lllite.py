@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from library.errors import CheckpointError, OptionError
 from library.log import get_logger
+from networks.arg_parsing import Parser, chance, number, parse_values
 from networks.control_net_lllite_targets import (
     DEFAULT_COND_EMB_DIM,
     DEFAULT_MLP_DIM,
@@ -33,10 +34,16 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
+_PARSERS: dict[str, Parser] = {
+    "cond_emb_dim": lambda text: number(int, text, "a whole number"),
+    "dropout": chance,
+}
+
 IS_LORA = False
 IS_CONDITIONED = True
-SCRIPT = "sdxl_train_control_net_lllite.py"  # that trains it
 """It learns from a conditioning picture beside each picture, which only a script for it has."""
+SCRIPT = "sdxl_train_control_net_lllite.py"
+"""That script."""
 
 
 def check_network_args(
@@ -114,14 +121,17 @@ def create_network(
         unet: Of SDXL, under the names of diffusers.
         neuron_dropout: Chance of dropping a value inside a module while training.
         generator: Of the start values; None is torch's global one.
-        kwargs: `cond_emb_dim`, width of the picture's embedding; left out it is 32.
+        kwargs: `cond_emb_dim`, width of the picture's embedding, left out it is 32; `dropout`, which wins over
+            `neuron_dropout`.
 
     Raises:
         OptionError: A wrong argument, or another model.
     """
     from networks.control_net_lllite_network import LLLiteNetwork
 
-    network = LLLiteNetwork(_layers(unet), _widths(network_dim, kwargs), multiplier, dropout=neuron_dropout or 0.0)
+    widths = _widths(network_dim, kwargs)
+    dropout = float(kwargs.get("dropout") or neuron_dropout or 0.0)
+    network = LLLiteNetwork(_layers(unet), widths, multiplier, dropout=dropout)
     network.reset(generator)
     logger.info("ControlNet-LLLite: %d modules in U-Net", len(network.inputs))
     return network
@@ -162,12 +172,9 @@ def create_network_from_weights(
 
 
 def _widths(network_dim: int | None, arguments: Mapping[str, Any]) -> Widths:
-    if unknown := sorted(arguments.keys() - {"cond_emb_dim"}):
-        raise OptionError(f"--network_args {unknown[0]}: a ControlNet-LLLite has no such argument. Leave it out.")
-    try:
-        condition = int(arguments.get("cond_emb_dim", DEFAULT_COND_EMB_DIM))
-    except ValueError:
-        raise OptionError(f"--cond_emb_dim must be a whole number, got {arguments['cond_emb_dim']}.") from None
+    """Those of --network_dim and the arguments; what else is among these is checked."""
+    values = parse_values(arguments, _PARSERS)
+    condition = values.get("cond_emb_dim", DEFAULT_COND_EMB_DIM)
     return check_widths(Widths(condition, DEFAULT_MLP_DIM if network_dim is None else network_dim))
 
 

@@ -8,6 +8,7 @@ Source: the sd-scripts project's description of ControlNet-LLLite; the file layo
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -91,7 +92,7 @@ class LLLiteAdapter(LayerAdapter):
         if not self.enabled or self.multiplier == 0 or images is None:
             return self.base_forward(x, *args, **kwargs)
         dtype = compute_dtype(x)
-        condition = _fitting(self._embed(images, dtype), x)  # [B, h * w, condition]
+        condition = _fitting(self._embed(images, dtype), x, images.shape[-2:])  # [B, h * w, condition]
         inner = F.relu(_linear(self.down[0], x.to(dtype)))
         inner = F.relu(_linear(self.mid[0], torch.cat([condition, inner], dim=-1)))  # [B, h * w, inner]
         if self.training and self.dropout:
@@ -110,10 +111,18 @@ class LLLiteAdapter(LayerAdapter):
     def _assumed(self, x: Tensor) -> Tensor:
         """A picture for each row of x, without meaning; as square as it can be."""
         rows, columns = _grid(1, 1, x.shape[1])
-        scale = math.prod(side for _, _, side in convolutions(self.level, self.widths))
-        return x.new_zeros(x.shape[0], 3, rows * scale, columns * scale)
+        return x.new_zeros(x.shape[0], 3, rows * self._stride, columns * self._stride)
+
+    @property
+    def _stride(self) -> int:
+        """Pixels of the picture for a token, along each side."""
+        return math.prod(side for _, _, side in convolutions(self.level, self.widths))
 
     def _convolved(self, x: Tensor) -> Tensor:
+        """The embedding has the U-Net's sizes, which are rounded up: sides are filled up to whole tokens."""
+        right, below = -x.shape[-1] % self._stride, -x.shape[-2] % self._stride
+        if right or below:
+            x = F.pad(x, (0, right, 0, below), mode="replicate")
         for layer in self.conditioning1:
             if isinstance(layer, nn.Conv2d):
                 x = F.conv2d(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype), layer.stride)  # type: ignore[union-attr, arg-type]
@@ -126,12 +135,11 @@ def _linear(layer: Any, x: Tensor) -> Tensor:
     return F.linear(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype))
 
 
-def _fitting(embedding: Tensor, x: Tensor) -> Tensor:
-    """The embedding [b, C, h, w] as tokens for x [B, N, _]: with guidance the rows of x are those of b, several times,
-    and where the picture does not have the latents' size it is stretched over them."""
-    height, width = embedding.shape[-2:]
-    if height * width != x.shape[1]:
-        embedding = F.interpolate(embedding, _grid(height, width, x.shape[1]), mode="bilinear", antialias=False)
+def _fitting(embedding: Tensor, x: Tensor, picture: Sequence[int]) -> Tensor:
+    """The embedding [b, C, h, w] of a picture [height, width] as tokens for x [B, N, _]: with guidance the rows of x are
+    those of b, several times, and where the picture does not have the latents' size it is stretched over them."""
+    if math.prod(embedding.shape[-2:]) != x.shape[1]:
+        embedding = F.interpolate(embedding, _grid(*picture, x.shape[1]), mode="bilinear", antialias=False)
     if x.shape[0] % embedding.shape[0]:
         raise ValueError(f"{embedding.shape[0]} conditioning pictures cannot be for {x.shape[0]} rows")
     repeated = embedding.repeat(x.shape[0] // embedding.shape[0], 1, 1, 1)

@@ -35,22 +35,24 @@ def drawing_family(options: GenerationOptions) -> ModelFamily:
                 "or --sdxl, or check the path."
             )
         return _family(chosen, options)
-    found = _family_of_file(ckpt, options.model.allow_pickle)
-    if chosen not in (None, found):
+    kind = _kind_of_file(ckpt, options.model.allow_pickle)
+    found = _KINDS[kind]
+    if chosen not in (None, found) or (options.model.v1 and kind == "sd2"):
+        title = "Stable Diffusion 2.x" if options.model.v1 and kind == "sd2" else _TITLES[found]
         raise OptionError(
-            f"--{_flag(options)}: {ckpt} is a model of {_TITLES[found]}. Leave the option out, or use gen_img.py: the "
-            "file says what it is."
+            f"--{_flag(options)}: {ckpt} is a model of {title}. Leave the option out, or use gen_img.py: the file says "
+            "what it is."
         )
     return _family(found, options)
 
 
-def _family_of_file(path: Path, allow_pickle: bool) -> str:
+def _kind_of_file(path: Path, allow_pickle: bool) -> str:
     from library.checkpoint.weights import open_weights
 
     kind = file_kind(open_weights(denoiser_place(path), "--ckpt", allow_pickle=allow_pickle).shapes())
     if kind.name not in _KINDS:
         raise CheckpointError(f"--ckpt: {path} is {kind.title}. Give a whole model of {', '.join(_TITLES.values())}.")
-    return _KINDS[kind.name]
+    return kind.name
 
 
 def _flag(options: GenerationOptions) -> str:

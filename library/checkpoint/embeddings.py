@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from library.errors import CheckpointError
 from library.pickled import read_any_header, read_any_tensors
+from library.records import ONLY_VECTORS
 from library.tensorfile import save_with_torch, write_atomically, write_tensors
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
     from library.tensorfile import TensorHeader
 
-ONLY = "emb_params"
-"""Name of the vectors where there is one text encoder."""
 _MOST = 4  # text encoders
 _OLD_TOKEN = 265  # the id of "*", for which the first programs of this kind kept the vectors
 
@@ -66,7 +65,7 @@ def _names(header: TensorHeader, option: str) -> dict[str, str]:
             f"{option}: {header.path} is no embedding of textual inversion, which has one tensor of vectors, or one "
             f"for each text encoder; it has {len(header.tensors)} tensors ({', '.join(sorted(header.tensors)[:3])})."
         )
-    return {name: name for name in floats} if len(floats) > 1 else {floats[0]: ONLY}
+    return {name: name for name in floats} if len(floats) > 1 else {floats[0]: ONLY_VECTORS}
 
 
 def write_embedding(
@@ -93,10 +92,10 @@ def write_embedding(
         write_tensors(path, vectors, metadata)
         return
     content: dict[str, Any] = {name: rows.detach().cpu().clone() for name, rows in vectors.items()}
-    if ONLY in content:
+    if ONLY_VECTORS in content:
         content = {
             "string_to_token": {"*": _OLD_TOKEN},
-            "string_to_param": {"*": content[ONLY]},
+            "string_to_param": {"*": content[ONLY_VECTORS]},
             "name": word,
             "step": step,
             "sd_checkpoint": None,

@@ -85,7 +85,7 @@ class BatchDataset(Dataset[Batch]):
         max_steps: Optimizer steps of the run, for caption warm-up.
         is_fixed: Nothing is random: no mirroring, no dropout of captions, no random crops or colours; `variants` has
             one caption for each record.
-        replacements: Texts to put in for others at the end, see `apply_caption_rules`.
+        replacements: Texts to put in for others at the end, see `apply_caption_rules`; not for regularisation.
     """
 
     def __init__(
@@ -177,8 +177,9 @@ class BatchDataset(Dataset[Batch]):
 
     def _caption(self, item: PlannedItem, plan: BatchPlan) -> str:
         record = self.records[item.record]
+        replacements = {} if record.is_reg else self.replacements  # such a picture shows something else
         if self.is_fixed and self.variants is not None:
-            return replace_texts(self.variants[item.record][0], self.replacements, self._draw("caption", item, plan))
+            return replace_texts(self.variants[item.record][0], replacements, self._draw("caption", item, plan))
         rules, draw = self._subset(record).captions, self._draw("caption", item, plan)
         if self.variants is not None:
             return choose_caption(self.variants[item.record], rules, draw=draw, epoch=plan.epoch)
@@ -189,7 +190,7 @@ class BatchDataset(Dataset[Batch]):
             epoch=plan.epoch,
             step=plan.step,
             max_steps=self.max_steps,
-            replacements=self.replacements,
+            replacements=replacements,
         )
 
     def _text(self, texts: CachedTexts, plan: BatchPlan, captions: Sequence[str]) -> list[dict[str, Tensor]]:

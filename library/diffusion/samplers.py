@@ -32,8 +32,16 @@ class Start:
     latents: Tensor
     strength: float
 
-    def first_step(self, num_steps: int) -> int:
-        """How many of the steps are left out."""
+    def first_step(self, num_steps: int, *, rounds_up: bool = False) -> int:
+        """How many of the steps are left out.
+
+        Args:
+            num_steps: All of them.
+            rounds_up: Of a share that is no whole number of steps, the last one is taken too: in diffusers, pipelines
+                of flow models do so, and those of U-Nets do not.
+        """
+        if rounds_up:
+            return int(max(num_steps - num_steps * self.strength, 0))
         return num_steps - min(int(num_steps * self.strength), num_steps)
 
 
@@ -121,7 +129,7 @@ def euler_flow(
     Returns:
         Scaled latents. Shape [B, C, h, w], float32.
     """
-    first = 0 if start is None else start.first_step(len(sigmas) - 1)
+    first = 0 if start is None else start.first_step(len(sigmas) - 1, rounds_up=True)
     levels = sigmas.tolist()[first:]
     num_steps = len(levels) - 1
     latents = latents.float()

@@ -21,7 +21,7 @@ from library.generation.control_nets import (
     open_control_nets,
 )
 from library.generation.decoding import to_images
-from library.generation.extras import GUIDE, REGIONS, growth_of, ignored_switches, shrink_of
+from library.generation.extras import GUIDE, REGIONS, control_pictures, growth_of, ignored_switches, shrink_of
 from library.generation.guides import check_preps, load_guide
 from library.generation.highres import find_upscaler, upscaler_arguments
 from library.generation.painting import Canvas, Painter
@@ -157,7 +157,7 @@ class LoadedExtras:
         size = Size(batch[0].width, batch[0].height)
         found = []
         for number, own in enumerate(settings):
-            paths = [(record.extras or {})[GUIDE] for record in batch]
+            paths = [control_pictures(record.extras or {}) for record in batch]
             mine = [Path(listed[number if len(listed) > 1 else 0]) for listed in paths]
             found.append(to_images([load_guide(path, size, own.prep) for path in mine]))
         return found

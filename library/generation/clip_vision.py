@@ -90,7 +90,9 @@ def _prepared(picture: Image, side: int) -> Tensor:
     from PIL import Image as pillow
     from PIL import ImageOps
 
-    square = ImageOps.fit(picture.convert("RGB"), (side, side), pillow.Resampling.BICUBIC)
+    from library.data.pixels.colours import to_rgb
+
+    square = ImageOps.fit(to_rgb(picture), (side, side), pillow.Resampling.BICUBIC)
     pixels = torch.from_numpy(numpy.array(square)).permute(2, 0, 1).float() / 255
     mean, deviation = (torch.tensor(values)[:, None, None] for values in (_MEAN, _DEVIATION))
     return (pixels - mean) / deviation

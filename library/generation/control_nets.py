@@ -143,8 +143,9 @@ def _said(
     if picture.shape[-2:] != size:  # of latents that grow
         picture = F.interpolate(picture, size, mode="bilinear", antialias=True)
     rows = picture.repeat(len(latents) // len(picture), 1, 1, 1)
+    config: Any = net.net.config
     down, middle = net.net(
-        latents.to(dtype),
+        latents[:, : config.in_channels].to(dtype),  # without what models for parts of pictures are shown beside them
         timesteps,
         named["encoder_hidden_states"].to(dtype),
         rows.to(latents.device, dtype),

@@ -115,7 +115,8 @@ class Drawing:
         canvas = self.canvas(batch)
         if start is not None:
             canvas = begun_at(canvas, start, 0.0 if first.strength is None else first.strength)
-        left_out = 0 if canvas.start is None else canvas.start.first_step(first.steps)
+        is_flow = not self.model.family.samplers
+        left_out = 0 if canvas.start is None else canvas.start.first_step(first.steps, rounds_up=is_flow)
         clock = Clock(first.steps - left_out)
         with self.extras.acting(batch, self.painter, canvas, clock) as (painter, canvas):
             if REGIONS in (first.extras or {}):

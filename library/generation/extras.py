@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any
 from library.errors import OptionError
 from library.generation.prompt_lines import LINE_OPTIONS, PromptOptions
 from library.generation.record import GenerationRecord
+from library.log import get_logger
 
 if TYPE_CHECKING:
     from library.diffusion.gradual_latents import Growth, Unsharp
     from library.families.base import ModelFamily
     from library.generation.options.scripts import GenerationOptions
     from library.models.deep_shrink import DeepShrink
+
+logger = get_logger(__name__)
 
 GROUPS = ("noise", "highres", "guide", "shrink", "gradual")
 """Groups of options whose values may be extras of a picture."""
@@ -36,6 +39,7 @@ _SWITCHES = {  # {what switches an extra on: how the names of its options begin}
     REGIONS: "network_regional_",
 }
 _GUIDED = {"control_net_models", "control_net_lllite_models", "clip_vision_strength", REGIONS}
+_FROM_ZERO, _COUNTING_SAMPLERS = "force_scheduler_zero_steps_offset", ("ddim", "pndm")
 _NOT_RECORDED = "highres_fix_save_1st"  # changes no picture
 _UNSHARP = "3,0.5,0.5,0"
 
@@ -66,6 +70,8 @@ def asked_extras(
         if switch in ignored:
             raise OptionError(f"{_flag(name)} is not for this kind of model. Leave it out.")
         raise OptionError(f"{_flag(name)} has no effect without {_flag(switch)}. Give both, or leave it out.")
+    if options.guide.is_first_apart and "clip_vision_strength" in ignored and REGIONS not in acting:
+        guides = guides[1:]  # the first is for CLIP, which this family has not
     if guides and _GUIDED & acting.keys():
         acting[GUIDE] = tuple(guides)
     return {name: _plain(value) for name, value in acting.items() if value is not None and name != _NOT_RECORDED}
@@ -77,6 +83,22 @@ def ignored_switches(family: ModelFamily) -> frozenset[str]:
         () if family.samplers else ("ds_depth_1", "gradual_latent_timesteps", "force_scheduler_zero_steps_offset")
     )
     return frozenset((*of_unets, *(() if family.name == "sdxl" else ("clip_vision_strength",))))
+
+
+def tell_unused(options: GenerationOptions, records: Sequence[GenerationRecord]) -> None:
+    """Warn of parts of extras that are set on the command line while no picture has the extra."""
+    if not records or records[0].family == "sd3":  # which is told of all of them
+        return
+    used = {name for record in records for name in record.extras or ()}
+    if "ds_depth_2" not in used:
+        used.discard("ds_timesteps_2")
+    for group, switch in ((options.shrink, "ds_depth_1"), (options.gradual, "gradual_latent_timesteps")):
+        for item in fields(group):
+            if item.name not in used and getattr(group, item.name) != item.default:
+                missing = "ds_depth_2" if item.name == "ds_timesteps_2" and switch in used else switch
+                logger.warning("%s has no effect without %s.", _flag(item.name), _flag(missing))
+    if _FROM_ZERO in used and not any(record.sampler in _COUNTING_SAMPLERS for record in records):
+        logger.warning("--%s has no effect with --sampler %s: it is for ddim and pndm.", _FROM_ZERO, records[0].sampler)
 
 
 def check_extras(record: GenerationRecord) -> None:
@@ -91,6 +113,11 @@ def check_extras(record: GenerationRecord) -> None:
     for both in (("ds_depth_1", "control_net_models"), ("clip_vision_strength", REGIONS)):
         if all(name in extras for name in both):
             raise OptionError(f"{_flag(both[0])} and --{both[1]} exclude each other. Keep one of them.")
+    if "ds_depth_2" in extras and extras["ds_timesteps_2"] >= extras["ds_timesteps_1"]:
+        raise OptionError(
+            f"{_flag('ds_depth_2')} acts below {_flag('ds_timesteps_1')} only. Give a smaller "
+            f"{_flag('ds_timesteps_2')}."
+        )
     if REGIONS in extras and len(region_prompts(record.prompt)) not in (1, extras[REGIONS]):
         raise OptionError(
             f"the prompt has {len(region_prompts(record.prompt))} parts between AND, and --{REGIONS} says "
@@ -107,6 +134,12 @@ def part_of(prompt: str, region: int) -> str:
     """What a prompt says of a region, by its number from 0; all of it if it has no parts."""
     parts = region_prompts(prompt)
     return parts[region] if len(parts) > 1 else parts[0]
+
+
+def control_pictures(extras: Mapping[str, Any]) -> list[str]:
+    """Guiding pictures of ControlNets: the first one is not theirs if it is a map of regions, or for CLIP."""
+    is_first_apart = REGIONS in extras or "clip_vision_strength" in extras
+    return list(extras[GUIDE])[is_first_apart:]
 
 
 def growth_of(extras: Mapping[str, Any]) -> Growth | None:

@@ -67,10 +67,12 @@ def load_guide(path: Path, size: Size, prep: str = "none") -> Image:
     from PIL import Image as pillow
     from PIL import ImageFilter, ImageOps
 
+    from library.data.pixels.colours import to_rgb
+
     found = _PREP.fullmatch(prep)
     assert found is not None  # checked before
     with opened_picture(path, OPTION) as picture:
-        resized = picture.convert("RGB").resize(size, pillow.Resampling.LANCZOS)
+        resized = to_rgb(picture).resize(size, pillow.Resampling.LANCZOS)
     if found[1] == "invert":
         return ImageOps.invert(resized)
     if found[2]:

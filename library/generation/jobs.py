@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from library.errors import OptionError
 from library.generation.extras import asked_extras, batch_extras, check_extras, ignored_switches
 from library.generation.guides import GuidePictures
+from library.generation.naming import safe_name
+from library.generation.options.prompts import MAX_SEED
 from library.generation.options.scripts import GenerationOptions
 from library.generation.prompt_lines import PromptOptions
 from library.generation.record import GenerationRecord, NetworkUse, PictureSizes
@@ -47,10 +49,14 @@ class Seeds:
     def next(self, iteration: int) -> int:
         """That of the next picture."""
         if not self.is_same:
-            return self._drawn() if self.first is None else self.first + next(self._numbers)
+            return self._drawn() if self.first is None else self._behind(next(self._numbers))
         if iteration not in self._of_iteration:
-            self._of_iteration[iteration] = self._drawn() if self.first is None else self.first + iteration
+            self._of_iteration[iteration] = self._drawn() if self.first is None else self._behind(iteration)
         return self._of_iteration[iteration]
+
+    def _behind(self, number: int) -> int:
+        """A seed that follows the first one; 0 comes after the largest."""
+        return ((self.first or 0) + number) % (MAX_SEED + 1)
 
     @staticmethod
     def _drawn() -> int:
@@ -78,20 +84,21 @@ class JobMaker:
     guides: GuidePictures = field(default_factory=GuidePictures)
     _told: set[str] = field(default_factory=set)
 
-    def records(self, asked: AskedPrompt, *, number: int, iteration: int, seeds: Seeds) -> list[GenerationRecord]:
+    def records(self, asked: AskedPrompt, *, iteration: int, seeds: Seeds) -> list[GenerationRecord]:
         """The pictures of a prompt, without networks and lengths of texts.
 
         Args:
             asked: The prompt and its options.
-            number: Of the prompt in its iteration, from 0.
             iteration: From 0.
             seeds: For pictures whose prompt gives none.
 
         Raises:
             OptionError: The prompt asks for what cannot be drawn.
+            DatasetError: Its source picture cannot be read.
         """
         prompt = asked.options
-        record = self._record(prompt, number)
+        self._check_multipliers(prompt)
+        record = self._record(prompt, asked.number)
         check_extras(record)
         given = prompt.seeds or ()
         how_many = max(asked.num_pictures, len(given))
@@ -125,7 +132,7 @@ class JobMaker:
             mask=None if mask is None else str(mask),
             clip_prompt=prompt.clip_prompt,
             sizes=self._told_sizes(prompt, size),
-            file_name=prompt.file_name,
+            file_name=None if prompt.file_name is None else safe_name(prompt.file_name),
             extras=extras or None,
         )
 
@@ -133,9 +140,10 @@ class JobMaker:
         """Width and height: of the line, of the options, of the picture that is drawn over, or of the family."""
         usual = Size(self.family.sample_size, self.family.sample_size)
         picture = self.options.picture
-        if image is not None and not (prompt.width or prompt.height or picture.W or picture.H):
-            usual = picture_size(image)
-        asked = Size(prompt.width or picture.W or usual.width, prompt.height or picture.H or usual.height)
+        width, height = prompt.width or picture.W, prompt.height or picture.H
+        if image is not None:
+            usual = _like(picture_size(image), width, height)
+        asked = Size(width or usual.width, height or usual.height)
         multiple, longest = self.family.sample_multiple, self.longest or MAX_SIDE
         size = Size(*(max(side // multiple, 1) * multiple for side in asked))
         if size != asked:
@@ -143,6 +151,18 @@ class JobMaker:
         if max(size) > longest:
             raise OptionError(f"{size} is too large: this model draws up to {longest} pixels a side. Make it smaller.")
         return size
+
+    def _check_multipliers(self, prompt: PromptOptions) -> None:
+        """Refuse strengths of more networks than there are."""
+        network, given = self.options.network, len(prompt.network_muls or ())
+        number = network.num_files - network.num_merged
+        if given and not number:
+            self._tell("--am has no effect: there are no --network_weights whose strength can change.")
+        elif given > number:
+            raise OptionError(
+                f"--am has {given} numbers for {number} file{'s'[: number > 1]} of --network_weights whose strength "
+                "can change. Give one for each, or one for all."
+            )
 
     def _sampler(self, prompt: PromptOptions) -> str:
         known = self.family.samplers
@@ -195,6 +215,15 @@ def batch_key(record: GenerationRecord) -> tuple[Any, ...]:
 def with_networks(record: GenerationRecord, networks: tuple[NetworkUse, ...], num_rows: int) -> GenerationRecord:
     """A record with the networks at the strengths of its prompt, and the length that its texts need."""
     return replace(record, networks=networks, max_embeddings_multiples=num_rows)
+
+
+def _like(size: Size, width: int | None, height: int | None) -> Size:
+    """A size in the shape of a picture, with the side that is asked for; both may be."""
+    if width is None and height is not None:
+        return Size(max(round(size.width * height / size.height), 1), height)
+    if height is None and width is not None:
+        return Size(width, max(round(size.height * width / size.width), 1))
+    return size
 
 
 def _first(*values: Any) -> Any:

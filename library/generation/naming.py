@@ -9,10 +9,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from library.errors import OutputError
+from library.errors import OptionError, OutputError
+from library.generation.prompt_lines import shortened
 
 _SEQUENTIAL = re.compile(r"im_(\d{6,})\.png")
-_FORBIDDEN = re.compile(r'[<>:"|?*\x00-\x1f]')
+_FORBIDDEN = re.compile(r'[<>:"|?*/\\\x00-\x1f]')
+_DEVICES = re.compile(r"con|prn|aux|nul|(com|lpt)[0-9]", re.IGNORECASE)  # of Windows
+_MAX_BYTES = 200  # file systems take 255, and numbers follow
 
 
 class FileNames:
@@ -45,25 +48,28 @@ class FileNames:
         if self.is_sequential:
             self._numbers = itertools.count(self._last_number() + 1)
 
-    def next(self, seed: int, *, asked: str | None = None, original: str | None = None, prefix: str = "") -> Path:
+    def next(self, seed: int, *, asked: str | None = None, original: str | None = None) -> Path:
         """The file of the next picture.
 
         Args:
             seed: Of the picture.
             asked: By the prompt's line.
             original: Path of the picture that is drawn over.
-            prefix: Of what is no usual picture, as "hires_".
 
         Raises:
-            OutputError: The name that a line asks for is none.
+            OptionError: The name that a line asks for is none.
         """
         number = next(self._numbers)
         if asked:
             return self._unused(safe_name(asked))
         if self.uses_original and original:
             return self._unused(Path(original).stem)
-        stem = f"im_{number:06d}" if self.is_sequential else f"im_{self._started}_{prefix}{number:03d}_{seed}"
+        stem = f"im_{number:06d}" if self.is_sequential else f"im_{self._started}_{number:03d}_{seed}"
         return self._unused(stem)
+
+    def first_of(self, path: Path) -> Path:
+        """The file of the first pass of a picture."""
+        return self._unused(f"{path.stem}_1st")
 
     def _last_number(self) -> int:
         found = [_SEQUENTIAL.fullmatch(path.name) for path in self.folder.iterdir()]
@@ -78,9 +84,12 @@ def safe_name(asked: str) -> str:
     """The name that a line asks for, without ending.
 
     Raises:
-        OutputError: It is the name of no file in the folder.
+        OptionError: It is the name of no file in the folder, here or on Windows.
     """
     stem = asked.strip().removesuffix(".png")
-    if not stem or stem in (".", "..") or "/" in stem or "\\" in stem or _FORBIDDEN.search(stem):
-        raise OutputError(f'--f {asked}: this is no name for a file. Use letters, numbers, "_" and "-".')
+    if len(stem.encode()) > _MAX_BYTES:
+        raise OptionError(f"--f {shortened(asked, 40)}: this name is too long. Use up to {_MAX_BYTES} letters.")
+    is_of_device = _DEVICES.fullmatch(stem.partition(".")[0].strip()) is not None
+    if not stem or stem in (".", "..") or is_of_device or _FORBIDDEN.search(stem):
+        raise OptionError(f'--f {asked}: this is no name for a file. Use letters, numbers, "_" and "-".')
     return stem

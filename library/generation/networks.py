@@ -29,6 +29,10 @@ _OF_LORA = (_DEFAULT, "networks.lora_sd3", "networks.lora_unet")
 _BLOCK_WEIGHTS = "lbw"
 
 
+KnownTensors = dict[tuple[str, str, str, str], tuple[Mapping[str, "Tensor"], Mapping[str, str]]]
+"""{path, module, arguments and family: tensors of a network file and what it says of itself}"""
+
+
 @dataclass(frozen=True)
 class NetworkFile:
     """A network as it was asked for, and what its file holds.
@@ -64,8 +68,16 @@ def asked_networks(options: DrawingNetworkOptions) -> tuple[NetworkUse, ...]:
     )
 
 
-def read_networks(options: DrawingNetworkOptions, family: ModelFamily, files: Any) -> tuple[NetworkFile, ...]:
+def read_networks(
+    options: DrawingNetworkOptions, family: ModelFamily, files: Any, known: KnownTensors | None = None
+) -> tuple[NetworkFile, ...]:
     """Read network files, and see that they fit the model, before its weights are read.
+
+    Args:
+        options: Name them.
+        family: Of the model.
+        files: Of the model.
+        known: What was read before, which is not read again; what is read is added.
 
     Raises:
         CheckpointError: A file is missing, damaged, for another model, or has numbers that are not finite.
@@ -74,7 +86,11 @@ def read_networks(options: DrawingNetworkOptions, family: ModelFamily, files: An
     found = []
     for number, use in enumerate(asked_networks(options)):
         module = _module(use.module)
-        tensors, metadata = _read(use, family)
+        known = {} if known is None else known
+        key = (use.path, use.module, str(use.args), family.name)
+        if key not in known:
+            known[key] = _read(use, family)
+        tensors, metadata = known[key]
         _check(module, use, tensors, {"model": family.network_model(files), "depth": family.depth(files)})
         _refuse_non_finite(tensors, use.path)
         if options.network_show_meta:
@@ -253,10 +269,9 @@ def _refuse_non_finite(tensors: Mapping[str, Tensor], path: str) -> None:
 
 def _hashed(use: NetworkUse, metadata: Mapping[str, str]) -> NetworkUse:
     """With the hash that A1111 shows: the one that the file says of itself, or that of the file."""
-    from library.checkpoint.metadata import file_hashes
+    from library.generation.file_marks import network_hash
 
-    own = metadata.get("sshs_model_hash") or file_hashes(Path(use.path)).sha256
-    return replace(use, hash=own[:12])
+    return replace(use, hash=metadata.get("sshs_model_hash", "")[:12] or network_hash(Path(use.path)))
 
 
 def _stronger(use: NetworkUse, multiplier: float) -> NetworkUse:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
+from torch.nn import functional
 
 from library.diffusion.samplers import AfterStep, SamplerWays, Start, StepState
 from library.errors import UserError
@@ -132,7 +133,7 @@ def paint(
     conditioning = stacked(parts)
 
     def predict(latents: Tensor, timesteps: Tensor) -> Tensor:
-        shown = latents if canvas.beside is None else torch.cat([latents, canvas.beside], dim=1)
+        shown = latents if canvas.beside is None else torch.cat([latents, _fitting(canvas.beside, latents)], dim=1)
         rows = shown.repeat(len(parts), 1, 1, 1)
         prediction = painter.predict(rows, timesteps.repeat(len(parts)), conditioning)
         return canvas.guidance.combine(prediction.chunk(len(parts)))
@@ -151,10 +152,16 @@ def paint(
         )
     if not latents.isfinite().all():
         raise UserError(
-            "the model gives NaN or infinite numbers. Use --bf16 instead of --fp16, or none of them; a network that "
-            "diverged in training gives such numbers too."
+            "the model gives NaN or infinite numbers. Use --bf16 instead of --fp16, or none of them; a guidance scale "
+            "that is far too large, or a network that diverged in training, gives such numbers too."
         )
     return latents
+
+
+def _fitting(beside: Tensor, latents: Tensor) -> Tensor:
+    """What is shown beside latents, at their size: those that grow are smaller."""
+    is_equal = beside.shape[-2:] == latents.shape[-2:]
+    return beside if is_equal else functional.interpolate(beside, latents.shape[-2:], mode="area")
 
 
 def begun_at(canvas: Canvas, latents: Tensor, strength: float) -> Canvas:

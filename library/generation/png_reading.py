@@ -15,7 +15,13 @@ from library.generation.record import GenerationRecord, record_from_json
 
 _SETTING = re.compile(r'\s*(\w[\w /-]*):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
 _LEAST_SETTINGS = 3  # of a last line that is no part of a prompt
-_NETWORK = re.compile(r"\s*<lora:([^:<>]+):([^:<>]+)>")
+_NETWORK = re.compile(r"\s*<(?:lora|lyco|hypernet):[^:<>]+:[^<>]+>")
+_SCHEDULE = re.compile(r"(.+) (Karras|Exponential)")  # older texts name the sampler so
+_TAKEN = {  # {title: what is made of it}
+    **{"Steps": "steps", "Sampler": "sampler", "CFG scale": "scale", "Seed": "seeds", "Size": "width"},
+    **{"Denoising strength": "strength", "Hires upscale": "width"},
+}
+_NO_SETTINGS = ("Model", "Model hash", "Lora hashes", "TI hashes", "Hashes", "Version")  # change nothing by themselves
 
 
 def read_record(path: Path, option: str = "--from_png") -> GenerationRecord | None:
@@ -50,20 +56,43 @@ def read_parameters(path: Path, option: str = "--from_png") -> PromptOptions:
 
 def parse_parameters(text: str) -> PromptOptions:
     """Prompt and settings of a text as AUTOMATIC1111 writes it. Settings that are malformed count as not said."""
-    *lines, last = text.strip().split("\n")
-    settings = {title: _unquoted(value) for title, value in _SETTING.findall(last)}
-    if len(settings) < _LEAST_SETTINGS:
-        lines, settings = [*lines, last], {}
+    lines, settings = _split(text)
     place = next((number for number, line in enumerate(lines) if line.strip().startswith(NEGATIVE)), len(lines))
     prompt = _NETWORK.sub("", "\n".join(lines[:place])).strip()
     negative = "\n".join(lines[place:]).strip().removeprefix(NEGATIVE).strip()
     return PromptOptions(prompt, negative_prompt=negative or None, **_values(settings))
 
 
-def network_tags(text: str) -> dict[str, float]:
-    """{name: strength} of the <lora:name:strength> in a prompt."""
-    found = {name: _number(value.partition(":")[0]) for name, value in _NETWORK.findall(text)}
-    return {name: strength for name, strength in found.items() if strength is not None}
+def left_out(path: Path, option: str = "--from_png") -> list[str]:
+    """What a text of another program asks for and `read_parameters` does not take over.
+
+    Raises:
+        UserError: The file cannot be read as a picture.
+    """
+    return parts_left_out(_read_chunks(path, option).get(PARAMETERS_CHUNK, ""))
+
+
+def parts_left_out(text: str) -> list[str]:
+    """Networks and settings of a text that `parse_parameters` does not take over."""
+    lines, settings = _split(text)
+    values = _values(settings)
+    lost = [
+        f"{title}: {value}"
+        for title, value in settings.items()
+        if title not in _NO_SETTINGS and values.get(_TAKEN.get(title, "")) is None
+    ]
+    return [*(found[0].strip() for found in _NETWORK.finditer("\n".join(lines))), *lost]
+
+
+def _split(text: str) -> tuple[list[str], dict[str, str]]:
+    """The lines of the prompts, and {title: value} of the last line."""
+    *lines, last = text.strip().split("\n")
+    settings = {title: _unquoted(value) for title, value in _SETTING.findall(last)}
+    if len(settings) < _LEAST_SETTINGS:
+        return [*lines, last], {}
+    if found := _SCHEDULE.fullmatch(settings.get("Sampler", "")):
+        settings |= {"Sampler": found[1], "Schedule type": found[2]}
+    return lines, settings
 
 
 def _values(settings: Mapping[str, str]) -> dict[str, Any]:

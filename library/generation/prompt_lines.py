@@ -98,6 +98,8 @@ _SEEDS = _Form("whole numbers of 0 or more with commas", lambda text: _listed(te
 _SCALE = _Form("a number", _number)
 _SCALE_OR_NONE = _Form('a number or "none"', lambda text: "none" if text.lower() == "none" else _number(text))
 _SHARE = _Form("a number of 0 to 1", lambda text: _number(text, 0, 1))
+_PART = _Form("a number above 0 and up to 1", lambda text: _number(text, 1e-6, 1))
+_FACTOR = _Form("a number of 0 or more", lambda text: _number(text, 0))
 _POSITIVE = _Form("a number above 0", lambda text: _number(text, 1e-6))
 _NUMBERS = _Form("numbers with commas", lambda text: _listed(text, _number))
 _TIMESTEP = _Form("a timestep of 0 to 1000", lambda text: _whole(text, 0, 1000))
@@ -122,16 +124,16 @@ _OPTIONS: dict[str, tuple[str, _Form]] = {
     "n": ("negative_prompt", _ANY_TEXT),
     "c": ("clip_prompt", _TEXT),
     "am": ("network_muls", _NUMBERS),
-    "dsd1": ("ds_depth_1", _COUNT),
+    "dsd1": ("ds_depth_1", _SIDE),
     "dst1": ("ds_timesteps_1", _TIMESTEP),
-    "dsd2": ("ds_depth_2", _COUNT),
+    "dsd2": ("ds_depth_2", _SIDE),
     "dst2": ("ds_timesteps_2", _TIMESTEP),
-    "dsr": ("ds_ratio", _POSITIVE),
+    "dsr": ("ds_ratio", _PART),
     "glt": ("gradual_latent_timesteps", _TIMESTEP),
-    "glr": ("gradual_latent_ratio", _POSITIVE),
+    "glr": ("gradual_latent_ratio", _PART),
     "gle": ("gradual_latent_every_n_steps", _STEPS),
     "gls": ("gradual_latent_ratio_step", _POSITIVE),
-    "glsn": ("gradual_latent_s_noise", _SCALE),
+    "glsn": ("gradual_latent_s_noise", _FACTOR),
     "glus": ("gradual_latent_unsharp_params", _TEXT),
     "f": ("file_name", _TEXT),
     "ss": ("sampler", _WORD),

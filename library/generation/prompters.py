@@ -34,6 +34,8 @@ def prompts_of_module(path: Path, args: Any) -> Iterator[str]:
         OptionError: There is no such file or function, it fails, or it gives something that is no text.
     """
     prompter = _guarded(path, lambda: _function_of(path)(args))
+    if callable(prompter):  # modules for sd-scripts may give a function that gives the texts
+        prompter = _guarded(path, prompter)
     lines = iter(_guarded(path, lambda: iter(prompter)))
     return _checked(path, lines)
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
+import types
+import typing
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, TypeGuard
+from dataclasses import asdict, dataclass, is_dataclass
+from typing import Any
 
 from library.errors import UserError
 
@@ -16,7 +20,7 @@ class NetworkUse:
     Attributes:
         path: As it was given.
         name: File name without ending.
-        hash: Of the whole file, SHA-256, 12 digits as A1111 shows them.
+        hash: 12 digits, as A1111 shows them: of a .safetensors file SHA-256 of what follows the header.
         multiplier: Its strength.
         module: Of `--network_module`.
         args: Of `--network_args`, {key: value}.
@@ -75,6 +79,8 @@ class GenerationRecord:
         precision: "float", "fp16" or "bf16".
         file_name: That the prompt's line asks for; None. No part of what makes the picture.
         extras: Settings of extras that act: highres fix, deep shrink and others, {name of the option: value}.
+        settings: Other options that change the picture: encoders of SD3, how the VAE decodes and others, {name: value}.
+        files: {path: hash} of the files beside the model, see `file_mark`.
     """
 
     prompt: str
@@ -105,6 +111,8 @@ class GenerationRecord:
     precision: str = "float"
     file_name: str | None = None
     extras: Mapping[str, Any] | None = None
+    settings: Mapping[str, Any] | None = None
+    files: Mapping[str, str] | None = None
 
 
 def record_to_json(record: GenerationRecord) -> dict[str, Any]:
@@ -118,19 +126,50 @@ def record_from_json(content: object) -> GenerationRecord:
     Raises:
         UserError: It is something else.
     """
-    if not _is_object(content):
-        raise UserError("its text is no record of a picture")
-    known = {item.name for item in fields(GenerationRecord)}
-    values = {key: value for key, value in content.items() if key in known}
+    record = _read(GenerationRecord, content, "it")
+    assert isinstance(record, GenerationRecord)
+    return record
+
+
+def _read(hint: Any, value: object, name: str) -> Any:
+    """A value of JSON as an annotation wants it.
+
+    Args:
+        hint: Of a field.
+        value: What stands there.
+        name: Of the field, for messages.
+
+    Raises:
+        UserError: It is of another type, or no finite number.
+    """
+    members = typing.get_args(hint)
+    if isinstance(hint, types.UnionType):
+        if value is None and type(None) in members:
+            return None
+        return _read(members[0], value, name)
+    if is_dataclass(hint) and isinstance(value, dict):
+        return _read_object(hint, value)
+    if typing.get_origin(hint) is tuple and isinstance(value, list):
+        return tuple(_read(members[0], item, name) for item in value)
+    if typing.get_origin(hint) is Mapping and isinstance(value, dict):
+        return {key: _read(members[1], item, f"{name} {key}") for key, item in value.items()}
+    if hint is Any or (hint is float and _is_number(value)):
+        return value
+    if hint in (str, int, bool) and type(value) is hint:
+        return value
+    raise UserError(f"its text is no record of a picture ({name} is {json.dumps(value)[:40]})")
+
+
+def _read_object(kind: Any, content: Mapping[str, object]) -> Any:
+    hints = typing.get_type_hints(kind)
+    if unknown := content.keys() - hints.keys():
+        raise UserError(f"its text is no record of a picture that this version knows ({', '.join(sorted(unknown))})")
     try:
-        values["networks"] = tuple(NetworkUse(**entry) for entry in values.get("networks", ()))
-        values["embeddings"] = tuple(values.get("embeddings", ()))
-        if values.get("sizes") is not None:
-            values["sizes"] = PictureSizes(**values["sizes"])
-        return GenerationRecord(**values)
+        return kind(**{name: _read(hints[name], value, name) for name, value in content.items()})
     except TypeError as error:
         raise UserError(f"its text is no record of a picture ({error})") from error
 
 
-def _is_object(content: object) -> TypeGuard[dict[str, Any]]:
-    return isinstance(content, dict)
+def _is_number(value: object) -> bool:
+    is_whole = type(value) is int and abs(value) < 2**64
+    return is_whole or (isinstance(value, float) and math.isfinite(value))

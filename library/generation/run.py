@@ -4,15 +4,19 @@ pictures are drawn, decoded and written."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from library.generation.extras import GUIDE, tell_unused
+from library.generation.file_marks import file_mark, file_marks
 from library.generation.guides import GuidePictures
 from library.generation.jobs import JobMaker, Seeds, batch_key, with_networks
 from library.generation.naming import FileNames
 from library.generation.options.scripts import GenerationOptions
 from library.generation.record import GenerationRecord
 from library.generation.redrawing import redrawings
+from library.generation.settings import files_beside, settings_of
 from library.generation.sheet_run import draw_sheets
 from library.generation.sources import SourcePictures
 from library.generation.supply import PromptSupply, naming
@@ -23,6 +27,7 @@ if TYPE_CHECKING:
 
     from library.families.base import ModelFamily
     from library.generation.drawing import Drawing
+    from library.generation.networks import KnownTensors
 
 logger = get_logger(__name__)
 
@@ -45,7 +50,8 @@ def draw_pictures(options: GenerationOptions, make_family: MakeFamily) -> None:
         uses_original=options.files.use_original_file_name,
     )
     if options.sheets.xyz:
-        number = draw_sheets(options, lambda own: PictureRun(own, make_family, names))
+        known: KnownTensors = {}  # networks are read once for all models
+        number = draw_sheets(options, lambda own: PictureRun(own, make_family, names, known))
     elif options.prompts.from_png:
         number = sum(PictureRun(one.options, make_family, names).draw(one.supply) for one in redrawings(options))
     else:
@@ -60,6 +66,7 @@ class PictureRun:
         options: Of the run.
         make_family: See `draw_pictures`.
         names: For the pictures.
+        known: See `read_networks`.
 
     Attributes:
         drawing: What draws, once it is loaded.
@@ -69,7 +76,13 @@ class PictureRun:
         UserError: A file cannot be used; nothing was drawn.
     """
 
-    def __init__(self, options: GenerationOptions, make_family: MakeFamily, names: FileNames) -> None:
+    def __init__(
+        self,
+        options: GenerationOptions,
+        make_family: MakeFamily,
+        names: FileNames,
+        known: KnownTensors | None = None,
+    ) -> None:
         from library.generation.acting import open_extras
         from library.generation.embeddings import read_embeddings
         from library.generation.model import naming_ckpt
@@ -83,7 +96,7 @@ class PictureRun:
             files = family.inspect()
             self.family: ModelFamily = family.as_marked(files)
         self.files: Any = files
-        self.networks = read_networks(options.network, self.family, files)
+        self.networks = read_networks(options.network, self.family, files, known)
         self.embeddings = read_embeddings(options.model.textual_inversion_embeddings)
         self.extras = open_extras(options, self.family, files)
         self.drawing: Drawing | None = None
@@ -94,11 +107,17 @@ class PictureRun:
     def draw(self, supply: PromptSupply) -> int:
         """Draw all prompts; returns the number of pictures."""
         if supply.is_known:  # what is wrong is told before the model is read
-            for number, asked in enumerate(supply.iteration(0)):
+            records = []
+            for asked in supply.iteration(0):
                 with naming(asked.place):
-                    self.maker.records(asked, number=number, iteration=0, seeds=Seeds(0))
+                    records += self.maker.records(asked, iteration=0, seeds=Seeds(0))
+            tell_unused(self.options, records)
         self.names.prepare()
-        return sum(self._draw_batch(batch) for batch in self._batches(supply))
+        number = 0
+        for batch in self._batches(supply):
+            with supply.forgiving():
+                number += self._draw_batch(batch)
+        return number
 
     def _batches(self, supply: PromptSupply) -> Iterator[list[GenerationRecord]]:
         """Pictures that are drawn at once. What is asked for by and by is drawn before the next is asked for."""
@@ -118,43 +137,39 @@ class PictureRun:
     def _jobs(self, supply: PromptSupply) -> Iterable[list[GenerationRecord]]:
         prompts = self.options.prompts
         seeds = Seeds(prompts.seed, prompts.iter_same_seed)
-        for iteration in range(prompts.n_iter):
-            for number, asked in enumerate(supply.iteration(iteration)):
+        for iteration in range(1 if supply.ready is not None else prompts.n_iter):
+            for asked in supply.iteration(iteration):
                 records: list[GenerationRecord] = []
                 with supply.forgiving(), naming(asked.place):
-                    records = self.maker.records(asked, number=number, iteration=iteration, seeds=seeds)
+                    records = self.maker.records(asked, iteration=iteration, seeds=seeds)
                 yield [self._complete(record, asked.options.network_muls) for record in records]
 
     def _complete(self, record: GenerationRecord, multipliers: Sequence[float] | None) -> GenerationRecord:
         """With what only the loaded model tells."""
         drawing = self._drawing()
-        if multipliers and not drawing.networks.uses:
-            logger.warning("--am has no effect: there are no --network_weights.")
         texts = (record.prompt, record.negative_prompt)
         rows = self.options.model.max_embeddings_multiples or drawing.text.num_rows(texts)
-        return with_networks(record, drawing.networks.uses_at(multipliers), rows)
+        guides = (record.extras or {}).get(GUIDE, ())
+        marks = {**(record.files or {}), **file_marks((record.image, record.mask, *guides))}
+        return replace(with_networks(record, drawing.networks.uses_at(multipliers), rows), files=marks or None)
 
     def _draw_batch(self, batch: list[GenerationRecord]) -> int:
         from library.generation.writing import write_picture
 
-        saves_first = self.options.highres.highres_fix_save_1st
-        pictures = self._drawing().draw(batch, self._write_first if saves_first else None)
-        for record, picture in zip(batch, pictures, strict=True):
+        small: list[tuple[GenerationRecord, Image]] = []  # of first passes, which are called after the last ones
+
+        def keep(records: Sequence[GenerationRecord], pictures: Sequence[Image]) -> None:
+            small.extend(zip(records, pictures, strict=True))
+
+        pictures = self._drawing().draw(batch, keep if self.options.highres.highres_fix_save_1st else None)
+        for number, (record, picture) in enumerate(zip(batch, pictures, strict=True)):
             path = self.names.next(record.seed, asked=record.file_name, original=record.image)
             write_picture(path, picture, record)
             self.written.append(path)
             logger.info("%s", path)
+            for first_record, first in small[number : number + 1]:
+                write_picture(self.names.first_of(path), first, first_record)
         return len(batch)
-
-    def _write_first(self, batch: Sequence[GenerationRecord], pictures: Sequence[Image]) -> None:
-        """Write the small pictures of a first pass."""
-        from library.generation.writing import write_picture
-
-        for record, picture in zip(batch, pictures, strict=True):
-            asked = record.file_name and f"{record.file_name}_1st"
-            path = self.names.next(record.seed, asked=asked, original=record.image, prefix="1st_")
-            write_picture(path, picture, record)
-            logger.info("%s", path)
 
     def _drawing(self) -> Drawing:
         """What draws, once it is needed."""
@@ -184,23 +199,18 @@ class PictureRun:
             scale=1.0,
             family=self.family.name,
             model=str(model.ckpt),
-            model_hash=_hash(Path(str(model.ckpt))),
+            model_hash=file_mark(Path(str(model.ckpt))),
             vae=None if model.vae is None else str(model.vae),
             embeddings=tuple(map(str, self.embeddings)),
-            clip_skip=model.clip_skip,
+            clip_skip=model.clip_skip if self.family.name == "sd" else None,
             emb_normalize_mode=model.emb_normalize_mode,
             v_parameterization=self.family.prediction_type == "v",
             zero_terminal_snr=bool(getattr(self.family, "is_zero_terminal", False)),
             precision=self.options.computing.precision,
+            settings=settings_of(self.options, self.family.name) or None,
+            files=file_marks(files_beside(self.options, self.family.name)) or None,
         )
 
 
 def _same(one: GenerationRecord, other: GenerationRecord) -> bool:
     return batch_key(one) == batch_key(other)
-
-
-def _hash(path: Path) -> str:
-    """Of a model's file, as A1111 shows it; empty for a folder."""
-    from library.checkpoint.metadata import file_hashes
-
-    return file_hashes(path).sha256[:10] if path.is_file() else ""

@@ -40,6 +40,7 @@ def draw_sheets(options: GenerationOptions, make_run: Callable[[GenerationOption
     """
     prompts = list(PromptSupply.of(replace(options.prompts, images_per_prompt=1)).iteration(0))
     axes = parse_axes(options.sheets.xyz or (), [_label(asked) for asked in prompts])
+    _tell_left_out(prompts)
     cells = plan_cells(axes)
     seed = secrets.randbits(_SEED_BITS) if options.prompts.seed is None else options.prompts.seed
     runs = []
@@ -64,6 +65,14 @@ def _label(asked: AskedPrompt) -> str:
     return asked.options.prompt
 
 
+def _tell_left_out(prompts: Sequence[AskedPrompt]) -> None:
+    """Warn of what lines ask for and a sheet has not."""
+    if any(len(asked.options.seeds or ()) > 1 for asked in prompts):
+        logger.warning("of several seeds of --d a sheet has the first. Compare seeds by the axis seed=1,2.")
+    if any(asked.options.file_name is not None for asked in prompts):
+        logger.warning("--f has no effect: pictures of a sheet are named as usual.")
+
+
 def _options_of(options: GenerationOptions, axes: Sequence[Axis], model: Any) -> GenerationOptions:
     """The options of the run of one model."""
     weights = next((axis.values for axis in axes if axis.name == "weights"), None)
@@ -71,8 +80,12 @@ def _options_of(options: GenerationOptions, axes: Sequence[Axis], model: Any) ->
         raise OptionError(f'{OPTION}: the axis "weights" stands for --network_weights. Give one of them.')
     if weights is None and not options.network.network_weights and any(axis.name == "lora" for axis in axes):
         raise OptionError(f'{OPTION}: the axis "lora" needs --network_weights or an axis "weights". Give one of them.')
-    if options.network.num_merged and any(axis.name == "lora" for axis in axes):
-        raise OptionError(f'{OPTION}: merged networks have one strength. Leave --network_merge or the axis "lora" out.')
+    is_merged = options.network.network_merge or bool(options.network.network_merge_n_models)
+    named = next((axis.name for axis in axes if axis.name in ("weights", "lora")), None)
+    if is_merged and named is not None:
+        raise OptionError(
+            f'{OPTION}: merged networks have one strength. Leave --network_merge or the axis "{named}" out.'
+        )
     if model is not None:
         options = replace(options, model=replace(options.model, ckpt=str(model)))
     if weights is not None:

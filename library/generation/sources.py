@@ -74,17 +74,19 @@ def picture_size(path: Path, option: str = "--image_path") -> Size:
 
 
 def load_source(path: Path, size: Size) -> Image:
-    """A picture at a size, in colours. Another shape is stretched, and the log says so.
+    """A picture at a size, in colours; white where it is transparent. Another shape is stretched, and the log says so.
 
     Raises:
         DatasetError: It cannot be read.
     """
     from PIL import Image as pillow
 
+    from library.data.pixels.colours import to_rgb
+
     with opened_picture(path, "--image_path") as picture:
         if picture.size != size:
             logger.info("%s: %s is resized to %s.", path, Size(*picture.size), size)
-        return picture.convert("RGB").resize(size, pillow.Resampling.LANCZOS)
+        return to_rgb(picture).resize(size, pillow.Resampling.LANCZOS)
 
 
 def load_cells_mask(path: Path, size: Size, cell: int) -> Tensor:
@@ -129,12 +131,16 @@ def listed_pictures(path: Path | None, option: str) -> tuple[Path, ...]:
 
 
 def opened_picture(path: Path, option: str) -> Image:
-    """The picture, decoded and turned as it is looked at."""
+    """The picture with 8 bits a channel, decoded and turned as it is looked at."""
     from PIL import Image as pillow
     from PIL import ImageOps
 
+    from library.data.pixels.colours import in_8_bits
+
     with _naming(path, option), pillow.open(path) as stored:
-        return ImageOps.exif_transpose(stored)
+        turned = ImageOps.exif_transpose(stored)
+        turned.format = stored.format
+        return in_8_bits(turned)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from library.errors import OptionError
+from library.errors import OptionError, UserError
 from library.generation.options.prompts import PromptSourceOptions
 from library.generation.prompt_file import PromptLine, read_prompt_lines, shuffled
 from library.generation.prompt_lines import PromptOptions, parse_prompt
@@ -31,11 +31,13 @@ class AskedPrompt(NamedTuple):
         options: Of its line.
         place: Where it stands, for messages.
         num_pictures: That are wanted of it.
+        number: Of its line, from 0; decides which source and guiding pictures it has.
     """
 
     options: PromptOptions
     place: str
     num_pictures: int = 1
+    number: int = 0
 
 
 @dataclass(frozen=True)
@@ -93,31 +95,32 @@ class PromptSupply:
         """The prompts of one iteration, from 0.
 
         Raises:
-            OptionError: A text is wrong; a person is asked for another one instead.
+            UserError: A text is wrong; a person is asked for another one instead.
         """
         if self.ready is not None:
             yield from self.ready
             return
-        for line in self._lines(number):
+        for place, line in self._lines(number):
             with self.forgiving():
-                yield from self._prompts(line, number)
+                yield from (asked._replace(number=place) for asked in self._prompts(line, number))
 
     @contextmanager
     def forgiving(self) -> Iterator[None]:
         """Tell a person what is wrong with a prompt, and go on."""
         try:
             yield
-        except OptionError as error:
+        except UserError as error:
             if not self.is_interactive:
                 raise
             logger.error("%s", error)
 
-    def _lines(self, number: int) -> Iterator[PromptLine]:
+    def _lines(self, number: int) -> Iterator[tuple[int, PromptLine]]:
+        """Each with its number, which it keeps in any order."""
         if self.lines is None:
             assert self.by_and_by is not None  # one of them is given
-            return self.by_and_by()
-        ordered = shuffled(self.lines, seed=self.seed, iteration=number) if self.is_shuffled else self.lines
-        return iter(ordered)
+            return enumerate(self.by_and_by())
+        lines = list(enumerate(self.lines))
+        return iter(shuffled(lines, seed=self.seed, iteration=number) if self.is_shuffled else lines)
 
     def _prompts(self, line: PromptLine, number: int) -> list[AskedPrompt]:
         """Those that a line with variants stands for; one for all pictures if it has none."""

@@ -50,15 +50,13 @@ def restored(modules: Mapping[str, LoraPair], metadata: Mapping[str, str]) -> di
 
 def _with_alpha(pair: LoraPair, note: object) -> LoraPair:
     alpha, share = note if isinstance(note, list) and len(note) == 2 else (note, 0)
-    if pair.scale != 1 or not (_is_number(alpha) and isinstance(share, int) and abs(share) <= _MOST):
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
+        return pair
+    if pair.scale != 1 or not isinstance(share, int) or abs(share) > _MOST:
         return pair
     scale = alpha / pair.down.shape[0]
     if not math.isfinite(scale) or scale <= 0:
         return pair
     up = times(pair.up.double(), 2.0**share / scale).to(pair.up.dtype)
-    restored_pair = LoraPair(times(pair.down, 2.0**-share), up, scale)
-    return restored_pair if restored_pair.is_finite or not pair.is_finite else pair
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    found = LoraPair(times(pair.down, 2.0**-share), up, scale)
+    return found if found.is_finite or not pair.is_finite else pair

@@ -22,14 +22,13 @@ from torch import nn
 
 from library.errors import CheckpointError
 from library.models.word_places import word_pattern
+from library.records import ONLY_VECTORS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from library.models.tokenizers import TextTokenizer
     from library.models.vocabulary import Vocabulary
-
-ONLY = "emb_params"  # names the vectors of a model that has one text encoder
 
 
 def add_words(
@@ -70,7 +69,9 @@ def vectors_for(vectors: Mapping[str, Tensor], tables: Mapping[str, Any], what: 
     Raises:
         CheckpointError: The vectors are of another model.
     """
-    named = {next(iter(tables)): vectors[ONLY]} if ONLY in vectors and len(tables) == 1 else dict(vectors)
+    named = (
+        {next(iter(tables)): vectors[ONLY_VECTORS]} if ONLY_VECTORS in vectors and len(tables) == 1 else dict(vectors)
+    )
     found = {name: rows for name, rows in named.items() if name in tables}
     widths = {name: table.embedding_dim for name, table in tables.items()}
     if not found or any(rows.shape[-1] != widths[name] for name, rows in found.items()):

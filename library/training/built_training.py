@@ -451,7 +451,7 @@ class BuiltTraining(Run):
         from library.training.saving.run_metadata import RunMetadata
 
         return RunMetadata(
-            {**self.options.values(), "optimizer_type": self.options.optimizer.optimizer_name},
+            self.described_values(),
             family=self.family,
             files=self.files,
             plan=self.plan,
@@ -460,6 +460,10 @@ class BuiltTraining(Run):
             is_saved_here=self.accelerator.is_main_process,
             session=self.continuation.session,
         )
+
+    def described_values(self) -> dict[str, Any]:
+        """The options by name, as files tell them."""
+        return {**self.options.values(), "optimizer_type": self.options.optimizer.optimizer_name}
 
     def save_dtype(self) -> torch.dtype | None:
         """Number format of saved files; None for that of training."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from library.errors import OptionError
 from library.log import get_logger
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
     from library.records import Batch
     from library.training.sampling.prompts import SamplePrompt
+    from library.training.saving.run_metadata import RunMetadata
+    from networks.control_net_lllite_targets import Widths
 
 logger = get_logger(__name__)
 
@@ -46,12 +49,23 @@ class LlliteTrainer(NetworkTrainer):
 
     def planned_trainables(self) -> list[str]:
         """Its widths and rate."""
-        from networks.control_net_lllite_targets import DEFAULT_COND_EMB_DIM, DEFAULT_MLP_DIM
-
-        options = self.options.network
-        condition, inner = options.cond_emb_dim or DEFAULT_COND_EMB_DIM, options.network_dim or DEFAULT_MLP_DIM
+        condition, inner = self._widths()
         rates = {self.family.denoiser_name: self.options.optimizer.learning_rate}
         return [f"ControlNet-LLLite, {inner} wide, embedding of {condition}", *self.rates_in_words(rates)]
+
+    def described_values(self) -> dict[str, Any]:
+        """Also: the modules' width where it is the usual one."""
+        return {**super().described_values(), "network_dim": self._widths().inner}
+
+    def describe_run(self, network_args: Mapping[str, str] | None = None) -> RunMetadata:
+        """Also: the width of the picture's embedding where it is the usual one."""
+        return super().describe_run({**(network_args or {}), "cond_emb_dim": str(self._widths().condition)})
+
+    def _widths(self) -> Widths:
+        from networks.control_net_lllite_targets import DEFAULT_COND_EMB_DIM, DEFAULT_MLP_DIM, Widths
+
+        options = self.options.network
+        return Widths(options.cond_emb_dim or DEFAULT_COND_EMB_DIM, options.network_dim or DEFAULT_MLP_DIM)
 
     def tell(self, batch: Batch) -> None:
         """The conditioning pictures of the batch."""

@@ -71,6 +71,36 @@ def test_number_formats_change_the_factors_alone(lora, tmp_path):
     assert found[f"{NAME}.lora_up.weight"].dtype == torch.float16 and found[f"{NAME}.alpha"].dtype == torch.float32
 
 
+def test_numbers_too_large_for_the_format_are_refused(tmp_path, capsys):
+    large = {key: tensor * 1e6 for key, tensor in factors(NAME).items()}
+    save_file(large, tmp_path / "large.safetensors")
+    target = tmp_path / "half.safetensors"
+    assert main([str(tmp_path / "large.safetensors"), str(target), "--to=kohya", "--save_precision=fp16"]) == 5
+    assert not target.exists() and "float16 cannot hold. Use --save_precision bf16" in capsys.readouterr().err
+
+
+def test_a_strength_in_the_metadata_is_moved_into_the_factors(tmp_path, capsys):
+    source, target = tmp_path / "noted.safetensors", tmp_path / "plain.safetensors"
+    note = {"lora_adapter_metadata": '{"transformer.r": 2, "transformer.lora_alpha": 1}'}
+    save_file(factors(PATH, ".lora_A.weight", ".lora_B.weight"), source, note)
+    assert main([str(source), "--verify_export"]) == 2
+    assert "--to diffusers helps" in capsys.readouterr().err
+    assert main([str(source), str(target), "--to=diffusers", "--verify_export"]) == 0
+    assert torch.equal(load_file(target)[f"{PATH}.lora_B.weight"], torch.full((16, 2), 0.5))
+    assert main([str(target), str(tmp_path / "again.safetensors"), "--to=diffusers"]) == 2
+    assert "has this form already" in capsys.readouterr().err
+
+
+def test_what_is_lost_in_a_narrow_format_is_told(tmp_path, capsys):
+    small = {f"{NAME}.lora_{end}.weight": torch.rand(4, 4).mul(1e-5).half() for end in ("down", "up")}
+    save_file(small | {f"{NAME}.alpha": torch.tensor(0.1)}, tmp_path / "small.safetensors")
+    arguments = [str(tmp_path / "small.safetensors"), str(tmp_path / "x.safetensors"), "--to=native"]
+    assert main(arguments) == 0
+    assert "1 modules have numbers that" in capsys.readouterr().err
+    assert main([*arguments, "--save_precision=float", "--overwrite"]) == 0
+    assert "modules have numbers that" not in capsys.readouterr().err
+
+
 def test_alpha_is_folded_on_request(lora, tmp_path):
     assert main([str(lora), str(tmp_path / "folded.safetensors"), "--to=kohya", "--fold_alpha"]) == 0
     assert sorted(load_file(tmp_path / "folded.safetensors")) == [f"{NAME}.lora_down.weight", f"{NAME}.lora_up.weight"]

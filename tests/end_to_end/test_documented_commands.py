@@ -316,9 +316,8 @@ def _is_started(page: Path, words: list[str], block: Block) -> bool:
     if "exit code" in block.notes:
         return True
     script, is_single = _script(words), words[0] in ("accelerate", "python", "python3")
-    if not is_single:
-        return page.name not in UNET_PAGES
-    return page.name not in UNET_PAGES and script != "" and FIRST_PLACES[script] == block.place
+    is_first = not is_single or (script != "" and FIRST_PLACES[script] == block.place)
+    return page.name not in UNET_PAGES and is_first
 
 
 def _run_command(words: list[str], block: Block) -> str:

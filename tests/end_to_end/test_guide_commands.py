@@ -1,7 +1,7 @@
 """The trainings of the training guide and of the troubleshooting page, on a tiny model in place of the drawing one.
 
-The pages of test_documented_commands.py run as they are printed. These take minutes each, so every one of them is
-planned here (`--dry_run`), with the files that the page has printed before, and the first one trains for two epochs.
+In test_documented_commands.py they train for an epoch. Here every one of them is planned (`--dry_run`) with all the
+epochs and the files that the page prints, and the first one trains for two epochs.
 All run in this process, which saves them the start of Python and torch.
 """
 

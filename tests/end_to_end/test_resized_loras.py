@@ -103,6 +103,13 @@ def test_a_lora_in_fp8_is_resized_and_looked_at(tmp_path, capsys):
         torch.testing.assert_close(delta, expected[name], atol=1e-3, rtol=1e-3)
 
 
+def test_the_number_format_stays_or_is_that_asked_for(lora_file, tmp_path):
+    for flags, dtype in (((), torch.float32), (("--save_precision=bf16",), torch.bfloat16)):
+        assert resize(lora_file, tmp_path / "small.safetensors", "--new_rank=2", *flags) == 0
+        tensors = load_file(tmp_path / "small.safetensors")
+        assert {tensor.dtype for tensor in tensors.values() if tensor.dim()} == {dtype}
+
+
 @pytest.mark.parametrize(("method", "param"), [("sv_ratio", 3.0), ("sv_fro", 0.8), ("sv_cumulative", 0.6)])
 def test_dynamic_ranks_follow_the_singular_values_of_the_whole_matrices(method, param, lora_file, tmp_path):
     target = tmp_path / "dynamic.safetensors"

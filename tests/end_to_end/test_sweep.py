@@ -160,7 +160,7 @@ def test_a_training_that_fails_leaves_the_others_alone(sweep_file, tmp_path: Pat
         (PAIR + "[[variation]]\nmixed_precision = 'bf16'\n", {}, ("--together=yes",), "--mixed_precision is no in one"),
         (PAIR + "[[variation]]\nresolution = 32\n", {"dataset_config": None}, (), "One of"),
         (PAIR, {"pretrained_model_name_or_path": "none.safetensors"}, (), "none.safetensors"),
-        (PAIR, {}, ("--launcher=accelrate launch",), "there is no program accelrate here"),
+        (PAIR, {}, ("--launcher=accelrate launch",), "there is no program"),
         (PAIR, {}, ("--launcher=accelerate 'launch",), "cannot be read as a command"),
         (PAIR, {"torch_compile": True}, ("--together=yes",), "--torch_compile compiles the layers"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ import torch
 from safetensors import safe_open
 
 from examples.learned_word import LESSONS, measure, train
-from library.checkpoint.embeddings import ONLY, read_embedding
+from library.checkpoint.embeddings import read_embedding
 from library.log import LOGGER_NAME
 from library.models.added_words import token_table
+from library.records import ONLY_VECTORS
 from tests.end_to_end.conftest import OtherTraining
 from tests.end_to_end.conftest import _without_repeats as without_repeats
 
@@ -26,7 +28,11 @@ SCRIPTS = {
     "sdxl": "sdxl_train_textual_inversion",
     "sd3": "sd3_train_textual_inversion",
 }
-WIDTHS = {"sd1": {ONLY: 32}, "sdxl": {"clip_l": 32, "clip_g": 48}, "sd3": {"clip_l": 32, "clip_g": 48, "t5xxl": 96}}
+WIDTHS = {
+    "sd1": {ONLY_VECTORS: 32},
+    "sdxl": {"clip_l": 32, "clip_g": 48},
+    "sd3": {"clip_l": 32, "clip_g": 48, "t5xxl": 96},
+}
 FLAGS = ("--token_string=blarg", "--learning_rate=1e-2", "--save_model_as=safetensors", "--cache_latents")
 TWO_STEPS = ("--max_train_steps=2", "--num_vectors_per_token=2")
 
@@ -66,7 +72,7 @@ def test_only_the_vectors_of_the_word_train(word_training: Make, kind: str):
         own = {key.replace(".table.", "."): tensor for key, tensor in trainer.text.encoders[name].state_dict().items()}
         assert all(torch.equal(own[key], tensor) for key, tensor in encoder.state_dict().items())
         (red,) = trainer.text.tokenizers[name].vocabulary.encode("red")
-        begin, saved = token_table(encoder).weight[red], run.weights[ONLY if kind == "sd1" else name]
+        begin, saved = token_table(encoder).weight[red], run.weights[ONLY_VECTORS if kind == "sd1" else name]
         assert (saved - begin).abs().amax() < 0.03 and bool((saved != begin).any(dim=1).all())
     assert trainer.trained_parameters() == list(trainer.vectors.values())
 
@@ -101,9 +107,9 @@ def test_a_resumed_training_is_an_unbroken_one(word_training: Make):
     assert state.is_dir() and whole.file.with_name("blarg-step00000002.safetensors").is_file()
     resumed = train.run(dataset, *flags, f"--resume={state}")
     assert resumed.losses == whole.losses
-    assert torch.equal(resumed.weights[ONLY], whole.weights[ONLY])
+    assert torch.equal(resumed.weights[ONLY_VECTORS], whole.weights[ONLY_VECTORS])
     average = read_embedding(whole.file.with_name("blarg-ema.safetensors"), "average")
-    assert not torch.equal(average[ONLY], whole.weights[ONLY])
+    assert not torch.equal(average[ONLY_VECTORS], whole.weights[ONLY_VECTORS])
 
 
 def test_samples_and_validation_know_the_word_and_the_file_tells_of_it(word_training: Make):
@@ -142,9 +148,9 @@ def test_a_training_begins_with_the_vectors_of_a_file(word_training: Make):
     dataset = captioned(train)
     first = train.run(dataset, *FLAGS, *TWO_STEPS, "--save_model_as=pt")
     assert first.file.name == "blarg.pt"
-    vectors = read_embedding(first.file, "file")[ONLY]
+    vectors = read_embedding(first.file, "file")[ONLY_VECTORS]
     second = train.run(dataset, *FLAGS, *TWO_STEPS, f"--weights={first.file}", "--learning_rate=1e-9")
-    assert torch.allclose(second.weights[ONLY], vectors, atol=1e-6)
+    assert torch.allclose(second.weights[ONLY_VECTORS], vectors, atol=1e-6)
 
 
 def test_looking_needs_no_weights(word_training: Make, capsys: pytest.CaptureFixture[str]):
@@ -203,6 +209,8 @@ def quiet_end() -> Any:
         ("sd1", ("--token_string=red", "--use_object_template"), "the tokenizer of clip knows this word already"),
         ("sd1", ("--token_string=a blarg",), "--token_string is one word, got 'a blarg'"),
         ("sd1", ("--token_string=<blarg>",), "--token_string <blarg> is no name for a file"),
+        ("sd1", ("--token_string=..",), "--token_string .. is no name for a file"),
+        ("sd1", ("--init_word= ",), "--init_word is empty"),
         ("sd1", ("--cache_text_encoder_outputs",), "--cache_text_encoder_outputs cannot be used here"),
         ("sd1", ("--use_object_template", "--use_style_template"), "exclude each other"),
         ("sd1", ("--num_vectors_per_token=0",), "--num_vectors_per_token"),
@@ -220,7 +228,7 @@ def test_what_cannot_be_is_told_in_a_sentence_before_weights_are_read(
     kind: str, flags: tuple[str, ...], message: str, word_training: Make, no_weights: Any, quiet_end: Any, capsys: Any
 ):
     train, model = word_training(kind), no_weights(kind)
-    torch.save({ONLY: torch.ones(1, 32)}, train.folder / "one.pt")
+    torch.save({ONLY_VECTORS: torch.ones(1, 32)}, train.folder / "one.pt")
     given = [flag.format(one=train.folder / "one.pt", model=model) for flag in flags]
     code = refused(train, captioned(train), *given, model=model)
     told = capsys.readouterr().err
@@ -234,6 +242,45 @@ def test_captions_without_the_word_are_counted(word_training: Make):
     (pictures / "red_circle.txt").write_text("a blarg", encoding="utf-8")
     run = train.run(train.dataset(pictures), *FLAGS, "--max_train_steps=1")
     assert any("3 of 4 captions do not have the word blarg" in line for line in run.log)
+
+
+def test_captions_too_long_for_the_word_are_counted(word_training: Make):
+    train = word_training("sd1")
+    pictures = train.pictures()
+    for caption in pictures.glob("*.txt"):
+        caption.write_text("a blarg", encoding="utf-8")
+    (pictures / "red_circle.txt").write_text("red " * 74 + "blarg", encoding="utf-8")
+    dataset, told = train.dataset(pictures), "1 of 4 captions are so long that clip does not read the whole word blarg"
+    run = train.run(dataset, *FLAGS, *TWO_STEPS)
+    assert any(told in line and "red_circle" in line for line in run.log)
+    assert not any("so long" in line for line in train.run(dataset, *FLAGS, "--max_train_steps=1").log)
+    longer = train.run(dataset, *FLAGS, *TWO_STEPS, "--max_token_length=150")
+    assert not any("so long" in line for line in longer.log)
+
+
+def test_a_word_that_no_encoder_would_read_is_refused(
+    word_training: Make, no_weights: Any, quiet_end: Any, capsys: Any
+):
+    train, model = word_training("sdxl"), no_weights("sdxl")
+    dataset = train.dataset(train.pictures(), caption_suffix="red " * 90 + "blarg")
+    assert refused(train, dataset, model=model) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "so long that no text encoder reads them as far as the word blarg" in told and "NaN" not in told
+
+
+def test_pictures_of_regularisation_keep_their_captions_beside_a_template(word_training: Make):
+    train = word_training("sd1")
+    pictures = train.pictures()
+    regular = shutil.copytree(pictures, pictures.with_name("regular"))
+    for caption in regular.glob("*.txt"):
+        caption.write_text("another thing", encoding="utf-8")
+    dataset = train.dataset(pictures)
+    more = f'\n[[datasets.subsets]]\nimage_dir = "{regular.as_posix()}"\nis_reg = true\n'
+    dataset.write_text(dataset.read_text(encoding="utf-8") + more, encoding="utf-8")
+    run = train.run(dataset, *FLAGS, "--max_train_steps=4", "--use_object_template")
+    captions = {caption for batch in run.batches for caption in batch.captions}
+    assert "another thing" in captions and any("blarg" in caption for caption in captions)
+    assert all("blarg" in caption for caption in captions - {"another thing"})
 
 
 # What other programs make of it

@@ -99,6 +99,11 @@ def _raise_if_any(problems: list[str], source: str, missing: list[str]) -> None:
         raise dataset_error(source, [*problems, *missing], "faults in the dataset file")
 
 
+_OTHERWISE = (
+    "; conditioning pictures of a ControlNet-LLLite are for sdxl_train_control_net_lllite.py, which caches by itself"
+)
+
+
 class _Reader:
     """First pass: every table by itself. Unknown keys, types, ranges, and keys that exclude each other."""
 
@@ -179,7 +184,7 @@ class _Reader:
     def _check_masks(self, own: Values, place: str) -> None:
         name = "conditioning_data_dir"
         if not self.masked_loss:
-            self._add(place, name, f"{name} needs --masked_loss: without it the masks would change nothing")
+            self._add(place, name, f"{name} needs --masked_loss: without it the masks would change nothing{_OTHERWISE}")
         if own.get("alpha_mask") is True:
             self._add(place, name, f"{name} and alpha_mask both give masks; remove one of them")
 

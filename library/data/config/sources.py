@@ -40,8 +40,8 @@ class DataPlaces:
         in_json: A metadata file; `train_data_dir` is where its names start.
         train_data_dir: A folder with a folder "N_words" for each subset.
         reg_data_dir: Likewise, of regularisation pictures.
-        conditioning_data_dir: Folder of conditioning pictures of `in_json` and `train_data_dir`; for a folder "N_words"
-            of the latter they may be in a folder of the same name in it.
+        conditioning_data_dir: Folder of conditioning pictures of the three before; for a folder "N_words" they may be
+            in a folder of the same name in it.
     """
 
     dataset_config: Path | None = None
@@ -120,12 +120,12 @@ class _PlacesReader:
             subsets.append(self._metadata_subset(places.in_json, places.train_data_dir))
         elif places.train_data_dir is not None:
             subsets += self._folder_subsets(expand_home(places.train_data_dir), "--train_data_dir")
-        if places.conditioning_data_dir is not None:
-            second = expand_home(places.conditioning_data_dir)
-            subsets = [_conditioned(subset, second) for subset in subsets]
         if places.reg_data_dir is not None:
             subsets += self._folder_subsets(expand_home(places.reg_data_dir), "--reg_data_dir", is_reg=True)
-        return subsets
+        if places.conditioning_data_dir is None:
+            return subsets
+        second = expand_home(places.conditioning_data_dir)
+        return [_conditioned(subset, second) for subset in subsets]
 
     def _metadata_subset(self, file: Path, root: Path | None) -> Table:
         if root is not None:

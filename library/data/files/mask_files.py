@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from library.data.config.specs import SubsetSpec
 from library.data.files.headers import IMAGE_SUFFIXES
 from library.data.files.listing import walk_folders
 from library.data.findings import Fault, Findings
+from library.data.problems import first_names
 
 
 @dataclass(frozen=True)
 class MaskPairs:
-    """The mask of every picture that has exactly one; pictures without are faults, or a problem says why."""
+    """The mask of every picture that has exactly one; pictures without are faults, or a problem says why.
+
+    Attributes:
+        masks: By picture.
+        findings: What was noticed.
+        owners: The picture of every file that belongs to one, also where it has several.
+        unowned: The other files of the folder, by name.
+    """
 
     masks: Mapping[Path, Path]
     findings: Findings
+    owners: Mapping[Path, Path] = field(default_factory=dict)
+    unowned: tuple[Path, ...] = ()
 
 
 def pair_masks(images: Sequence[Path], subset: SubsetSpec) -> MaskPairs:
@@ -55,8 +65,48 @@ def pair_masks(images: Sequence[Path], subset: SubsetSpec) -> MaskPairs:
             faults.append(fault)
         else:
             masks[image] = candidates[0]
-    unused = [Fault(path, _of_no_picture(subset), kind="orphan-mask") for _, path in found if path not in owners]
-    return MaskPairs(masks, Findings(faults=tuple(faults), left_out=tuple(unused), remarks=remarks))
+    unowned = tuple(path for _, path in found if path not in owners)
+    return MaskPairs(masks, Findings(faults=tuple(faults), remarks=remarks), owners, unowned)
+
+
+def findings_of_folders(paired: Sequence[tuple[SubsetSpec, MaskPairs]]) -> Findings:
+    """What only all subsets together tell: files that are of no picture, and those that are of several.
+
+    Args:
+        paired: Every subset with a `conditioning_data_dir`, and what `pair_masks` gave for it.
+    """
+    owners: dict[Path, dict[Path, SubsetSpec]] = defaultdict(dict)
+    sources: dict[Path, dict[str, None]] = defaultdict(dict)
+    for subset, pairs in paired:
+        for path, picture in pairs.owners.items():
+            owners[path][Path(os.path.abspath(picture))] = subset
+        for path in (*pairs.owners, *pairs.unowned):
+            sources[path][str(subset.metadata_file or subset.image_dir)] = None
+    unused = {path: subset for subset, pairs in paired for path in pairs.unowned if path not in owners}
+    left_out = [
+        Fault(path, f"is the {subset.beside} of no picture of {' or '.join(sources[path])}", kind="orphan-mask")
+        for path, subset in unused.items()
+    ]
+    return Findings(left_out=tuple(left_out), notes=tuple(_shared_by(owners)))
+
+
+def _shared_by(owners: Mapping[Path, Mapping[Path, SubsetSpec]]) -> Iterator[str]:
+    """A line for each folder whose files pictures of several subsets share."""
+    shared: dict[Path, list[Path]] = defaultdict(list)
+    named: dict[Path, SubsetSpec] = {}
+    for path, pictures in owners.items():
+        if len(pictures) > 1:
+            subset = next(iter(pictures.values()))
+            assert subset.conditioning_data_dir is not None
+            shared[subset.conditioning_data_dir].append(path)
+            named[subset.conditioning_data_dir] = subset
+    for folder, paths in shared.items():
+        first = [picture.as_posix() for picture in owners[paths[0]]]
+        yield (
+            f"{folder}: {named[folder].beside}s that pictures of several folders share because their names are equal: "
+            f"{len(paths)} ({first_names([path.name for path in paths])}, of {' and '.join(first[:2])}); if they are "
+            "not meant for all of these, give each folder one of its own"
+        )
 
 
 def _fault_of(image: Path, candidates: Sequence[Path], owners: Mapping[Path, Path], subset: SubsetSpec) -> Fault | None:
@@ -71,10 +121,6 @@ def _fault_of(image: Path, candidates: Sequence[Path], owners: Mapping[Path, Pat
     else:
         return None
     return Fault(image, problem, kind="mask")
-
-
-def _of_no_picture(subset: SubsetSpec) -> str:
-    return f"is the {subset.beside} of no picture of {subset.metadata_file or subset.image_dir}"
 
 
 def _names_of(image: Path, root: str | None) -> list[str]:

@@ -19,7 +19,7 @@ from library.data.files.header_reading import HeaderReader
 from library.data.files.headers import IMAGE_SUFFIXES, why_unreadable
 from library.data.files.index import PictureIndex
 from library.data.files.listing import Listing, list_pictures
-from library.data.files.mask_files import pair_masks
+from library.data.files.mask_files import MaskPairs, findings_of_folders, pair_masks
 from library.data.files.metadata_file import read_metadata
 from library.data.files.picture_notes import SeenPicture, mask_fault, picture_findings, too_large
 from library.data.findings import Fault, FaultKind, Findings, joined
@@ -64,12 +64,17 @@ def scan_datasets(
     ]
     if index is not None:
         index.save()
-    shared = _shared_files(specs, scanner.pictures)
+    shared, beside = _shared_files(specs, scanner.pictures), findings_of_folders(list(scanner.paired.values()))
     seen = [
         SeenPicture(record.path, scanner.headers.headers[record.path], specs[record.dataset].subsets[record.subset])
         for record in records
     ]
-    findings = joined((*scanner.findings, Findings(problems=shared), picture_findings(seen)))
+    findings = joined((*scanner.findings, beside, Findings(problems=shared), picture_findings(seen)))
+    orphans = {fault.path for fault in beside.left_out}
+    for place, (_, pairs) in scanner.paired.items():  # each is counted for the first subset that names its folder
+        own = orphans.intersection(pairs.unowned)
+        scanner.files[place] |= own
+        orphans -= own
     return Scan(tuple(records), findings, scanner.files, scanner.stated_buckets)
 
 
@@ -102,6 +107,7 @@ class _Scanner:
         mask_folders: Of all subsets.
         findings: So far.
         pictures: Of every subset so far, by dataset and subset.
+        paired: Likewise, of those with masks or conditioning pictures.
         files: Likewise, see `Scan`.
         stated_buckets: Likewise.
     """
@@ -115,6 +121,7 @@ class _Scanner:
         self.mask_folders = mask_folders
         self.findings: list[Findings] = []
         self.pictures: dict[tuple[int, int], _Pictures] = {}
+        self.paired: dict[tuple[int, int], tuple[SubsetSpec, MaskPairs]] = {}
         self.files: dict[tuple[int, int], frozenset[Path]] = {}
         self.stated_buckets: dict[Path, Size] = {}
         self.key_prefixes: set[str] = set()
@@ -125,7 +132,11 @@ class _Scanner:
         pictures = self._from_metadata(subset) if subset.metadata_file is not None else self._from_folder(subset)
         self.pictures[dataset, number] = pictures
         sizes = self._sizes(pictures, subset)
-        masks = self._masks(pictures, sizes, subset) if subset.conditioning_data_dir is not None else None
+        masks = None
+        if subset.conditioning_data_dir is not None:
+            pairs = pair_masks(pictures.images, subset)
+            self.paired[dataset, number] = (subset, pairs)
+            masks = self._masks(pairs, sizes, subset)
         found = [fault.picture for own in self.findings[num_before:] for fault in (*own.faults, *own.left_out)]
         self.files[dataset, number] = frozenset((*pictures.images, *found))
         prefix = self._key_prefix(pictures.root, dataset, number)
@@ -192,9 +203,8 @@ class _Scanner:
         self.findings.append(Findings(faults=tuple(faults), remarks=remarks))
         return sizes
 
-    def _masks(self, pictures: _Pictures, sizes: Mapping[Path, Size], subset: SubsetSpec) -> dict[Path, Path]:
+    def _masks(self, pairs: MaskPairs, sizes: Mapping[Path, Size], subset: SubsetSpec) -> dict[Path, Path]:
         """The masks (or conditioning pictures) that can be used, by picture; of those pictures whose size is known."""
-        pairs = pair_masks(pictures.images, subset)
         self._read_headers(tuple(pairs.masks.values()))
         usable, faults, resized = {}, [], []
         for picture, mask in pairs.masks.items():

@@ -19,7 +19,7 @@ def to_rgb(image: Image.Image, background: Colour = WHITE) -> Image.Image:
         ValueError: It has numbers of a range that no 8 bits can be told from.
     """
     if _is_deep_grey(image):
-        return _grey_to_8_bit(image).convert("RGB")
+        return in_8_bits(image).convert("RGB")
     if image.mode in ("CMYK", "LAB"):
         return _through_profile(image)
     if not image.has_transparency_data:
@@ -33,6 +33,15 @@ def alpha_of(image: Image.Image) -> Image.Image | None:
     if _is_deep_grey(image) or not image.has_transparency_data:
         return None
     return image.convert("RGBA").getchannel("A")
+
+
+def in_8_bits(image: Image.Image) -> Image.Image:
+    """Grey of more than 8 bits as 8-bit grey, any other picture as it is.
+
+    Raises:
+        ValueError: It has numbers of a range that no 8 bits can be told from.
+    """
+    return _grey_to_8_bit(image) if _is_deep_grey(image) else image
 
 
 def _is_deep_grey(image: Image.Image) -> bool:

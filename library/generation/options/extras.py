@@ -98,7 +98,8 @@ class GuideOptions(OptionGroup):
     guide_image_path: tuple[Path, ...] | None = opt(
         None,
         "Guiding pictures, or folders of them, one for each ControlNet or one for all: of a folder, the first picture "
-        "is for the first prompt, and so on, over and over.",
+        "is for the first prompt, and so on, over and over. A map of regions, or what CLIP sees, comes before those of "
+        "ControlNets.",
     )
     control_net_models: tuple[Path, ...] | None = opt(
         None, "ControlNets: diffusers folders, or single files.", metavar="PATH"
@@ -130,19 +131,35 @@ class GuideOptions(OptionGroup):
         """ControlNets of both kinds."""
         return len(self.control_net_models or ()) + len(self.control_net_lllite_models or ())
 
+    @property
+    def is_first_apart(self) -> bool:
+        """Whether the first guiding picture is a map of regions or for CLIP, and not for ControlNets."""
+        return bool(self.clip_vision_strength or self.network_regional_mask_max_color_codes)
+
     def check(self) -> Iterator[str]:
         if self.control_net_models and self.control_net_lllite_models:
             yield "--control_net_models and --control_net_lllite_models exclude each other. Keep one of them."
-        for name in ("control_net_preps", "control_net_multipliers", "control_net_ratios", "guide_image_path"):
+        for name in ("control_net_preps", "control_net_multipliers", "control_net_ratios"):
             given = getattr(self, name)
             if given and self.num_nets and len(given) not in (1, self.num_nets):
                 yield f"--{name} has {len(given)} values for {self.num_nets} ControlNets. Give one for each, or one."
         yield from self._missing_pictures()
+        yield from self._wrong_number_of_pictures()
         for ratio in self.control_net_ratios or ():
             if not 0 <= ratio <= 1:
                 yield f"--control_net_ratios must be 0 to 1, got {ratio:g}."
         if self.clip_vision_strength is not None and not 0 <= self.clip_vision_strength <= 1:
             yield f"--clip_vision_strength must be 0 to 1, got {self.clip_vision_strength:g}."
+
+    def _wrong_number_of_pictures(self) -> Iterator[str]:
+        given, number = len(self.guide_image_path or ()), self.num_nets
+        if not given:
+            return
+        if self.is_first_apart and given not in ({2, 1 + number} if number else {1}):
+            nets = f", then one for each of {number} ControlNets, or one for all of them" if number else ""
+            yield f"--guide_image_path has {given} values. Give first the map of regions or what CLIP sees{nets}."
+        if number and not self.is_first_apart and given not in (1, number):
+            yield f"--guide_image_path has {given} values for {number} ControlNets. Give one for each, or one."
 
     def _missing_pictures(self) -> Iterator[str]:
         users = {

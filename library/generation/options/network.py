@@ -48,22 +48,15 @@ class DrawingNetworkOptions(OptionGroup):
     def check(self) -> Iterator[str]:
         for name in ("network_mul", "network_module", "network_args"):
             given = getattr(self, name)
-            if given and not self.num_files:
-                yield f"--{name} needs --network_weights, the network files. Give them, or leave it out."
-            elif given and len(given) > 1 and len(given) != self.num_files:
+            if given and self.num_files and len(given) not in (1, self.num_files):
                 yield (
                     f"--{name} has {len(given)} values for {self.num_files} file{'s'[: self.num_files > 1]} of "
                     "--network_weights. Give one for each, or one for all."
                 )
-        if (self.network_merge_n_models or 0) > self.num_files:
+        if self.num_files and (self.network_merge_n_models or 0) > self.num_files:
             yield (
                 f"--network_merge_n_models {self.network_merge_n_models} is more than the {self.num_files} files of "
                 "--network_weights. Give a number up to that."
             )
         if self.network_pre_calc and self.num_merged:
             yield "--network_pre_calc and --network_merge exclude each other. Keep one of them."
-
-    def without_effect(self) -> Iterator[tuple[str, str]]:
-        if not self.num_files:
-            names = ("network_show_meta", "network_merge", "network_pre_calc")
-            yield from ((name, "no --network_weights") for name in names)

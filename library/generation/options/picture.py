@@ -19,7 +19,12 @@ class PictureOptions(OptionGroup):
 
     title: ClassVar[str] = "Pictures"
 
-    W: int | None = opt(None, "Width. Not set means 512, or 1024 for SDXL and SD3.", unit="pixels", minimum=1)
+    W: int | None = opt(
+        None,
+        "Width. Not set means 512, or 1024 for SDXL and SD3; with --image_path that picture's, in its shape.",
+        unit="pixels",
+        minimum=1,
+    )
     H: int | None = opt(None, "Height, likewise.", unit="pixels", minimum=1)
     original_width: int | None = opt(
         None, "Width that SDXL is told the picture had before it was resized. Not set means --W.", minimum=1

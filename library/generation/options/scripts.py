@@ -53,6 +53,16 @@ class GenerationOptions(CommonOptions):
         if self.sheets.xyz:
             reason = "a sheet has one picture of each"
             yield from ((name, reason) for name in ("n_iter", "images_per_prompt", "iter_same_seed"))
+        if self.sheets.compares("ckpt"):
+            yield "ckpt", 'the axis "ckpt" stands for it'
+        if not self.has_networks:
+            names = ("network_show_meta", "network_merge", "network_pre_calc")
+            yield from ((name, "no --network_weights") for name in names)
+
+    @property
+    def has_networks(self) -> bool:
+        """Whether there are networks, of which a sheet may have an axis."""
+        return bool(self.network.num_files) or self.sheets.compares("weights")
 
     def check(self) -> Iterator[str]:
         if self.sheets.xyz and self.prompts.sources not in (("--prompt",), ("--from_file",)):
@@ -61,7 +71,11 @@ class GenerationOptions(CommonOptions):
             yield "--network_merge and --network_regional_mask_max_color_codes exclude each other. Keep one of them."
         if self.computing.blocks_to_swap and self.network.network_pre_calc:
             yield "--blocks_to_swap and --network_pre_calc exclude each other. Keep one of them."
-        if self.model.ckpt is None and not self.prompts.from_png:
+        if not self.has_networks:
+            for name in ("network_mul", "network_module", "network_args", "network_merge_n_models"):
+                if getattr(self.network, name):
+                    yield f"--{name} needs --network_weights, the network files. Give them, or leave it out."
+        if self.model.ckpt is None and not self.prompts.from_png and not self.sheets.compares("ckpt"):
             yield "--ckpt is missing: the model that draws."
 
 

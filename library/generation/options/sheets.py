@@ -22,3 +22,7 @@ class SheetOptions(OptionGroup):
         "sheet.",
         metavar="AXIS",
     )
+
+    def compares(self, axis: str) -> bool:
+        """Whether there is an axis of this name."""
+        return any(text.partition("=")[0].strip().lower() == axis for text in self.xyz or ())

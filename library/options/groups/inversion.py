@@ -25,7 +25,8 @@ class InversionOptions(OptionGroup):
         None, "The new word. Captions and prompts have it; the tokenizer must not know it yet."
     )
     init_word: str | None = opt(
-        None, "The vectors begin as those of this word or words. Not set means small random ones."
+        None,
+        "The vectors begin as those of this word or words. Not set means random ones, spread as those of all words.",
     )
     num_vectors_per_token: int = opt(1, "Vectors that the word stands for.", unit="vectors", minimum=1, maximum=75)
     weights: Path | None = opt(None, "Embedding file to begin with.")
@@ -53,6 +54,8 @@ class InversionOptions(OptionGroup):
                 f"--token_string is one word, got {word!r}: captions and prompts could not have it with "
                 f"{'a blank' if found[0].isspace() else found[0]} inside. Give another word."
             )
+        if self.init_word is not None and not self.init_word.strip():
+            yield "--init_word is empty. Give a word that the model knows, or leave it out."
         if self.use_object_template and self.use_style_template:
             yield "--use_object_template and --use_style_template exclude each other. Keep one of them."
 
@@ -75,4 +78,4 @@ class EmbeddingSavingOptions(SavingOptions):
 
 def is_file_name(word: str) -> bool:
     """Whether a file can be called after a word."""
-    return not set(word) & _NO_FILE_NAME
+    return bool(word.strip(".")) and not set(word) & _NO_FILE_NAME

@@ -10,8 +10,6 @@ from typing import ClassVar
 from library.options.groups.data import DatasetOptions
 from library.options.spec import OptionGroup, opt
 
-DEFAULT_DIM = 64
-
 
 @dataclass(frozen=True, kw_only=True)
 class LlliteOptions(OptionGroup):
@@ -24,7 +22,11 @@ class LlliteOptions(OptionGroup):
     )
     network_dim: int | None = opt(None, "Width of the modules. Not set means 64.", minimum=1)
     network_dropout: float | None = opt(
-        None, "Chance of dropping a value inside a module while training.", unit="0-1", minimum=0, maximum=1
+        None,
+        "Chance of dropping a value inside a module while training, below 1.",
+        unit="0-1",
+        minimum=0,
+        maximum=1,
     )
     network_weights: Path | None = opt(None, "ControlNet-LLLite file to begin with.")
 
@@ -48,6 +50,8 @@ class LlliteOptions(OptionGroup):
     def check(self) -> Iterator[str]:
         if self.cond_emb_dim is not None and self.cond_emb_dim % 2:
             yield f"--cond_emb_dim must be an even number, got {self.cond_emb_dim}."
+        if self.network_dropout == 1:
+            yield "--network_dropout must be below 1: with 1 nothing of a picture would reach the layers."
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,6 +42,7 @@ _FREE = frozenset(
 )
 LENGTH = "steps of the run"
 _FILES = ("pretrained_model_name_or_path",)  # options that name a file and are not declared as paths
+_YOUNGER = {"is_conditioned": False}  # keys that states of earlier versions lack, with what those did
 _PIECE = 1 << 14  # bytes of a file that are read at its beginning, middle and end
 
 
@@ -87,7 +88,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     told += _changed(before["files"], now["files"], "--{}: the content of the file is another one")
     run = {name: value for name, value in now["run"].items() if value is not None}
     told += _changed({name: before["run"].get(name) for name in run}, run, "{}: {}, was {}")
-    old_sets, new_sets = before["datasets"], now["datasets"]
+    old_sets, new_sets = _settings(before["datasets"]), now["datasets"]
     if len(old_sets) != len(new_sets):
         told.append(f"datasets: {len(new_sets)}, were {len(old_sets)}")
     for number, (old, new) in enumerate(zip(old_sets, new_sets, strict=False), start=1):
@@ -136,9 +137,10 @@ def file_mark(path: Path) -> str:
 
 
 def _settings(value: Any) -> Any:
-    """A dataset's settings without the places of its folders."""
+    """A dataset's settings without the places of its folders, and without what earlier versions did not know of."""
     if isinstance(value, Mapping):
-        return {key: _settings(item) for key, item in value.items() if not isinstance(item, Path)}
+        kept = {key: item for key, item in value.items() if not isinstance(item, Path)}
+        return {key: _settings(item) for key, item in kept.items() if key not in _YOUNGER or item != _YOUNGER[key]}
     return [_settings(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 

@@ -15,10 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 from library.data.problems import counted
 from library.errors import DatasetError, OptionError
+from library.records import ONLY_VECTORS
 from library.training.base_format import check_base_format
 from library.training.forecast.ladder import with_values
 from library.training.textual_inversion.templates import sentences
-from library.training.textual_inversion.word_checks import check_captions, check_new, first_ids, fitting_vectors
+from library.training.textual_inversion.word_checks import (
+    check_captions,
+    check_new,
+    check_reach,
+    first_ids,
+    fitting_vectors,
+)
 from library.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -78,6 +85,10 @@ class InversionTrainer(Trainer):
             )
         tokenizers = self.family.load_tokenizers(self.files, names)
         check_new(self.word, tokenizers)
+        if not chosen.has_template:
+            check_reach(
+                self.plan, self.word, tokenizers, number=chosen.num_vectors_per_token, cuts=self.family.caption_cuts
+            )
         self._first_ids: Mapping[str, Sequence[int]] = {}
         self._first_vectors: Mapping[str, Tensor] = {}
         if chosen.weights is not None:
@@ -106,9 +117,11 @@ class InversionTrainer(Trainer):
         chosen, rate = self.options.inversion, self.options.optimizer.learning_rate
         drawn = self.caption_replacements().get("", ())
         number = counted(chosen.num_vectors_per_token, "vector")
+        is_mixed = any(record.is_reg for record in self.plan.training_records)
+        where = ", but for regularisation" if is_mixed else ""
         return [
             f"the word {self.word}, of {number} in each text encoder that learns it",
-            *([f"captions are not used: one of {len(drawn)} sentences is drawn each time"] if drawn else []),
+            *([f"captions are not used{where}: one of {len(drawn)} sentences is drawn each time"] if drawn else []),
             *self.rates_in_words(dict.fromkeys(self.trained_encoders(), rate)),
         ]
 
@@ -201,12 +214,12 @@ class InversionTrainer(Trainer):
 
     def write_model(self, path: Path, *, step: int, epoch: int) -> list[Path]:
         """Write the vectors."""
-        from library.checkpoint.embeddings import ONLY, write_embedding
+        from library.checkpoint.embeddings import write_embedding
         from library.training.saving.saver import is_average
 
         dtype, is_only = self.save_dtype(), len(self.family.encoder_names) == 1
         state = {
-            ONLY if is_only else name: rows.detach().to("cpu", dtype or rows.dtype).contiguous()
+            ONLY_VECTORS if is_only else name: rows.detach().to("cpu", dtype or rows.dtype).contiguous()
             for name, rows in self.vectors.items()
         }
         architecture = f"{self.family.architecture(self.files)}/{ARCHITECTURE}"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from library.data.plan.captions import cache_conflicts, fixed_caption
 from library.data.problems import counted, first_names
 from library.errors import CheckpointError, DatasetError, OptionError
 from library.log import get_logger
-from library.models.word_places import has_word
+from library.models.word_places import has_word, word_pattern
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,9 +45,66 @@ def check_captions(plan: DataPlan, word: str) -> None:
         )
 
 
+def check_reach(
+    plan: DataPlan,
+    word: str,
+    tokenizers: Mapping[str, TextTokenizer],
+    *,
+    number: int,
+    cuts: Callable[[Mapping[str, TextTokenizer], str], Mapping[str, int]],
+) -> None:
+    """See that text encoders read captions as far as the word. Captions whose parts change places are passed over.
+
+    Args:
+        plan: The data.
+        word: That is learned.
+        tokenizers: Of the encoders that learn it, which do not know it yet.
+        number: Of vectors.
+        cuts: Where encoders stop reading a caption, as a family has it.
+
+    Raises:
+        DatasetError: None would ever read the word.
+    """
+    from library.models.added_words import with_word
+
+    records = [record for record in plan.training_records if not record.is_reg and has_word(_text(plan, record), word)]
+    too_long = {}
+    for name, tokenizer in tokenizers.items():
+        first = tokenizer.vocabulary.rows
+        own = {name: with_word(tokenizer, word, range(first, first + number))}
+        too_long[name] = [
+            record.path.name
+            for record in records
+            if (text := _fixed_text(plan, record)) is not None and _is_behind(word, text, cuts(own, text).get(name))
+        ]
+    if records and all(len(names) == len(records) for names in too_long.values()):
+        raise DatasetError(
+            f"{plan.source}: captions are so long that no text encoder reads them as far as the word {word} of "
+            "--token_string, so nothing could be learned. Write the word further to the front, or shorten them."
+        )
+    for name, names in too_long.items():
+        if names:
+            logger.warning(
+                "--token_string: %d of %d captions are so long that %s does not read the whole word %s: %s",
+                *(len(names), len(records), name, word, first_names(names)),
+            )
+
+
 def _text(plan: DataPlan, record: ImageRecord) -> str:
     rules = plan.subset(record).captions
     return " ".join(filter(None, (rules.caption_prefix, record.caption, rules.caption_suffix)))
+
+
+def _fixed_text(plan: DataPlan, record: ImageRecord) -> str | None:
+    """The caption as it is read each time; None where its parts change."""
+    rules = plan.subset(record).captions
+    return None if cache_conflicts(rules) else fixed_caption(record.caption, rules)
+
+
+def _is_behind(word: str, text: str, cut: int | None) -> bool:
+    """Whether a word, all of it or its last vectors, is where an encoder no longer reads."""
+    found = word_pattern(word).search(text)
+    return cut is not None and found is not None and found.start() >= cut
 
 
 def check_new(word: str, tokenizers: Mapping[str, TextTokenizer]) -> None:

@@ -9,8 +9,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from library.checkpoint.embeddings import ONLY, read_embedding, write_embedding
+from library.checkpoint.embeddings import read_embedding, write_embedding
 from library.errors import CheckpointError, OutputError
+from library.records import ONLY_VECTORS
 
 ROWS = torch.arange(6.0).reshape(2, 3)
 PAIR = {"first": ROWS, "second": torch.ones(2, 5)}
@@ -28,17 +29,17 @@ PAIR = {"first": ROWS, "second": torch.ones(2, 5)}
 def test_pickled_forms_of_one_encoder_are_read(tmp_path: Path, name: str, content: object):
     torch.save(content, tmp_path / name)
     vectors = read_embedding(tmp_path / name, "--weights")
-    assert list(vectors) == [ONLY]
-    assert torch.equal(vectors[ONLY], ROWS)
+    assert list(vectors) == [ONLY_VECTORS]
+    assert torch.equal(vectors[ONLY_VECTORS], ROWS)
 
 
 def test_a_single_vector_without_a_row_axis_is_one_row(tmp_path: Path):
     torch.save({"<blarg>": ROWS[1]}, tmp_path / "learned_embeds.bin")
-    assert torch.equal(read_embedding(tmp_path / "learned_embeds.bin", "--weights")[ONLY], ROWS[1:])
+    assert torch.equal(read_embedding(tmp_path / "learned_embeds.bin", "--weights")[ONLY_VECTORS], ROWS[1:])
 
 
 @pytest.mark.parametrize("ending", ["safetensors", "pt", "ckpt"])
-@pytest.mark.parametrize("vectors", [{ONLY: ROWS}, PAIR], ids=["one", "two"])
+@pytest.mark.parametrize("vectors", [{ONLY_VECTORS: ROWS}, PAIR], ids=["one", "two"])
 def test_what_is_written_is_read(tmp_path: Path, ending: str, vectors: dict[str, torch.Tensor]):
     path = tmp_path / f"blarg.{ending}"
     write_embedding(path, vectors, word="blarg", metadata={"modelspec.title": "mine"})
@@ -49,7 +50,9 @@ def test_what_is_written_is_read(tmp_path: Path, ending: str, vectors: dict[str,
 
 def test_a_safetensors_file_has_the_metadata_and_a_pickle_the_word(tmp_path: Path):
     for name in ("a.safetensors", "a.pt"):
-        write_embedding(tmp_path / name, {ONLY: ROWS}, word="blarg", step=7, metadata={"modelspec.title": "mine"})
+        write_embedding(
+            tmp_path / name, {ONLY_VECTORS: ROWS}, word="blarg", step=7, metadata={"modelspec.title": "mine"}
+        )
     with safe_open(tmp_path / "a.safetensors", "pt") as file:
         assert file.metadata() == {"modelspec.title": "mine"}
     content = torch.load(tmp_path / "a.pt", weights_only=True)
@@ -90,5 +93,5 @@ def test_missing_cut_and_foreign_files_are_told(tmp_path: Path):
 def test_a_file_that_cannot_be_written_leaves_what_was_there(tmp_path: Path):
     (tmp_path / "file").write_text("mine", encoding="utf-8")
     with pytest.raises(OutputError):
-        write_embedding(tmp_path / "file" / "a.pt", {ONLY: ROWS}, word="blarg")
+        write_embedding(tmp_path / "file" / "a.pt", {ONLY_VECTORS: ROWS}, word="blarg")
     assert [path.read_text(encoding="utf-8") for path in tmp_path.iterdir()] == ["mine"]

@@ -1,10 +1,14 @@
 """Conditioning pictures: paired, refused and prepared exactly as their pictures."""
 
+import shutil
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from library.data.cache import TensorCache, latent_entries
 from library.data.config.schema import parse_dataset_config
 from library.data.config.sources import DataPlaces, specs_from_options
 from library.data.config.specs import DatasetSpec, SubsetSpec
@@ -73,6 +77,24 @@ def test_it_goes_exactly_the_way_of_its_picture(folder, keys):
         assert batch.masks is None
 
 
+def test_beside_cached_latents_it_is_mirrored_as_they_are(folder):
+    spec = spec_of(folder, flip_aug=True)
+    records = scanned(spec).records
+    crops = [plan_crop(record.size, spec) for record in records]
+    latents = TensorCache(latent_entries(records, crops, (spec,), identity="vae", family="sdxl", to_disk=False))
+    for entry in latents.entries:
+        latents.write(entry.id, {"latents": torch.ones(4, 2, 2), "latents_flipped": -torch.ones(4, 2, 2)})
+    dataset = BatchDataset(records, crops, (spec,), latents=latents, seed=3, max_steps=9)
+    seen = set()
+    for plan in [plan for epoch in range(1, 5) for plan in epoch_plan(records, crops, [1], 5, epoch)]:
+        batch, index = dataset[plan], plan.items[0].record
+        is_flipped = bool((batch.latents < 0).all())
+        expected = prepare_conditioning(records[index], crops[index], spec, is_flipped=is_flipped)
+        assert torch.equal(batch.conditioning_images[0], expected)
+        seen.add(is_flipped)
+    assert seen == {True, False}
+
+
 def test_its_colours_are_not_changed(folder):
     plain, recoloured = batches(spec_of(folder)), batches(spec_of(folder, color_aug=True))
     pairs = list(zip(recoloured, plain, strict=True))
@@ -130,7 +152,7 @@ def test_every_subset_of_a_dataset_file_must_name_a_folder(folder):
     with pytest.raises(DatasetError, match="dataset 1, subset 1: no conditioning_data_dir"):
         parse_dataset_config(table, "d.toml", {}, is_conditioned=True)
     subset["conditioning_data_dir"] = str(folder / "told")
-    with pytest.raises(DatasetError, match="needs --masked_loss"):
+    with pytest.raises(DatasetError, match="needs --masked_loss.* are for sdxl_train_control_net_lllite.py"):
         parse_dataset_config(table, "d.toml", {})
     (spec,) = parse_dataset_config(table, "d.toml", {}, is_conditioned=True)
     assert spec.subsets[0].is_conditioned and not spec.subsets[0].has_masks
@@ -149,3 +171,26 @@ def test_folders_of_the_command_line_share_one_or_have_their_own(folder):
     assert folder_of_first() == folder / "told"
     (folder / "told" / "2_a").mkdir()
     assert folder_of_first() == folder / "told" / "2_a"
+
+
+def test_regularisation_folders_of_the_command_line_have_theirs_too(folder):
+    for name in ("train/2_a", "reg/1_b", "told/1_b"):
+        (folder / name).mkdir(parents=True)
+    places = DataPlaces(
+        train_data_dir=folder / "train", reg_data_dir=folder / "reg", conditioning_data_dir=folder / "told"
+    )
+    _, (spec,) = specs_from_options(places, {"resolution": Size(64, 64)}, is_conditioned=True)
+    named = {subset.image_dir.name: (subset.is_reg, subset.conditioning_data_dir) for subset in spec.subsets}
+    assert named == {"2_a": (False, folder / "told"), "1_b": (True, folder / "told" / "1_b")}
+
+
+def test_folders_that_share_one_are_told_of_equal_names(folder):
+    shutil.copytree(folder / "pictures", folder / "more")
+    Image.new("RGB", (40, 44)).save(folder / "told" / "nobody.png")
+    spec = spec_of(folder)
+    spec = replace(spec, subsets=(*spec.subsets, replace(spec.subsets[0], image_dir=folder / "more")))
+    scan = scanned(spec)
+    assert len(scan.records) == 2 * len(SIZES)
+    assert sum("conditioning pictures that pictures of several folders share" in line for line in scan.findings.notes) == 1
+    assert [fault.path.name for fault in scan.findings.left_out] == ["nobody.png"]
+    assert [folder / "told" / "nobody.png" in files for files in scan.files.values()] == [True, False]

@@ -128,6 +128,19 @@ def test_folding_keeps_the_change_and_writes_no_alpha():
     )
 
 
+def test_query_key_and_value_share_a_factor_that_has_part_of_a_small_strength():
+    name = "lora_unet_joint_blocks_0_x_block_attn_qkv"
+    source = kohya(name, 3 * HIDDEN, rank=128)
+    source = {key: tensor.half() if tensor.dim() else tensor for key, tensor in source.items()}
+    source[f"{name}.lora_up.weight"] *= 1e-5
+    tensors = {key: tensor.double() for key, tensor in kohya_to_diffusers(source).tensors.items()}
+    downs = [tensors[f"transformer.transformer_blocks.0.attn.to_{x}.lora_A.weight"] for x in "qkv"]
+    assert torch.equal(downs[0], downs[1]) and torch.equal(downs[0], downs[2])
+    found = torch.cat([delta(tensors, f"transformer.transformer_blocks.0.attn.to_{x}") for x in "qkv"])
+    wanted = delta({key: tensor.double() for key, tensor in source.items()}, name)
+    assert (found - wanted).norm() < 1e-4 * wanted.norm()
+
+
 def test_sources_are_not_written_to():
     source = kohya("lora_unet_joint_blocks_0_x_block_attn_qkv", 3 * HIDDEN)
     before = {key: tensor.clone() for key, tensor in source.items()}
@@ -144,7 +157,7 @@ def test_sources_are_not_written_to():
         (kohya_to_diffusers, kohya("lora_unet_input_blocks_1_1_proj_in", 4), "no module of SD3"),
         (kohya_to_diffusers, kohya("lora_te1_text_model_embeddings", 4), "no module of SD3"),
         (kohya_to_diffusers, {"lora_unet_final_layer_linear.lokr_w1": torch.zeros(2, 2)}, "Only LoRA"),
-        (kohya_to_diffusers, {"lora_unet_final_layer_linear.lora_up.weight": torch.zeros(2, 2)}, "one of its two factors"),
+        (kohya_to_diffusers, {"lora_unet_final_layer_linear.lora_up.weight": torch.zeros(2, 2)}, "one of its two"),
         (kohya_to_diffusers, {}, "the file is no LoRA"),
         (diffusers_to_kohya, peft("transformer.single_transformer_blocks.0.proj_out", 4), "no module of SD3"),
         (diffusers_to_kohya, peft("unet.down_blocks.0.attn.to_q", 4), "no module of SD3"),

@@ -69,7 +69,7 @@ def test_numbers_go_on_behind_those_that_are_there(tmp_path):
 
 @pytest.mark.parametrize("asked", ["../x", "a/b", "..", "", "a\\b", "a:b"])
 def test_a_name_outside_of_the_folder_is_refused(asked):
-    with pytest.raises(OutputError, match="no name for a file"):
+    with pytest.raises(OptionError, match="no name for a file"):
         safe_name(asked)
 
 

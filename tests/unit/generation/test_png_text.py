@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from library.errors import UserError
-from library.generation.png_reading import network_tags, parse_parameters, read_parameters, read_record
+from library.generation.png_reading import parse_parameters, parts_left_out, read_parameters, read_record
 from library.generation.png_text import SAMPLER_TITLES, generation_text, parameters_text, png_chunks, quoted
 from library.generation.prompt_lines import PromptOptions
 from library.generation.record import GenerationRecord, NetworkUse, PictureSizes
@@ -136,7 +136,7 @@ def test_a_text_of_another_program_is_read():
         width=512,
         height=768,
     )
-    assert network_tags(text) == {"style": 0.8}
+    assert parts_left_out(text) == ["<lora:style:0.8>", "Schedule type: Karras"]
 
 
 def test_a_text_without_settings_is_a_prompt():

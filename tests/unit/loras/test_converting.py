@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from library.families.lora_layout import LoraPair
+from library.families.lora_layout import LoraPair, fold
 from library.loras import alpha_notes
 from library.loras.consumers.layers import layers_of, mmdit_depth
 from library.loras.converting import DIFFUSERS, KOHYA, NATIVE, Form, converted
@@ -125,6 +125,91 @@ def test_a_narrow_file_is_rounded_once(tmp_path):
     assert torch.equal(found, (up / 3).half())
 
 
+def narrow_lora(scale, alpha=1.0, rank=128):
+    """fp16, with `up` and `down` so large on average; some numbers are below what fp16 has in full."""
+    draw = torch.Generator().manual_seed(3)
+    tensors = {}
+    for name, (inner, outer) in {
+        "lora_unet_joint_blocks_0_x_block_attn_qkv": (16, 48),
+        "lora_unet_final_layer_adaLN_modulation_1": (16, 32),
+    }.items():
+        tensors[f"{name}.lora_down.weight"] = (torch.randn(rank, inner, generator=draw) / 4).half()
+        tensors[f"{name}.lora_up.weight"] = (torch.randn(outer, rank, generator=draw) * scale).half()
+        tensors[f"{name}.alpha"] = torch.tensor(alpha)
+    return tensors
+
+
+FOLDING = [Form(DIFFUSERS), Form(NATIVE), Form(KOHYA, folds_alpha=True)]
+
+
+@pytest.mark.parametrize("form", FOLDING, ids=str)
+@pytest.mark.parametrize("scale", [1e-2, 1e-4, 1e-5])
+def test_a_small_strength_costs_nothing_in_fp16(form, scale, tmp_path):
+    tensors = narrow_lora(scale)
+    source = written(tmp_path / "source.safetensors", tensors)
+    there = convert(source, tmp_path / "there.safetensors", form)
+    wanted, found = read_lora(source, "SOURCE").modules, read_lora(there, "SOURCE").modules
+    for name, pair in wanted.items():
+        effect = pair.up.double() @ pair.down.double() * pair.scale
+        difference = found[name].up.double() @ found[name].down.double() * found[name].scale - effect
+        assert difference.norm() < 3e-5 * effect.norm()
+    back = load_file(convert(there, tmp_path / "back.safetensors", Form(KOHYA)))
+    for key, tensor in tensors.items():
+        assert back[key].dtype == tensor.dtype
+        assert (back[key].double() - tensor.double()).norm() < 3e-5 * tensor.double().norm()
+
+
+@pytest.mark.parametrize("form", FOLDING, ids=str)
+def test_what_one_factor_has_no_room_for_goes_to_the_other_and_comes_back(form, tmp_path):
+    tensors = narrow_lora(1e-4)
+    for key in (key for key in tensors if key.endswith("down.weight")):
+        tensors[key] = torch.where(tensors[key] < 0, -0.25, 0.75).half()  # far above what fp16 has in full
+    source = written(tmp_path / "source.safetensors", tensors)
+    result = converted(read_lora(source, "SOURCE"), form)
+    assert not result.rounded
+    there = written(tmp_path / "there.safetensors", result.tensors, result.metadata)
+    back = load_file(convert(there, tmp_path / "back.safetensors", Form(KOHYA)))
+    assert all(torch.equal(back[key], tensors[key]) for key in tensors)
+
+
+def test_float32_holds_what_fp16_cannot_and_gives_it_back(tmp_path):
+    tensors = narrow_lora(1e-5)
+    source = written(tmp_path / "source.safetensors", tensors)
+    assert converted(read_lora(source, "SOURCE"), Form(DIFFUSERS)).rounded
+    wide = convert(source, tmp_path / "wide.safetensors", Form(DIFFUSERS, dtype=torch.float32))
+    back = load_file(convert(wide, tmp_path / "back.safetensors", Form(KOHYA, dtype=torch.float16)))
+    assert all(torch.equal(back[key], tensors[key]) for key in tensors)
+
+
+def test_a_strength_above_what_fp16_has_goes_to_the_other_factor():
+    pair = LoraPair(torch.full((2, 3), 2.0**-8).half(), torch.full((4, 2), 2.0**13).half(), 16.0)
+    folded = fold(pair)
+    assert folded.lost == 0 and folded.share > 0 and folded.pair.is_finite
+    assert torch.equal(folded.pair.up.float() @ folded.pair.down.float(), pair.up.float() @ pair.down.float() * 16)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_strength_is_folded_before_the_only_rounding(dtype, tmp_path):
+    name = "lora_unet_joint_blocks_0_x_block_mlp_fc1"
+    shapes = {f"{name}.lora_down.weight": (3, 40), f"{name}.lora_up.weight": (40, 3), f"{name}.alpha": ()}
+    tensors = drawn(shapes)
+    source = written(tmp_path / "source.safetensors", tensors)
+    found = converted(read_lora(source, "SOURCE"), Form(DIFFUSERS, dtype=dtype)).tensors
+    up = tensors[f"{name}.lora_up.weight"]
+    assert torch.equal(found["transformer.transformer_blocks.0.ff.net.0.proj.lora_B.weight"], (up * (1 / 3)).to(dtype))
+
+
+def test_the_projection_of_clip_g_has_a_place_in_diffusers(tmp_path):
+    name = "lora_te2_text_projection"
+    tensors = drawn({f"{name}.lora_down.weight": (2, 4), f"{name}.lora_up.weight": (4, 2), f"{name}.alpha": ()})
+    block = "lora_unet_input_blocks_4_1_proj_in"
+    tensors |= drawn({f"{block}.lora_down.weight": (2, 4), f"{block}.lora_up.weight": (4, 2), f"{block}.alpha": ()})
+    source = written(tmp_path / "source.safetensors", tensors)
+    there = convert(source, tmp_path / "there.safetensors", Form(DIFFUSERS))
+    assert "text_encoder_2.text_projection.lora_A.weight" in load_file(there)
+    assert_same_file(load_file(convert(there, tmp_path / "back.safetensors", Form(KOHYA))), tensors)
+
+
 def test_split_factors_go_to_the_layers_that_they_are_of():
     from library.families.sd3.lora_format import kohya_to_diffusers
 
@@ -139,7 +224,20 @@ def test_split_factors_go_to_the_layers_that_they_are_of():
 
 
 @pytest.mark.parametrize(
-    "note", ["no JSON", "[1]", '{"*": "four"}', '{"*": 0}', '{"*": -1}', '{"*": true}', '{"x": 2}']
+    "note",
+    [
+        "no JSON",
+        "[1]",
+        '{"*": [4]}',
+        '{"*": [4, 0.5]}',
+        '{"*": [4, 999]}',
+        '{"*": [[4], 1]}',
+        '{"*": "four"}',
+        '{"*": 0}',
+        '{"*": -1}',
+        '{"*": true}',
+        '{"x": 2}',
+    ],
 )
 def test_a_note_that_does_not_fit_is_passed_over(note):
     modules = {"a": LoraPair(torch.ones(2, 3), torch.ones(4, 2), 1.0)}

@@ -170,12 +170,66 @@ def test_the_alpha_that_diffusers_notes_is_lost_in_comfyui():
     report = verify(tensors, notes, family="sd3")
     assert [verdict.program for verdict in report.faults] == ["ComfyUI", "A1111"]
     assert "diffusers" in right(report)
+    assert report.faults[0].line().endswith("--to diffusers helps")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_rounding_to_16_bits_is_no_fault(dtype):
     file = lora("sd3", alpha=3.0)
     assert not report_of(file, converted(file, Form(DIFFUSERS, dtype=dtype)).tensors).faults
+
+
+def with_error(tensors, part, error):
+    """One module of a file, so much too strong."""
+    return {key: value * (1 + error) if part in key and "up" in key else value for key, value in tensors.items()}
+
+
+@pytest.mark.parametrize("part", ["y_embedder", "0_x_block_mlp_fc1"])
+@pytest.mark.parametrize(
+    ("dtype", "error", "is_fault"),
+    [
+        (torch.bfloat16, 0.03, True), (torch.bfloat16, 0.01, False), (torch.float16, 0.03, True),
+        (torch.float32, 3e-5, True), (torch.float32, 3e-6, False),
+    ],
+)  # fmt: skip
+def test_an_error_is_measured_in_the_layer_where_it_is(part, dtype, error, is_fault):
+    file = lora("sd3")
+    modules = {name: replace(pair, up=pair.up * (0.01 if part in name else 1.0)) for name, pair in file.modules.items()}
+    file = replace(file, modules=modules)
+    tensors = converted(file, Form(KOHYA)).tensors
+    damaged = {k: v.to(dtype) if v.dim() else v for k, v in with_error(tensors, part, error).items()}
+    assert bool(report_of(file, damaged).faults) == is_fault
+
+
+def test_a_file_that_changes_other_layers_only_is_wrong():
+    file = lora("sd3")
+    first, *others = [name for name in file.modules if name.startswith("lora_unet_")]
+    tensors = converted(replace(file, modules={first: file.modules[first]}), Form(KOHYA)).tensors
+    report = verify(tensors, {}, family="sd3", reference={name: file.modules[name] for name in others})
+    assert [verdict.program for verdict in report.faults] == ["ComfyUI", "Forge"]
+    assert all("WRONG in" in verdict.line() for verdict in report.faults)
+
+
+def test_a_program_that_is_not_expected_is_at_fault_where_it_changes_other_layers():
+    file = lora("sd3")
+    first, *others = [name for name in file.modules if "attn_qkv" in name or "mlp_fc1" in name]
+    tensors = converted(replace(file, modules={first: file.modules[first]}), Form(KOHYA, folds_alpha=True)).tensors
+    report = verify(tensors, {}, family="sd3", reference={name: file.modules[name] for name in others})
+    assert "A1111" in {verdict.program for verdict in report.faults}
+
+
+def test_diffusers_passes_over_the_embedding_of_sizes_under_names_of_its_own():
+    pair = lora("sdxl").modules["lora_unet_input_blocks_4_0_emb_layers_1"]
+    file = replace(lora("sdxl"), modules={**lora("sdxl").modules, "lora_unet_label_emb_0_0": pair})
+    verdict = report_of(file, converted(file, Form(KOHYA, "diffusers")).tensors).verdicts[3]
+    assert not verdict.is_fault and verdict.line().startswith("diffusers: 4 of 5 modules")
+
+
+def test_the_projection_of_clip_g_acts_where_it_is_known():
+    pair = lora("sdxl").modules["lora_te2_text_model_encoder_layers_1_mlp_fc2"]
+    file = replace(lora("sdxl"), modules={**lora("sdxl").modules, "lora_te2_text_projection": pair})
+    report = report_of(file, converted(file, Form(KOHYA)).tensors)
+    assert right(report) == {"ComfyUI", "Forge", "diffusers"} and not report.doubts
 
 
 def test_a_file_that_changes_nothing_is_told():

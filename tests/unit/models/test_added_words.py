@@ -93,6 +93,17 @@ def test_an_encoder_without_vectors_passes_over_the_word(tokenizers: TokenizerSe
     assert own.vocabulary.encode("a blarg on red") == [*plain("a"), *plain("on red")]
 
 
+def test_an_encoder_whose_vectors_are_not_there_passes_over_the_word_too(tokenizers: TokenizerSet):
+    own = {name: tokenizers[name] for name in ("clip_l", "t5xxl")}
+    encoder = clip(tokenizers["clip_l"])
+    add_words(own, {"clip_l": encoder}, "blarg", {"clip_l": torch.ones(2, 32)})
+    read = {name: tokenizer.vocabulary.encode("a blarg on red") for name, tokenizer in own.items()}
+    plain = tokenizers["t5xxl"].vocabulary.encode
+    assert read["t5xxl"] == [*plain("a"), *plain("on red")]
+    first = tokenizers["clip_l"].vocabulary.rows
+    assert {first, first + 1} < set(read["clip_l"])
+
+
 @pytest.mark.parametrize("name", ["clip_l", "t5xxl"])
 @given(
     words=st.lists(st.sampled_from(["blarg", "red", "circle", "on", "a", ","]), max_size=12), room=st.integers(0, 14)

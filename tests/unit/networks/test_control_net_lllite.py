@@ -6,6 +6,7 @@ from torch.nn import functional as F
 from library.errors import CheckpointError, OptionError
 from networks import control_net_lllite as lllite
 from networks import lora
+from networks.control_net_lllite_adapter import LLLiteAdapter
 from networks.control_net_lllite_targets import Widths, level_of, module_shapes, target_levels
 
 FIRST = "lllite_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q"
@@ -165,8 +166,9 @@ def test_gradients_are_the_same_where_blocks_are_recomputed(create, predict, une
         torch.testing.assert_close(found[1][name], gradient, msg=name)
 
 
-def test_dropout_acts_while_training_only(create, predict):
-    network = create(neuron_dropout=0.5)
+@pytest.mark.parametrize("argument", [{"neuron_dropout": 0.5}, {"dropout": "0.5", "neuron_dropout": 0.5}])
+def test_dropout_acts_while_training_only(create, predict, argument):
+    network = create(**argument)
     network.set_condition(pictures(2))
     before = predict()
     assert torch.equal(predict(), before)
@@ -180,6 +182,24 @@ def test_a_picture_of_another_size_is_stretched(create, predict):
     expected = predict()
     network.set_condition(plain[:, :, :32, :32])
     torch.testing.assert_close(predict(), expected)
+
+
+@pytest.mark.parametrize(("level", "tokens"), [(1, (9, 8)), (2, (5, 4)), (3, (3, 2))])
+def test_an_edge_stays_an_edge_where_sides_are_no_whole_tokens(level, tokens):
+    target = torch.nn.Linear(8, 8, bias=False)
+    torch.nn.init.eye_(target.weight)
+    adapter = LLLiteAdapter("x", target, level, Widths(8, 16))
+    adapter.reset(torch.Generator().manual_seed(3))
+    torch.nn.init.ones_(adapter.up[0].weight)
+    adapter.attach()
+    images = torch.zeros(1, 3, 72, 64)
+    images[..., 32:] = 1
+    adapter.set_condition(images)
+    added = target(torch.zeros(1, tokens[0] * tokens[1], 8))[0, :, 0].detach().reshape(tokens)
+    left, right = added[:, 0], added[:, -1]
+    torch.testing.assert_close(added, torch.cat([left.repeat(tokens[1] // 2, 1), right.repeat(tokens[1] // 2, 1)]).T)
+    torch.testing.assert_close(left, left[:1].expand_as(left))
+    assert (left - right).abs().min() > 1e-2
 
 
 def test_a_file_gives_the_same_network(create, predict, unet, tmp_path):
@@ -222,6 +242,7 @@ def test_wrong_files_are_refused_with_a_sentence(create, small_unets, unet, tmp_
     save_file(good, path := tmp_path / "mine.safetensors")
     with pytest.raises(CheckpointError, match="--cond_emb_dim 4 --network_dim 6, here they are 4 and 8"):
         create(dim=8).load_weights(path)
-    for arguments, words in (({"cond_emb_dim": "3"}, "even number"), ({"rank": "3"}, "no such argument")):
+    wrong = (({"cond_emb_dim": "3"}, "even number"), ({"rank": "3"}, "rank is not an argument"), ({"dropout": "1"}, "below 1"))
+    for arguments, words in wrong:
         with pytest.raises(OptionError, match=words):
             lllite.create_network(1.0, 4, 1.0, None, None, unet, **arguments)

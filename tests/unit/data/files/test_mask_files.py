@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from library.data.config.specs import SubsetSpec
-from library.data.files.mask_files import pair_masks
+from library.data.files.mask_files import findings_of_folders, pair_masks
 
 
 def pair(folder, images, masks, **options):
@@ -16,6 +16,18 @@ def pair(folder, images, masks, **options):
     root = folder / "images"
     subset = SubsetSpec(image_dir=root, conditioning_data_dir=folder / "masks", **options)
     return pair_masks([root / name for name in images], subset)
+
+
+def told_of(folder, pictures, masks):
+    """What is told of one folder of masks for several subsets. pictures: {folder: names}"""
+    for name in masks:
+        (folder / "masks").mkdir(exist_ok=True)
+        (folder / "masks" / name).write_bytes(b"")
+    paired = []
+    for name, images in pictures.items():
+        subset = SubsetSpec(image_dir=folder / name, conditioning_data_dir=folder / "masks")
+        paired.append((subset, pair_masks([folder / name / image for image in images], subset)))
+    return findings_of_folders(paired)
 
 
 def names(pairs):
@@ -41,10 +53,33 @@ def test_pictures_without_mask_and_masks_without_picture_are_all_listed(tmp_path
         f"{images / 'b.png'} has no mask in {masks}; add a picture b.png there, or remove this one",
         f"{images / 'c.png'} has no mask in {masks}; add a picture c.png there, or remove this one",
     ]
-    assert [str(fault) for fault in pairs.findings.left_out] == [
+    left_out = told_of(tmp_path, {"images": ["a.png", "b.png", "c.png"]}, ["a.png", "x.png", "y.png"]).left_out
+    assert [str(fault) for fault in left_out] == [
         f"{masks / 'x.png'} is the mask of no picture of {images}",
         f"{masks / 'y.png'} is the mask of no picture of {images}",
     ]
+
+
+def test_a_folder_of_several_subsets_has_masks_of_all_of_them(tmp_path):
+    told = told_of(tmp_path, {"one": ["a.png"], "two": ["b.png"]}, ["a.png", "b.png", "x.png"])
+    assert [str(fault) for fault in told.left_out] == [
+        f"{tmp_path / 'masks/x.png'} is the mask of no picture of {tmp_path / 'one'} or {tmp_path / 'two'}"
+    ]
+    assert told.notes == ()
+
+
+def test_a_mask_of_pictures_in_several_folders_is_told(tmp_path):
+    (note,) = told_of(tmp_path, {"one": ["a.png"], "two": ["a.png", "b.png"]}, ["a.png", "b.png"]).notes
+    assert "share because their names are equal: 1 (a.png, of" in note
+    assert (tmp_path / "one" / "a.png").as_posix() in note and (tmp_path / "two" / "a.png").as_posix() in note
+
+
+def test_one_picture_in_two_datasets_has_one_mask(tmp_path):
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / "a.png").write_bytes(b"")
+    subset = SubsetSpec(image_dir=tmp_path / "one", conditioning_data_dir=tmp_path / "masks")
+    pairs = pair_masks([tmp_path / "one" / "a.png"], subset)
+    assert findings_of_folders([(subset, pairs), (subset, pairs)]).notes == ()
 
 
 def test_two_masks_for_a_picture(tmp_path):
@@ -52,7 +87,7 @@ def test_two_masks_for_a_picture(tmp_path):
     assert pairs.masks == {}
     (fault,) = pairs.findings.faults
     assert fault.problem == f"has several masks in {tmp_path / 'masks'}: a.jpg, a.png; keep one"
-    assert pairs.findings.left_out == ()
+    assert pairs.unowned == ()
 
 
 def test_two_pictures_cannot_share_a_mask(tmp_path):
