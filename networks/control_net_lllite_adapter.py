@@ -136,10 +136,14 @@ def _linear(layer: Any, x: Tensor) -> Tensor:
 
 
 def _fitting(embedding: Tensor, x: Tensor, picture: Sequence[int]) -> Tensor:
-    """The embedding [b, C, h, w] of a picture [height, width] as tokens for x [B, N, _]: with guidance the rows of x are
-    those of b, several times, and where the picture does not have the latents' size it is stretched over them."""
+    """The embedding [b, C, h, w] of a picture [height, width] as tokens for x [B, N, _].
+
+    With guidance the rows of x are those of b, several times; where the picture does not have the latents' size it is
+    stretched over them.
+    """
     if math.prod(embedding.shape[-2:]) != x.shape[1]:
-        embedding = F.interpolate(embedding, _grid(*picture, x.shape[1]), mode="bilinear", antialias=False)
+        grid = _grid(picture[0], picture[1], x.shape[1])
+        embedding = F.interpolate(embedding, grid, mode="bilinear", antialias=False)
     if x.shape[0] % embedding.shape[0]:
         raise ValueError(f"{embedding.shape[0]} conditioning pictures cannot be for {x.shape[0]} rows")
     repeated = embedding.repeat(x.shape[0] // embedding.shape[0], 1, 1, 1)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from examples.tiny_sd3.tokenizers import clip_vocabulary, write_tokenizers
@@ -88,6 +89,23 @@ def write_sd2_folder(folder: str | Path, *, is_v: bool = False, seed: int = 0, d
 def write_sdxl_folder(folder: str | Path, *, is_v: bool = False, seed: int = 0, dtype: str = "fp32") -> TinyModel:
     """The same model as a diffusers folder."""
     return _write_folder(Path(folder), "sdxl", seed, dtype, is_v=is_v)
+
+
+def write_inpainting_folder(source: Path, folder: Path, *, strength: float) -> None:
+    """A folder of SD1 as a model that fills in parts of pictures: its U-Net takes 9 channels, of which 5 are new.
+
+    Args:
+        source: A folder of SD1.
+        folder: Made here.
+        strength: Standard deviation of the weights of the new channels.
+    """
+    shutil.copytree(source, folder)
+    weights, config = folder / "unet" / "diffusion_pytorch_model.safetensors", folder / "unet" / "config.json"
+    tensors = load_file(weights)
+    first = tensors["conv_in.weight"]
+    more = torch.randn(first.shape[0], 5, 3, 3, generator=torch.Generator().manual_seed(2)) * strength
+    save_file({**tensors, "conv_in.weight": torch.cat([first, more], dim=1)}, weights)
+    config.write_text(config.read_text().replace('"in_channels": 4', '"in_channels": 9'))
 
 
 # ---------------------------------------------------------------- sizes

@@ -1,6 +1,6 @@
 """Make a tiny model of SDXL's layout that draws coloured things, on a CPU: one command for all of it.
 
-    python -m examples.tiny_sdxl.build FOLDER [--seed 0] [--steps 1200]
+    python -m examples.tiny_sdxl.build FOLDER [--seed 0] [--steps 1200] [--joint_steps 760]
 
 Autoencoder and CLIP-L are those of examples/tiny_sd. sdxl_train.py trains the U-Net and both text encoders, then
 the U-Net is trained together with a ControlNet-LLLite (joint.py says why). The result is FOLDER/base, a model in fp16
@@ -35,7 +35,7 @@ JOINT_STEPS = 760
 _UNNAMED = 3  # of so many captions one does not name the colour
 
 
-def build(folder: Path, *, seed: int = 0, steps: int = STEPS) -> Path:
+def build(folder: Path, *, seed: int = 0, steps: int = STEPS, joint_steps: int = JOINT_STEPS) -> Path:
     """Do what is not done yet. Returns the finished model."""
     start = folder / "start" / f"{MODEL}.safetensors"
     if not start.exists():
@@ -52,7 +52,7 @@ def build(folder: Path, *, seed: int = 0, steps: int = STEPS) -> Path:
 
         write_tokenizers(trained.parent)
         together.parent.mkdir(parents=True, exist_ok=True)
-        train_together(trained, together, steps=JOINT_STEPS, seed=seed, note=lambda line: print(line, flush=True))
+        train_together(trained, together, steps=joint_steps, seed=seed, note=lambda line: print(line, flush=True))
     return finish(folder / "base", together)
 
 
@@ -125,8 +125,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--joint_steps", type=int, default=JOINT_STEPS)
     args = parser.parse_args(argv)
-    print(build(args.folder.resolve(), seed=args.seed, steps=args.steps))
+    print(build(args.folder.resolve(), seed=args.seed, steps=args.steps, joint_steps=args.joint_steps))
 
 
 if __name__ == "__main__":

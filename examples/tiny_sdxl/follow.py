@@ -36,7 +36,7 @@ _BATCH = 8
 NAME = "colours"
 
 
-def training_command(model: Path, folder: Path, *, steps: int, seed: int = 1) -> list[str]:
+def training_command(model: Path, folder: Path, *, steps: int, rate: float = 2e-3, seed: int = 1) -> list[str]:
     """sdxl_train_control_net_lllite.py and its arguments; draws its pairs into the folder."""
     write_pairs(folder, NUM_PAIRS)
     config = folder / "pairs.toml"
@@ -49,7 +49,7 @@ def training_command(model: Path, folder: Path, *, steps: int, seed: int = 1) ->
         f"--output_name={NAME}",
         "--cond_emb_dim=16",
         "--network_dim=32",
-        "--learning_rate=2e-3",
+        f"--learning_rate={rate}",
         "--lr_scheduler=cosine",
         f"--max_train_steps={steps}",
         f"--seed={seed}",

@@ -39,12 +39,12 @@ def train_together(model: Path, result: Path, *, steps: int, seed: int, note: Ca
         model: The trained model, with its tokenizers beside it.
         result: The file to write.
         steps: Of the optimizer.
-        seed: Of all draws.
+        seed: Of the pictures and of all draws.
         note: Given a line now and then.
     """
     torch.manual_seed(seed)
     painter = Painter(model)
-    unet, data = painter.unet.requires_grad_(True), _Data(painter)
+    unet, data = painter.unet.requires_grad_(True), _Data(painter, seed)
     network = create_network(1.0, 64, None, None, None, unet, cond_emb_dim="32")
     network.apply_to()
     groups = [
@@ -75,8 +75,8 @@ def train_together(model: Path, result: Path, *, steps: int, seed: int, note: Ca
 class _Data:
     """Latents, colour maps and texts of the pictures, whose captions do not name the colour of the thing."""
 
-    def __init__(self, painter: Painter) -> None:
-        scenes = [large_thing(0, index) for index in range(_NUM_PICTURES)]
+    def __init__(self, painter: Painter, seed: int) -> None:
+        scenes = [large_thing(seed, index) for index in range(_NUM_PICTURES)]
         pictures = [draw(what) for what in scenes]
         images = to_unit(as_tensor(pictures))
         self.maps = to_unit(as_tensor([colour_map(picture) for picture in pictures]))

@@ -185,17 +185,6 @@ def batch_extras(record: GenerationRecord) -> str:
     return json.dumps([parts, shared], sort_keys=True)
 
 
-def option_values(extras: Mapping[str, Any]) -> dict[str, Any]:
-    """{option: value} of the extras of a record, in the types that options have."""
-    values: dict[str, Any] = {}
-    for name, value in extras.items():
-        is_of_paths = name in (GUIDE, "control_net_models", "control_net_lllite_models")
-        values[name] = value if not isinstance(value, list) else tuple(map(Path, value) if is_of_paths else value)
-    if "clip_vision_model" in values:
-        values["clip_vision_model"] = Path(values["clip_vision_model"])
-    return values
-
-
 def _check_growth(record: GenerationRecord, growth: Growth) -> None:
     from library.diffusion.gradual_latents import GROWING_SAMPLERS
 

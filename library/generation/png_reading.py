@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from library.errors import UserError
+from library.generation.options.picture import MAX_STEPS
 from library.generation.png_text import NEGATIVE, PARAMETERS_CHUNK, RECORD_CHUNK, SAMPLER_NAMES
 from library.generation.prompt_lines import PromptOptions
 from library.generation.record import GenerationRecord, record_from_json
@@ -55,7 +56,8 @@ def read_parameters(path: Path, option: str = "--from_png") -> PromptOptions:
 
 
 def parse_parameters(text: str) -> PromptOptions:
-    """Prompt and settings of a text as AUTOMATIC1111 writes it. Settings that are malformed count as not said."""
+    """Prompt and settings of a text as AUTOMATIC1111 writes it. Settings that are malformed, or out of bounds,
+    count as not said."""
     lines, settings = _split(text)
     place = next((number for number, line in enumerate(lines) if line.strip().startswith(NEGATIVE)), len(lines))
     prompt = _NETWORK.sub("", "\n".join(lines[:place])).strip()
@@ -100,14 +102,16 @@ def _values(settings: Mapping[str, str]) -> dict[str, Any]:
     size = re.fullmatch(r"(\d{1,6})x(\d{1,6})", settings.get("Size", ""))
     seed = _whole(settings.get("Seed", ""))
     larger = _number(settings.get("Hires upscale", "")) or 1.0  # of a second pass, whose size is that of the picture
+    steps, strength = _whole(settings.get("Steps", "")), _number(settings.get("Denoising strength", ""))
+    has_size = size is not None and int(size[1]) > 0 and int(size[2]) > 0
     return {
-        "steps": _whole(settings.get("Steps", "")),
+        "steps": steps if steps is not None and 1 <= steps <= MAX_STEPS else None,
         "sampler": SAMPLER_NAMES.get(settings.get("Sampler", "").lower()),
         "scale": _number(settings.get("CFG scale", "")),
         "seeds": None if seed is None else (seed,),
-        "width": round(int(size[1]) * larger) if size else None,
-        "height": round(int(size[2]) * larger) if size else None,
-        "strength": _number(settings.get("Denoising strength", "")),
+        "width": round(int(size[1]) * larger) if size and has_size else None,
+        "height": round(int(size[2]) * larger) if size and has_size else None,
+        "strength": strength if strength is not None and 0 <= strength <= 1 else None,
     }
 
 

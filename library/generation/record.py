@@ -149,7 +149,7 @@ def _read(hint: Any, value: object, name: str) -> Any:
         return _read(members[0], value, name)
     if is_dataclass(hint) and isinstance(value, dict):
         return _read_object(hint, value)
-    if typing.get_origin(hint) is tuple and isinstance(value, list):
+    if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
         return tuple(_read(members[0], item, name) for item in value)
     if typing.get_origin(hint) is Mapping and isinstance(value, dict):
         return {key: _read(members[1], item, f"{name} {key}") for key, item in value.items()}

@@ -27,6 +27,7 @@ _OF_PROMPT = {  # {option: what of a record it stands for}
     **{name: name for name in ("steps", "sampler", "scale", "negative_scale", "strength")},
     **{"W": "width", "H": "height", "seed": "seed"},
 }
+_FAMILIES = ("sd", "sdxl", "sd3")
 _PROGRAMS = ("networks.", "lycoris.")  # how the names of modules begin that a picture may choose
 
 
@@ -103,10 +104,21 @@ def options_of(options: GenerationOptions, record: GenerationRecord) -> Generati
     Raises:
         OptionError: It says what no option allows, or names a program that would be run.
     """
+    _typed(options, _of_prompt(record))  # of which `prompt_of` makes a prompt
     said = {name: value for name, value in _said(options, record).items() if name not in options.given}
+    typed = _typed(options, said)
+    _refuse_programs(typed)
+    groups = {}
+    for field, group in _groups(options):
+        groups[field] = replace(group, **{name: typed[name] for name in group_options(type(group)) if name in typed})
+    return replace(options, **groups)
+
+
+def _typed(options: GenerationOptions, said: Mapping[str, Any]) -> dict[str, Any]:
+    """{option: value} of plain values, in the types that options have. What is not said is left out."""
     known = options_of_script(type(options))
     typed: dict[str, Any] = {}
-    for name, value in {**{name: getattr(record, of) for name, of in _OF_PROMPT.items()}, **said}.items():
+    for name, value in said.items():
         if value is None:
             continue
         try:
@@ -115,12 +127,12 @@ def options_of(options: GenerationOptions, record: GenerationRecord) -> Generati
             raise OptionError(f"its text says of {known[name].flag} what cannot be: it {error}") from error
         if problem := known[name].problem(typed[name]):
             raise OptionError(f"its text says of {known[name].flag} what cannot be: it {problem}")
-    _refuse_programs({name: value for name, value in typed.items() if name in said})
-    groups = {}
-    for field, group in _groups(options):
-        own = {name: typed.get(name) for name in group_options(type(group)) if name in said}
-        groups[field] = replace(group, **{name: value for name, value in own.items() if value is not None})
-    return replace(options, **groups)
+    return typed
+
+
+def _of_prompt(record: GenerationRecord) -> dict[str, Any]:
+    sizes: dict[str, Any] = {} if record.sizes is None else dict(vars(record.sizes))
+    return sizes | {name: getattr(record, of) for name, of in _OF_PROMPT.items()}
 
 
 def _groups(options: GenerationOptions) -> Iterator[tuple[str, Any]]:
@@ -134,6 +146,8 @@ def _said(options: GenerationOptions, record: GenerationRecord) -> dict[str, Any
     of_extras = {name for group in GROUPS for name in group_options(type(getattr(options, group)))}
     if unknown := (settings.keys() - set(SETTINGS)) | (extras.keys() - of_extras):
         raise OptionError(f"its text has settings that this version does not know: {', '.join(sorted(unknown))}.")
+    if record.family not in _FAMILIES:
+        raise OptionError(f"its text says that {record.family} drew it, which this version does not know.")
     said: dict[str, Any] = {
         "ckpt": record.model,
         "vae": record.vae,
@@ -144,13 +158,21 @@ def _said(options: GenerationOptions, record: GenerationRecord) -> dict[str, Any
         **settings,
     }
     if record.family != "sd3":
-        names = ("clip_skip", "max_embeddings_multiples", "emb_normalize_mode")
-        said |= {name: getattr(record, name) for name in (*names, "v_parameterization", "zero_terminal_snr")}
+        said |= {
+            name: getattr(record, name) for name in ("clip_skip", "max_embeddings_multiples", "emb_normalize_mode")
+        }
+        if not _is_of_other_model(options, record):
+            said |= {name: getattr(record, name) for name in ("v_parameterization", "zero_terminal_snr")}
     if options.model.chosen is not None:
         said |= dict.fromkeys(("v1", "v2", "sdxl"))
     if not options.given & {"fp16", "bf16"} and record.precision != "float":
         said[_precision(record)] = True
     return said | _networks_said(options, record)
+
+
+def _is_of_other_model(options: GenerationOptions, record: GenerationRecord) -> bool:
+    """Whether the command line names another model, and not only its new place."""
+    return "ckpt" in options.given and file_mark(Path(str(options.model.ckpt))) != record.model_hash
 
 
 def _precision(record: GenerationRecord) -> str:
@@ -162,7 +184,7 @@ def _precision(record: GenerationRecord) -> str:
 def _networks_said(options: GenerationOptions, record: GenerationRecord) -> dict[str, Any]:
     """Networks of a picture; nothing where the command line names others."""
     names = ("network_weights", "network_mul", "network_module", "network_args")
-    if "network_weights" in options.given or not record.networks:
+    if not record.networks or ("network_weights" in options.given and not _have_moved(options, record)):
         return dict.fromkeys((*names, *MERGING))
     found: dict[str, Any] = {
         "network_weights": [use.path for use in record.networks],
@@ -170,8 +192,14 @@ def _networks_said(options: GenerationOptions, record: GenerationRecord) -> dict
         "network_module": [use.module for use in record.networks],
     }
     if any(use.args for use in record.networks):
-        found["network_args"] = [_joined(use.args) or " " for use in record.networks]  # "" means: not given
+        found["network_args"] = [_joined(use.args) or ";" for use in record.networks]  # "" means: not given
     return found if not options.given & set(MERGING) else {**found, **dict.fromkeys(MERGING)}
+
+
+def _have_moved(options: GenerationOptions, record: GenerationRecord) -> bool:
+    """Whether the command line names the networks of a picture at new places."""
+    marks = [(record.files or {}).get(use.path) for use in record.networks]
+    return all(marks) and marks == [file_mark(path) for path in options.network.network_weights or ()]
 
 
 def _joined(args: Mapping[str, str] | None) -> str:

@@ -168,7 +168,9 @@ class PictureRun:
             self.written.append(path)
             logger.info("%s", path)
             for first_record, first in small[number : number + 1]:
-                write_picture(self.names.first_of(path), first, first_record)
+                beside = self.names.first_of(path)
+                write_picture(beside, first, first_record)
+                logger.info("%s", beside)
         return len(batch)
 
     def _drawing(self) -> Drawing:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from library.errors import CheckpointError, OptionError
-from library.families.lora_layout import LoraPair, kohya_modules
+from library.families.lora_layout import LoraPair, fold, kohya_modules
 from library.loras.lora_family import DIFFUSERS, FAMILY_TITLES, KOHYA, families_of, layout_of, other_adapter, title_of
 from library.loras.lora_spellings import plain_keys, with_alpha_folded, with_cores_folded
 
@@ -166,6 +166,8 @@ def lora_tensors(
     Raises:
         CheckpointError: A module that the other layout has no place for.
     """
+    if layout == DIFFUSERS:
+        modules = {name: fold(module, dtype).pair for name, module in modules.items()}
     tensors = {key: tensor for name, module in modules.items() for key, tensor in module.to_kohya(name).items()}
     if layout == DIFFUSERS and family == "sd3":
         from library.families.sd3 import lora_format as sd3_format

@@ -123,7 +123,7 @@ def test_merged_networks_are_merged_again(drawn, again, lora_file):
 def test_networks_with_and_without_arguments_are_drawn_again(drawn, again, lora_file):
     weights = ",".join(["0"] * 8 + ["1"] + ["0"] * 8)
     shared = ("--network_weights", lora_file, lora_file, "--network_mul", 0.5, 1)
-    path = drawn(*shared, "--network_args", " ", f"lbw={weights}")
+    path = drawn(*shared, "--network_args", ";", f"lbw={weights}")
     assert not is_same(levels(path), levels(drawn(*shared)))
     assert is_same(again(path), levels(path))
 
@@ -163,7 +163,7 @@ def test_a_network_that_has_changed_is_told(drawn, again, lora_file, tmp_path, c
 
 
 def test_a_model_and_a_source_picture_that_have_changed_are_told(sd1, drawn, again, tmp_path, capsys):
-    model = shutil.copy(sd1, tmp_path / "model.safetensors")
+    model = shutil.copytree(sd1.parent, tmp_path / "model") / sd1.name
     for level in (40, 200):
         Image.new("RGB", (SIDE, SIDE), (level, level, level)).save(tmp_path / "source.png")
         if level == 40:
@@ -171,20 +171,31 @@ def test_a_model_and_a_source_picture_that_have_changed_are_told(sd1, drawn, aga
     save_file(load_file(model), model, {"changed": "yes"})
     again(path)
     assert f"files have changed: {model}, {tmp_path}/source.png." in capsys.readouterr().err
-    again(path, f"--ckpt={sd1}", f"--image_path={tmp_path}/source.png", "--strength=0.5")
-    assert "files have changed: " + str(model) not in capsys.readouterr().err
+    again(path, f"--ckpt={sd1}")
+    assert f"files have changed: {tmp_path}/source.png." in capsys.readouterr().err
 
 
 def test_a_file_that_is_gone_is_one_sentence_with_its_option(drawn, again, refused, sd1, tmp_path):
     for name in ("source", "mask"):
         Image.new("RGB", (SIDE, SIDE), "white").save(tmp_path / f"{name}.png")
-    shutil.copy(sd1, tmp_path / "model.safetensors")
+    model = shutil.copytree(sd1.parent, tmp_path / "model") / sd1.name
     given = {"mask_path": tmp_path / "mask.png", "image_path": tmp_path / "source.png"}
-    path = drawn(*(f"--{name}={file}" for name, file in given.items()), model=tmp_path / "model.safetensors")
-    for name, file in (*given.items(), ("ckpt", tmp_path / "model.safetensors")):
+    path = drawn(*(f"--{name}={file}" for name, file in given.items()), model=model)
+    for name, file in (*given.items(), ("ckpt", model)):
         file.rename(f"{file}.away")
         assert f"{path}: {file}, which drew the picture, is not there. Name its place by --{name}." in refused(path)
-    assert is_same(again(path, f"--ckpt={sd1}", *(f"--{name}={file}.away" for name, file in given.items())), levels(path))
+    moved = (f"--{name}={file}.away" for name, file in given.items())
+    assert is_same(again(path, f"--ckpt={sd1}", *moved), levels(path))
+
+
+def test_a_network_that_has_moved_keeps_its_strength_and_another_one_does_not(drawn, again, lora_file, tmp_path):
+    own, moved, other = (tmp_path / f"{name}.safetensors" for name in ("own", "moved", "other"))
+    shutil.copy(lora_file, own)
+    save_file({name: tensor * 2 for name, tensor in load_file(own).items()}, other)
+    path = drawn("--network_weights", own, "--network_mul", 0.3)
+    own.rename(moved)
+    assert is_same(again(path, "--network_weights", moved), levels(path))
+    assert is_same(again(path, "--network_weights", other), levels(drawn("--network_weights", other)))
 
 
 def test_a_network_has_the_hash_by_which_others_know_it(drawn, lora_file, tmp_path):
@@ -251,7 +262,9 @@ def test_no_program_is_run_because_a_picture_names_it(blank, lora_file, refused,
 
 
 def test_what_is_not_taken_over_from_other_programs_is_named(sd1, again, tmp_path, capsys):
-    text = "a cat <lora:style:0.8>\nSteps: 2, Sampler: DPM++ 2M Karras, CFG scale: 7, Seed: 1, Size: 64x64, Clip skip: 2"
+    text = (
+        "a cat <lora:style:0.8>\nSteps: 2, Sampler: DPM++ 2M Karras, CFG scale: 7, Seed: 1, Size: 64x64, Clip skip: 2"
+    )
     chunks = PngInfo()
     chunks.add_text("parameters", text)
     Image.new("RGB", (8, 8)).save(tmp_path / "theirs.png", pnginfo=chunks)

@@ -13,11 +13,15 @@ from safetensors.torch import load_file, save_file
 from gen_img import main
 from library.checkpoint.embeddings import write_embedding
 from library.families.sd.family import SdFamily
+from library.generation.drawing import Drawing
+from library.generation.options.scripts import GENERATION_SCRIPT, GenerationOptions
 from library.loras.lora_file import lora_tensors, read_lora
+from library.options.spec import parse_options
 from networks import lora
 from sd3_gen_img import main as sd3_main
 from sdxl_gen_img import main as sdxl_main
 from tests import tiny_unets
+from tools.drawing_family import drawing_family
 
 SIDE = 64
 ONE_LEVEL = 1  # of 255: sums of floats may be rounded to either side
@@ -27,6 +31,11 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def sd1(tmp_path_factory):
     return tiny_unets.write_sd1(tmp_path_factory.mktemp("sd1")).path
+
+
+@pytest.fixture(scope="module")
+def sd2(tmp_path_factory):
+    return tiny_unets.write_sd2(tmp_path_factory.mktemp("sd2")).path
 
 
 @pytest.fixture(scope="module")
@@ -212,10 +221,11 @@ def test_a_picture_is_drawn_again_from_its_file(pixels, lora_file, tmp_path, sd1
 
 
 def test_prompts_are_asked_for_until_an_empty_line(draw, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "stdin", io.StringIO("a cat --d 5\na cat --d five\na cat --d 6\n\nnever\n"))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a cat --d 5\na cat --d five\nx --f a/b\na cat --d 6\n\nno\n"))
     monkeypatch.setattr("builtins.input", lambda _: sys.stdin.readline().rstrip("\n"))
     assert seeds(draw("--interactive", "--batch_size=4", prompt=None)) == [5, 6]
-    assert "--d needs whole numbers" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "--d needs whole numbers" in said and "this is no name for a file" in said
 
 
 def test_variants_are_drawn_one_by_one(draw, pixels, capsys):
@@ -239,6 +249,13 @@ def test_an_empty_negative_prompt_apart_is_the_usual_guidance(pixels):
     assert is_same(pixels("--negative_scale=3", prompt="a cat --d 5"), pixels(prompt="a cat --d 5"))
     away = pixels("--negative_scale=3", prompt="a cat --d 5 --n dog")
     assert is_other(away, pixels(prompt="a cat --d 5 --n dog"))
+
+
+def test_the_mean_is_what_it_was_before_words_were_weighted_unless_it_is_not_asked_for(pixels):
+    kept, other, free = (
+        pixels(f"--emb_normalize_mode={mode}", prompt="a (cat:1.6) --d 5") for mode in ("original", "abs", "none")
+    )
+    assert not is_same(kept, free) and not is_same(other, free)
 
 
 @pytest.mark.parametrize("mode", ["original", "none"])
@@ -332,6 +349,17 @@ def test_bf16_draws_nearly_the_same_and_fp16_is_float32_on_a_cpu(pixels, capsys)
         assert "--fp16: a CPU hardly computes in fp16" in capsys.readouterr().err
 
 
+def test_how_a_model_is_computed_is_as_the_options_say(sd1):
+    asked = ["--bf16", "--no_half_vae", "--opt_channels_last", "--batch_size=8", "--vae_batch_size=0.25"]
+    options = parse_options(GenerationOptions, [f"--ckpt={sd1}", "--prompt=x", *asked], **GENERATION_SCRIPT)
+    family = drawing_family(options)
+    drawing = Drawing.load(family, family.inspect(), options)
+    weight = drawing.model.denoiser.conv_in.weight
+    assert weight.dtype == torch.bfloat16 and weight.is_contiguous(memory_format=torch.channels_last)
+    assert next(drawing.model.vae.parameters()).dtype == torch.float32
+    assert drawing.num_decoded == 2
+
+
 def test_blocks_that_wait_in_host_memory_draw_the_same(pixels, lora_file, tiny_sd3):
     assert is_same(pixels("--blocks_to_swap=3", model=tiny_sd3), pixels(model=tiny_sd3))
     network = ("--network_weights", lora_file)
@@ -380,12 +408,13 @@ def test_a_network_with_numbers_that_are_not_finite_is_refused(refused, lora_fil
         (["--image_path", "{model}"], "is no picture that can be read"),
         (["--mask_path", "no.png"], "--mask_path needs --image_path"),
         (["--sdxl"], "is a model of Stable Diffusion 1.x and 2.x"),
+        (["--v1", "--ckpt={sd2}"], "is a model of Stable Diffusion 2.x"),
         (["--fp16", "--bf16"], "exclude each other"),
         (["--W", "100000"], "is too large"),
     ],
 )
-def test_wrong_options_are_one_sentence(refused, sd1, lora_file, given, said):
-    assert said in refused(*(text.format(model=sd1, lora=lora_file) for text in given))
+def test_wrong_options_are_one_sentence(refused, sd1, sd2, lora_file, given, said):
+    assert said in refused(*(text.format(model=sd1, sd2=sd2, lora=lora_file) for text in given))
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from gen_img import main
 from library.families.sd.family import SdFamily
 from library.families.sdxl.family import SdxlFamily
+from library.generation.extras import REGIONS
 from library.models.unet import UNet
 from library.rng import normal_per_sample
 from networks import control_net_lllite, lora
@@ -30,6 +31,13 @@ SIDE, SEED, STEPS = 64, 5, 2
 PROMPT, NEGATIVE = "a red circle on a blue ground", "a dog"
 ONE_LEVEL = 1  # of 255: sums of floats may be rounded to either side
 CPU = torch.device("cpu")
+LARGE = (f"--W={2 * SIDE}", "--sampler=euler_a", "--steps=3")
+GROWING = (
+    *LARGE,
+    "--gradual_latent_timesteps=900",
+    "--gradual_latent_ratio_step=0.5",
+    "--gradual_latent_every_n_steps=1",
+)
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
@@ -79,8 +87,10 @@ def files_of(folders, tmp_path_factory):
     @cache
     def run(*more, kind="sd1", prompt=f"{PROMPT} --n {NEGATIVE} --d {SEED}"):
         folder = tmp_path_factory.mktemp("out")
-        asked = [f"--prompt={prompt}", f"--W={SIDE}", f"--H={SIDE}", f"--steps={STEPS}"]
-        assert main([f"--ckpt={folders[kind]}", f"--outdir={folder}", *asked, *map(str, more)]) == 0
+        asked = [f"--outdir={folder}", f"--W={SIDE}", f"--H={SIDE}", f"--steps={STEPS}"]
+        asked += [] if prompt is None else [f"--prompt={prompt}"]
+        asked += [] if kind is None else [f"--ckpt={folders[kind]}"]
+        assert main([*asked, *map(str, more)]) == 0
         return sorted(folder.iterdir())
 
     return run
@@ -126,7 +136,8 @@ def is_other(one, other):
 
 def test_the_second_pass_draws_over_the_first(draw, files_of):
     passes = ("--highres_fix_scale=0.5", "--highres_fix_steps=2", "--strength=0.6")
-    last_path, first_path = sorted(files_of(*passes, "--highres_fix_save_1st"), key=lambda path: "_1st_" in path.name)
+    last_path, first_path = files_of(*passes, "--highres_fix_save_1st")
+    assert first_path.stem == f"{last_path.stem}_1st"
     half = SIDE // 2
     assert is_same(levels(first_path), draw(f"--W={half}", f"--H={half}"))
     assert is_same(levels(last_path), draw("--image_path", first_path, "--strength=0.6"))
@@ -185,12 +196,10 @@ def test_deep_shrink_acts_down_to_its_timestep(draw):
 
 
 def test_latents_that_grow_give_a_picture_of_the_full_size(draw):
-    large = (f"--W={2 * SIDE}", f"--H={2 * SIDE}", "--sampler=euler_a", "--steps=6")
-    grow = ("--gradual_latent_timesteps=900", "--gradual_latent_ratio_step=0.5")
-    plain, grown = draw(*large), draw(*large, *grow)
+    plain, grown = draw(*LARGE), draw(*GROWING)
     assert grown.shape == plain.shape
     assert is_other(grown, plain)
-    assert is_same(draw(*large, *grow, "--gradual_latent_ratio=1"), plain)
+    assert is_same(draw(*GROWING, "--gradual_latent_ratio=1"), plain)
 
 
 # ControlNets
@@ -227,6 +236,15 @@ def test_a_control_net_is_that_of_diffusers(draw, folders, control_nets, guides,
     assert is_other(ours, draw(kind=kind))
 
 
+def test_models_that_fill_in_parts_of_pictures_have_extras_too(draw, folders, control_nets, guides, tmp_path):
+    """With weights of 0 for what it is shown beside the latents, such a model is the one that it was made of."""
+    model = tmp_path / "parts"
+    tiny_unets.write_inpainting_folder(folders["sd1"], model, strength=0.0)
+    guided = ("--control_net_models", control_nets["sd1"], "--guide_image_path", guides / "one.png")
+    assert is_same(draw(*guided, "--ckpt", model, kind=None), draw(*guided))
+    assert is_same(draw(*GROWING, "--ckpt", model, kind=None), draw(*GROWING))
+
+
 def test_a_control_net_of_no_strength_or_share_is_none(draw, control_nets, guides):
     plain = draw()
     guided = ("--control_net_models", control_nets["sd1"], "--guide_image_path", guides / "one.png")
@@ -249,8 +267,9 @@ def test_prompts_have_the_pictures_of_a_folder_in_turn(draw, files_of, control_n
     for name in ("one", "two"):
         Image.open(guides / f"{name}.png").save(tmp_path / "pictures" / f"{name}.png")
     nets = ("--control_net_models", control_nets["sd1"])
-    both = "{e$$a cat|a dog}" + f" --d {SEED}"
-    files = files_of(*nets, "--guide_image_path", tmp_path / "pictures", "--batch_size=2", prompt=both)
+    (tmp_path / "p.txt").write_text(f"a cat --d {SEED}\na dog --d {SEED}\n")
+    both = ("--from_file", tmp_path / "p.txt", "--guide_image_path", tmp_path / "pictures", "--batch_size=2")
+    files = files_of(*nets, *both, prompt=None)
     for path, text, name in zip(files, ("a cat", "a dog"), ("one", "two"), strict=True):
         alone = draw(*nets, "--guide_image_path", guides / f"{name}.png", prompt=f"{text} --d {SEED}")
         assert is_same(levels(path), alone)
@@ -324,6 +343,14 @@ def test_equal_regions_are_one_picture_and_others_are_not(draw, guides):
     half = SIDE // 2
     assert abs(both - plain_cat)[:, :half].mean() < abs(both - plain_dog)[:, :half].mean()
     assert abs(both - plain_dog)[:, half:].mean() < abs(both - plain_cat)[:, half:].mean()
+
+
+def test_regions_and_control_nets_have_pictures_of_their_own(draw, files_of, guides, control_nets):
+    regions = ("--network_regional_mask_max_color_codes=2", "--guide_image_path", guides / "halves.png")
+    nets = ("--control_net_models", control_nets["sd1"])
+    both = draw(*regions, guides / "one.png", *nets, prompt=f"a cat AND a cat --n {NEGATIVE} --d {SEED}")
+    alone = draw(*nets, "--guide_image_path", guides / "one.png", prompt=f"a cat --n {NEGATIVE} --d {SEED}")
+    assert is_same(both, alone)
 
 
 def test_networks_are_for_the_regions_of_their_number(draw, guides, lora_file):
@@ -417,6 +444,8 @@ def test_a_picture_with_extras_is_drawn_again_from_its_file(files_of, control_ne
         (["--control_net_models=nets"], "needs --guide_image_path"),
         (["--guide_image_path=none.png", "--control_net_models=nets"], "--guide_image_path: none.png does not exist"),
         (["--clip_vision_strength=1", "--guide_image_path=a.png"], "needs --clip_vision_model"),
+        (["--control_net_models=n", f"--{REGIONS}=2", "--guide_image_path", "a"], "Give first the map of regions"),
+        ([f"--{REGIONS}=2", "--guide_image_path", "a", "b"], "--guide_image_path has 2 values"),
     ],
 )
 def test_what_cannot_be_is_named(refused, arguments, sentence):
@@ -462,7 +491,7 @@ def cells_of(files):
 
 def test_a_sheet_has_the_pictures_of_all_crossings(files_of, draw, lora_file):
     lines = "{e$$a cat|a dog}" + f" --n {NEGATIVE} --d {SEED}"
-    files = files_of("--network_weights", lora_file, "--xyz", "lora=0,1", "prompt", prompt=lines)
+    files = files_of("--network_weights", lora_file, "--xyz", "lora=0,1", "prompt", "--n_iter=2", prompt=lines)
     cells = cells_of(files)
     assert cells.keys() == {(strength, text) for strength in (0.0, 1.0) for text in ("a cat", "a dog")}
     cat = f"a cat --n {NEGATIVE} --d {SEED}"
@@ -479,10 +508,10 @@ def test_models_and_networks_are_compared(files_of, draw, folders, lora_file, tm
     save_file(tensors, other_lora)
     other = tiny_unets.write_sd1_folder(tmp_path / "other", seed=1).path
     models, networks = f"ckpt={folders['sd1']},{other}", f"weights={lora_file},{other_lora}"
-    cells = cells_of(files_of("--xyz", models, networks))
+    cells = cells_of(files_of("--xyz", models, networks, "--network_mul", 0.5, kind=None))
     assert len(cells) == 4
     for model in (folders["sd1"], other):
-        alone = draw("--network_weights", other_lora, "--ckpt", model)
+        alone = draw("--network_weights", other_lora, "--network_mul", 0.5, "--ckpt", model, kind=None)
         assert is_same(cells[str(model), str(other_lora)], alone)
 
 
@@ -492,6 +521,7 @@ def test_models_and_networks_are_compared(files_of, draw, folders, lora_file, tm
         (["--xyz", "lora=0,1"], 'the axis "lora" needs --network_weights'),
         (["--xyz", "stepz=1"], 'Did you mean "steps"?'),
         (["--xyz", "ckpt=none.safetensors"], "none.safetensors does not exist"),
+        (["--xyz", "weights=none.safetensors", "--network_merge"], 'Leave --network_merge or the axis "weights" out'),
     ],
 )
 def test_what_cannot_be_compared_is_named(refused, arguments, sentence):

@@ -1,6 +1,5 @@
 """Pictures of gen_img.py are those of diffusers' pipelines: the same text, noise and sampler give the same pixels."""
 
-import shutil
 from functools import cache
 
 import diffusers
@@ -8,6 +7,7 @@ import numpy
 import pytest
 import torch
 from diffusers import (
+    StableDiffusion3Img2ImgPipeline,
     StableDiffusion3Pipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
@@ -15,7 +15,6 @@ from diffusers import (
     StableDiffusionXLPipeline,
 )
 from PIL import Image
-from safetensors.torch import load_file, save_file
 
 from gen_img import main
 from library.families.sd3.family import Sd3Family
@@ -113,54 +112,73 @@ def test_sdxl_with_sizes_and_crops(folder_of, drawn):
     check_same(drawn(model, "--sampler=euler", prompt=f"{PROMPT} --n {NEGATIVE} {sizes}"), theirs)
 
 
+@pytest.fixture
+def source(tmp_path):
+    """A picture to draw over."""
+    levels = (numpy.arange(HEIGHT * WIDTH * 3) * 7 % 251).astype(numpy.uint8)
+    Image.fromarray(levels.reshape(HEIGHT, WIDTH, 3)).save(tmp_path / "source.png")
+    return tmp_path / "source.png"
+
+
+def pixels_of(path):
+    """In -1..1. Shape [1, 3, H, W]."""
+    return torch.from_numpy(numpy.array(Image.open(path))).permute(2, 0, 1)[None] / 127.5 - 1
+
+
 @pytest.mark.parametrize("sampler", ["ddim", "euler"])
-def test_a_picture_that_is_drawn_over(sampler, folder_of, drawn, tmp_path):
+def test_a_picture_that_is_drawn_over(sampler, folder_of, drawn, source):
     model = folder_of("sd1")
     pipeline = quiet(StableDiffusionImg2ImgPipeline.from_pretrained(model), sampler)
-    levels = numpy.arange(HEIGHT * WIDTH * 3, dtype=numpy.uint32) * 7 % 251
-    Image.fromarray(levels.astype(numpy.uint8).reshape(HEIGHT, WIDTH, 3)).save(tmp_path / "source.png")
-    pixels = torch.from_numpy(numpy.array(Image.open(tmp_path / "source.png"))).permute(2, 0, 1)[None] / 127.5 - 1
     with torch.no_grad():
-        latents = pipeline.vae.encode(pixels).latent_dist.mean * pipeline.vae.config.scaling_factor
+        latents = pipeline.vae.encode(pixels_of(source)).latent_dist.mean * pipeline.vae.config.scaling_factor
     theirs = their_picture(pipeline, image=latents, strength=0.6, generator=torch.Generator().manual_seed(SEED))
-    check_same(drawn(model, f"--sampler={sampler}", f"--image_path={tmp_path}/source.png", "--strength=0.6"), theirs)
+    check_same(drawn(model, f"--sampler={sampler}", f"--image_path={source}", "--strength=0.6"), theirs)
 
 
-def test_sd3(tiny_sd3_factory, drawn, tmp_path):
+@pytest.fixture(scope="module")
+def sd3(tiny_sd3_factory, tmp_path_factory):
+    """A file, and the same as a folder."""
     model = tiny_sd3_factory(variant="5-medium", dtype="fp32").model
     family = Sd3Family(pretrained=model, dropout_rates={}, flow={})
     what = {"files": family.inspect(), "denoiser": {}, "encoders": {}, "bundled": (), "dtype": None, "metadata": None}
-    folder = family.write_model(tmp_path / "folder", layout="diffusers", **what)[0]
+    return model, family.write_model(tmp_path_factory.mktemp("sd3") / "folder", layout="diffusers", **what)[0]
+
+
+def test_sd3(sd3, drawn):
+    model, folder = sd3
     pipeline = quiet(StableDiffusion3Pipeline.from_pretrained(folder))
     check_same(drawn(model), their_picture(pipeline, noise(16)))
 
 
-def test_a_model_that_fills_in_parts_of_pictures(folder_of, drawn, tmp_path):
+def test_sd3_over_a_picture_at_a_strength_between_two_steps(sd3, drawn, source):
+    """Of 4 steps 0.6 are 2.4: diffusers takes 3 of a flow model, and 2 of a U-Net."""
+    model, folder = sd3
+    pipeline = quiet(StableDiffusion3Img2ImgPipeline.from_pretrained(folder))
+    with torch.no_grad():
+        seen = pipeline.vae.encode(pixels_of(source)).latent_dist.mean
+    latents = (seen - pipeline.vae.config.shift_factor) * pipeline.vae.config.scaling_factor
+    theirs = their_picture(pipeline, image=latents, strength=0.6, generator=torch.Generator().manual_seed(SEED))
+    check_same(drawn(model, f"--image_path={source}", "--strength=0.6"), theirs)
+
+
+def test_a_model_that_fills_in_parts_of_pictures(folder_of, drawn, source, tmp_path):
     """The U-Net of such a model takes 9 channels: latents, the mask, and latents of what stays."""
     model = tmp_path / "inpainting"
-    shutil.copytree(folder_of("sd1"), model)
-    weights, config = model / "unet" / "diffusion_pytorch_model.safetensors", model / "unet" / "config.json"
-    tensors = load_file(weights)
-    more = torch.randn(tensors["conv_in.weight"].shape[0], 5, 3, 3, generator=torch.Generator().manual_seed(2)) * 0.2
-    save_file({**tensors, "conv_in.weight": torch.cat([tensors["conv_in.weight"], more], dim=1)}, weights)
-    config.write_text(config.read_text().replace('"in_channels": 4', '"in_channels": 9'))
+    tiny_unets.write_inpainting_folder(folder_of("sd1"), model, strength=0.2)
     parts = StableDiffusionPipeline.from_pretrained(model).components
     pipeline = quiet(StableDiffusionInpaintPipeline(**parts, requires_safety_checker=False), "ddim")
-    levels = (numpy.arange(HEIGHT * WIDTH * 3) * 7 % 251).astype(numpy.uint8).reshape(HEIGHT, WIDTH, 3)
     mask = numpy.zeros((HEIGHT, WIDTH), numpy.uint8)
     mask[16:48, 24:80] = 255
-    for name, array in (("source", levels), ("mask", mask)):
-        Image.fromarray(array).save(tmp_path / f"{name}.png")
-    pixels = torch.from_numpy(levels).permute(2, 0, 1)[None] / 127.5 - 1
+    Image.fromarray(mask).save(tmp_path / "mask.png")
     with torch.no_grad():
-        seen = pipeline.vae.encode(pixels * torch.from_numpy(mask < 128)).latent_dist.mean
+        seen = pipeline.vae.encode(pixels_of(source) * torch.from_numpy(mask < 128)).latent_dist.mean
     theirs = their_picture(
         pipeline,
         noise(4),
-        image=Image.fromarray(levels),
+        image=Image.open(source),
         mask_image=Image.fromarray(mask),
         masked_image_latents=seen * pipeline.vae.config.scaling_factor,
         strength=1.0,
     )
-    given = (f"--image_path={tmp_path}/source.png", f"--mask_path={tmp_path}/mask.png", "--strength=1")
+    given = (f"--image_path={source}", f"--mask_path={tmp_path}/mask.png", "--strength=1")
     check_same(drawn(model, "--sampler=ddim", *given), theirs)

@@ -17,7 +17,7 @@ from examples.tiny_sdxl.painter import Painter
 from examples.tiny_sdxl.words import without_colour
 from networks.control_net_lllite import create_network_from_weights
 
-STEPS, COUNT = 60, 16
+STEPS, RATE, COUNT = 30, 1e-2, 16
 STORED = BASE / f"{NAME}.safetensors"  # of 400 steps
 
 
@@ -30,7 +30,7 @@ def distance(pictures: Sequence[Any], wanted: torch.Tensor) -> float:
 def test_pictures_are_nearer_to_their_maps_than_without_the_network(training_of: Callable[..., Any], tmp_path: Path):
     model = BASE / f"{MODEL}.safetensors"
     train = training_of("sdxl_train_control_net_lllite", "sdxl")
-    run = train.run_arguments(training_command(model, tmp_path, steps=STEPS)[1:])
+    run = train.run_arguments(training_command(model, tmp_path, steps=STEPS, rate=RATE)[1:])
     painter, wanted = Painter(model), maps(COUNT)
     scenes = [large_thing(SEED, index) for index in range(COUNT)]
     captions = [without_colour(what.caption, what.things[0].colour) for what in scenes]
@@ -41,7 +41,7 @@ def test_pictures_are_nearer_to_their_maps_than_without_the_network(training_of:
         network.set_condition(wanted)
         found.append(distance(painter.paint(captions, range(COUNT)), wanted))
         network.detach_all()
-    assert found[0] < 0.95 * found[1], found
+    assert found[0] < 0.8 * found[1], found
 
 
 def test_the_stored_one_gives_things_the_colours_of_the_maps():

@@ -1,4 +1,4 @@
-"""Pixels: from an image file to the size that is trained. The only file of the toolkit that decodes training pictures.
+"""Pixels: from an image file to the size that is trained. Only this file and decoding.py decode training pictures.
 
 A picture is turned as its EXIF orientation says and brought to 8-bit RGB whatever it was stored as; transparency
 becomes the background; of an animation the first frame is used. A JPEG that shrinks a lot is decoded at a half, a
@@ -7,21 +7,17 @@ quarter or an eighth of its size, which its format gives almost for nothing; ave
 
 from __future__ import annotations
 
-import struct
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from library.data.config.specs import WHITE, Colour
-from library.data.files.headers import load_plugin, open_picture, read_header, read_orientation
-from library.data.files.patience import read_patiently, why_not_its_fault
 from library.data.files.picture_notes import has_shape_of
-from library.data.pixels.colours import alpha_of, to_rgb
+from library.data.pixels.decoding import Decoded, decode, turned, upright
 from library.data.pixels.opencv import opencv
-from library.errors import DatasetError, UnreadableError
+from library.errors import DatasetError
 from library.records import CropPlan, Size
 
 if TYPE_CHECKING:
@@ -29,20 +25,6 @@ if TYPE_CHECKING:
 
 BLACK: Colour = (0, 0, 0)
 
-_FAULTS = (  # of Pillow on broken files
-    *(OSError, ValueError, SyntaxError, EOFError, KeyError, IndexError, TypeError, OverflowError),
-    *(RuntimeError, struct.error),
-)
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_SIDEWAYS = {_TURNS[orientation] for orientation in (5, 6, 7, 8)}
 _PILLOW_FILTERS = {"lanczos": Image.Resampling.LANCZOS, "box": Image.Resampling.BOX}
 _OPENCV_FLAGS = {
     "nearest": "INTER_NEAREST",
@@ -53,7 +35,6 @@ _OPENCV_FLAGS = {
     "area": "INTER_AREA",
 }
 _MAY_START_SMALLER = (None, "area", "lanczos")  # filters that weigh all pixels; box takes whole pixels only
-_LEAST_LEFT = 2  # times the wanted size: what decoding leaves for averaging
 
 
 class Resized(NamedTuple):
@@ -83,8 +64,8 @@ def load_image(
     Raises:
         DatasetError: The file is gone or broken, or its picture has another size now.
     """
-    decoded = _load(path, expected, background=background, least=least)
-    return _turned(decoded.image, decoded.turn)
+    decoded = decode(path, expected, background=background, least=least)
+    return turned(decoded.image, decoded.turn)
 
 
 def load_with_alpha(path: Path, *, background: Colour = WHITE) -> tuple[Image.Image, Image.Image | None]:
@@ -93,9 +74,9 @@ def load_with_alpha(path: Path, *, background: Colour = WHITE) -> tuple[Image.Im
     Raises:
         DatasetError: The file is gone or broken.
     """
-    decoded = _load(path, None, background=background, least=None)
-    alpha = None if decoded.alpha is None else _turned(decoded.alpha, decoded.turn)
-    return _turned(decoded.image, decoded.turn), alpha
+    decoded = decode(path, None, background=background, least=None)
+    alpha = None if decoded.alpha is None else turned(decoded.alpha, decoded.turn)
+    return turned(decoded.image, decoded.turn), alpha
 
 
 def load_resized(
@@ -121,7 +102,7 @@ def load_resized(
         DatasetError: The file is gone or broken, or its picture has another size now.
     """
     least = size if interpolation in _MAY_START_SMALLER else None
-    decoded = _load(path, expected, background=background, least=least)
+    decoded = decode(path, expected, background=background, least=least)
     pixels = _resized(decoded, decoded.image, size, interpolation)
     if not with_alpha or decoded.alpha is None:
         return Resized(pixels)
@@ -134,8 +115,8 @@ def decode_mask(path: Path) -> Image.Image:
     Raises:
         DatasetError: The file is gone or broken, or its values are 0 and 1 where 0 and 255 are meant.
     """
-    decoded = _load(path, None, background=BLACK, least=None)
-    return _turned(_mask_values(decoded, path), decoded.turn)
+    decoded = decode(path, None, background=BLACK, least=None)
+    return turned(_mask_values(decoded, path), decoded.turn)
 
 
 def load_mask(path: Path, picture: Size, size: Size, interpolation: str | None) -> np.ndarray:
@@ -154,7 +135,7 @@ def load_mask(path: Path, picture: Size, size: Size, interpolation: str | None) 
         DatasetError: As for `decode_mask`, or the mask has another shape than its picture.
     """
     least = size if interpolation in _MAY_START_SMALLER else None
-    decoded = _load(path, None, background=BLACK, least=least)
+    decoded = decode(path, None, background=BLACK, least=least)
     if not has_shape_of(decoded.size, picture):
         raise DatasetError(
             f"{path} is {decoded.size} pixels but its picture {picture}. Give both one shape and start again."
@@ -183,7 +164,7 @@ def load_beside(
     Raises:
         DatasetError: The file is gone or broken, or has another shape than the picture.
     """
-    decoded = _load(path, None, background=background, least=size if interpolation in _MAY_START_SMALLER else None)
+    decoded = decode(path, None, background=background, least=size if interpolation in _MAY_START_SMALLER else None)
     if not has_shape_of(decoded.size, picture):
         raise DatasetError(
             f"{path} is {decoded.size} pixels but its picture {picture}. Give both one shape and start again."
@@ -254,104 +235,17 @@ def resize_pixels(
     return resized[: size.height, : size.width]
 
 
-@dataclass(frozen=True)
-class _Decoded:
-    """A picture as it is stored, in 8-bit RGB.
-
-    Attributes:
-        image: Perhaps decoded at a half, a quarter or an eighth of its size.
-        size: Of the whole picture, upright.
-        turn: What makes it upright, or None.
-        alpha: Its transparency, in mode L; None where it has none.
-        part: Width and height that the picture fills in a smaller `image`: a little less than its size where a side
-            is no multiple of the reduction. None where it is not reduced.
-    """
-
-    image: Image.Image
-    size: Size
-    turn: Image.Transpose | None
-    alpha: Image.Image | None = None
-    part: tuple[float, float] | None = None
-
-
-def _mask_values(decoded: _Decoded, path: Path) -> Image.Image:
+def _mask_values(decoded: Decoded, path: Path) -> Image.Image:
     values = decoded.image.getchannel("R")
     if values.getextrema()[1] == 1:  # 0 and 1, as other programs have them, or 8 bits in a file of 16
         raise DatasetError(f"{path} is nearly black, with values of 0 and 1 out of 255; save it with 0 and 255.")
     return values
 
 
-def _load(path: Path, expected: Size | None, *, background: Colour, least: Size | None) -> _Decoded:
-    """Decode a picture, again if a network drive has a hiccup.
-
-    Raises:
-        DatasetError: As for `load_image`.
-    """
-    load_plugin(path)
-    try:
-        decoded = read_patiently(lambda: _decode(path, background, least), path)
-    except _FAULTS as error:
-        raise _why_broken(path, error) from None
-    if expected is not None and decoded.size != expected:
-        raise DatasetError(
-            f"{path} is {decoded.size} pixels but was {expected} when the folder was scanned. Start again."
-        )
-    return decoded
-
-
-def _why_broken(path: Path, error: Exception) -> DatasetError:
-    """What is wrong with a file that could not be decoded: what its header tells, or else the decoder."""
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-    advice = why_not_its_fault(error)
-    if advice is not None:
-        return UnreadableError(f"{path} cannot be decoded ({reason}). {advice.capitalize()}.")
-    try:
-        read_header(path)
-    except DatasetError as fault:
-        return DatasetError(f"{fault}.")
-    except OSError as fault:  # the drive fails now
-        return _why_broken(path, fault)
-    if isinstance(error, UnidentifiedImageError):  # which names an object of Python
-        reason = "the beginning of the file is damaged"
-    return DatasetError(f"{path} cannot be decoded ({reason}). Repair, replace or remove the picture.")
-
-
-def _decode(path: Path, background: Colour, least: Size | None) -> _Decoded:
-    with path.open("rb") as file, open_picture(file) as stored:
-        if stored.format in ("JPEG", "MPO"):
-            return _decode_jpeg(stored, path, least)
-        stored.load()
-        turn = _TURNS.get(read_orientation(stored, path))
-        return _Decoded(to_rgb(stored, background), _upright(stored.size, turn), turn, alpha_of(stored))
-
-
-def _decode_jpeg(stored: Image.Image, path: Path, least: Size | None) -> _Decoded:
-    """Of a JPEG, no more than is needed for twice the size `least`, which is of the upright picture."""
-    turn = _TURNS.get(read_orientation(stored, path))
-    full, part = stored.size, None
-    if least is not None:
-        asked = _upright(least, turn)
-        drafted = stored.draft(None, (_LEAST_LEFT * asked.width, _LEAST_LEFT * asked.height))
-        if drafted is not None and stored.size != full:
-            part = drafted[1][2:]
-    stored.load()
-    return _Decoded(to_rgb(stored), _upright(full, turn), turn, part=part)
-
-
-def _resized(decoded: _Decoded, image: Image.Image, size: Size, interpolation: str | None) -> np.ndarray:
+def _resized(decoded: Decoded, image: Image.Image, size: Size, interpolation: str | None) -> np.ndarray:
     """An image of the decoded picture, upright and at another size."""
     if decoded.part is None:
-        return resize_pixels(_turned(image, decoded.turn), size, interpolation)
-    stored_size = _upright(size, decoded.turn)  # the part is of the stored picture: turning comes last
+        return resize_pixels(turned(image, decoded.turn), size, interpolation)
+    stored_size = upright(size, decoded.turn)  # the part is of the stored picture: turning comes last
     pixels = resize_pixels(image, stored_size, interpolation, part=decoded.part)
-    return np.asarray(_turned(Image.fromarray(pixels), decoded.turn))
-
-
-def _turned(image: Image.Image, turn: Image.Transpose | None) -> Image.Image:
-    return image if turn is None else image.transpose(turn)
-
-
-def _upright(size: tuple[int, int], turn: Image.Transpose | None) -> Size:
-    """The size after turning; also the size before, of one after."""
-    width, height = size
-    return Size(height, width) if turn in _SIDEWAYS else Size(width, height)
+    return np.asarray(turned(Image.fromarray(pixels), decoded.turn))

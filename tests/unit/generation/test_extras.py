@@ -13,13 +13,14 @@ from library.errors import OptionError
 from library.families.base import Conditioning
 from library.generation.clip_vision import with_seen
 from library.generation.control_nets import Clock, control_settings
-from library.generation.extras import asked_extras, batch_extras, check_extras, growth_of, option_values, shrink_of
+from library.generation.extras import asked_extras, batch_extras, check_extras, growth_of, shrink_of
 from library.generation.guides import GuidePictures, check_preps, load_guide
 from library.generation.highres import first_pass, second_pass
 from library.generation.options.extras import GuideOptions
 from library.generation.options.scripts import GENERATION_SCRIPT, GenerationOptions
 from library.generation.prompt_lines import PromptOptions, parse_prompt
 from library.generation.record import GenerationRecord, NetworkUse, PictureSizes, record_from_json, record_to_json
+from library.generation.redrawing import options_of
 from library.generation.regions import Region, by_regions, networks_of_region, region_masks
 from library.generation.start_noise import start_noise
 from library.options.spec import parse_options
@@ -71,10 +72,10 @@ def test_extras_that_a_family_has_not_do_not_act_and_are_named_in_lines():
 def test_extras_travel_through_json():
     guides = (Path("one.png"),)
     extras = asked("--control_net_models", "a", "b", "--guide_image_path=one.png", guides=guides)
-    read = record_from_json(record_to_json(replace(RECORD, extras=extras))).extras
-    values = option_values(read)
-    assert values["control_net_models"] == (Path("a"), Path("b"))
-    assert values["guide_image_path"] == guides
+    read = record_from_json(record_to_json(replace(RECORD, extras=extras)))
+    own = options_of(options(), read).guide
+    assert own.control_net_models == (Path("a"), Path("b"))
+    assert own.guide_image_path == guides
 
 
 def test_pictures_with_other_guides_are_drawn_at_once_and_those_with_other_extras_are_not():

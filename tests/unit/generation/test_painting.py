@@ -1,15 +1,18 @@
 """How predictions are put together, names of files, strips of pictures, and what texts weigh."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from library.errors import OutputError
+from library.diffusion.samplers import Start
+from library.errors import OptionError, OutputError
 from library.families.base import Conditioning
 from library.generation.conditioning import normalized, stacked
 from library.generation.decoding import to_images, to_pictures
 from library.generation.jobs import Seeds
 from library.generation.naming import FileNames, safe_name
-from library.generation.painting import Guidance
+from library.generation.painting import Canvas, Guidance, begun_at
 from library.generation.record import GenerationRecord, NetworkUse, PictureSizes, record_from_json, record_to_json
 
 
@@ -67,10 +70,21 @@ def test_numbers_go_on_behind_those_that_are_there(tmp_path):
     assert [names.next(1).name for _ in range(2)] == ["im_000013.png", "im_000014.png"]
 
 
-@pytest.mark.parametrize("asked", ["../x", "a/b", "..", "", "a\\b", "a:b"])
+def test_the_picture_of_a_first_pass_is_called_after_the_last_one(tmp_path):
+    names = FileNames(tmp_path, uses_original=True)
+    assert names.first_of(names.next(1, original="x/photo.png")) == tmp_path / "photo_1st.png"
+
+
+@pytest.mark.parametrize("asked", ["../x", "a/b", "..", "", "a\\b", "a:b", "CON", "nul.x", "com1"])
 def test_a_name_outside_of_the_folder_is_refused(asked):
     with pytest.raises(OptionError, match="no name for a file"):
         safe_name(asked)
+
+
+def test_a_name_that_file_systems_cannot_have_is_refused():
+    assert len(safe_name("ö" * 100)) == 100
+    with pytest.raises(OptionError, match="this name is too long"):
+        safe_name("ö" * 101)
 
 
 def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
@@ -83,6 +97,26 @@ def test_random_seeds_are_shared_in_an_iteration_if_asked():
     seeds = Seeds(None, is_same=True)
     first, again, other = seeds.next(0), seeds.next(0), seeds.next(1)
     assert first == again != other
+
+
+def test_seeds_behind_the_largest_begin_at_0():
+    seeds = Seeds(2**63 - 1)
+    assert [seeds.next(0), seeds.next(0)] == [2**63 - 1, 0]
+
+
+def test_outside_of_a_mask_a_pass_begins_at_the_picture():
+    """Enlarged latents lie in the mask, and the latents of the picture around it."""
+    mask = torch.tensor([[[[1.0, 0.0]]]])
+    canvas = Canvas(torch.zeros(1, 1, 1, 2), Guidance(told(1), None, None, scales(1.0), None), (1,))
+    canvas = replace(canvas, start=Start(torch.full((1, 1, 1, 2), 3.0), 0.2), mask=mask)
+    begun = begun_at(canvas, torch.full((1, 1, 1, 2), 5.0), 0.5).start
+    assert begun.latents.flatten().tolist() == [5.0, 3.0] and begun.strength == 0.5
+
+
+@pytest.mark.parametrize(("rounds_up", "left_out"), [(False, [3, 2, 0, 10]), (True, [2, 1, 0, 10])])
+def test_a_share_of_the_steps_is_rounded_as_pipelines_round_it(rounds_up, left_out):
+    found = [Start(torch.zeros(1), strength).first_step(10, rounds_up=rounds_up) for strength in (0.75, 0.85, 1, 0)]
+    assert found == left_out
 
 
 def test_a_record_is_there_and_back_the_same():

@@ -146,6 +146,9 @@ def test_a_text_without_settings_is_a_prompt():
 def test_malformed_settings_count_as_not_said():
     text = "a cat\nSteps: many, Sampler: Unheard Of, CFG scale: x, Seed: -1, Size: big"
     assert parse_parameters(text) == PromptOptions("a cat")
+    assert parts_left_out(text) == text.split("\n")[1].split(", ")
+    text = "a cat\nSteps: 1001, Denoising strength: 7, Size: 0x64"
+    assert parse_parameters(text) == PromptOptions("a cat")
 
 
 @given(st.text(max_size=120))

@@ -76,6 +76,11 @@ def test_a_prompter_of_three_parameters_gets_no_pipeline(tmp_path):
     assert list(prompts_of_module(module(tmp_path, text), ARGS)) == ["3 None None"]
 
 
+def test_a_prompter_may_give_a_function_that_gives_the_texts(tmp_path):
+    text = "def get_prompter(args, pipe, networks):\n    def give():\n        yield 'a'\n    return give\n"
+    assert list(prompts_of_module(module(tmp_path, text), ARGS)) == ["a"]
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [

@@ -11,7 +11,7 @@ from library.families.lora_layout import LoraPair, fold
 from library.loras import alpha_notes
 from library.loras.consumers.layers import layers_of, mmdit_depth
 from library.loras.converting import DIFFUSERS, KOHYA, NATIVE, Form, converted
-from library.loras.lora_file import read_lora
+from library.loras.lora_file import lora_tensors, read_lora
 from library.tensorfile import read_header
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "data"
@@ -179,6 +179,15 @@ def test_float32_holds_what_fp16_cannot_and_gives_it_back(tmp_path):
     wide = convert(source, tmp_path / "wide.safetensors", Form(DIFFUSERS, dtype=torch.float32))
     back = load_file(convert(wide, tmp_path / "back.safetensors", Form(KOHYA, dtype=torch.float16)))
     assert all(torch.equal(back[key], tensors[key]) for key in tensors)
+
+
+def test_any_file_for_diffusers_keeps_a_small_strength_in_fp16():
+    name, draw = "lora_unet_joint_blocks_0_x_block_mlp_fc1", torch.Generator().manual_seed(4)
+    pair = LoraPair(torch.randn(2, 8, generator=draw), torch.randn(8, 2, generator=draw) * 1e-4, 1 / 128)
+    found = lora_tensors({name: pair}, "sd3", layout=DIFFUSERS, dtype=torch.float16).values()
+    down, up = (tensor.double() for tensor in found)
+    wanted = pair.up.double() @ pair.down.double() * pair.scale
+    assert all(tensor.dtype == torch.float16 for tensor in found) and (up @ down - wanted).norm() < 1e-3 * wanted.norm()
 
 
 def test_a_strength_above_what_fp16_has_goes_to_the_other_factor():

@@ -242,7 +242,11 @@ def test_wrong_files_are_refused_with_a_sentence(create, small_unets, unet, tmp_
     save_file(good, path := tmp_path / "mine.safetensors")
     with pytest.raises(CheckpointError, match="--cond_emb_dim 4 --network_dim 6, here they are 4 and 8"):
         create(dim=8).load_weights(path)
-    wrong = (({"cond_emb_dim": "3"}, "even number"), ({"rank": "3"}, "rank is not an argument"), ({"dropout": "1"}, "below 1"))
+    wrong = (
+        ({"cond_emb_dim": "3"}, "even number"),
+        ({"rank": "3"}, "rank is not an argument"),
+        ({"dropout": "1"}, "below 1"),
+    )
     for arguments, words in wrong:
         with pytest.raises(OptionError, match=words):
             lllite.create_network(1.0, 4, 1.0, None, None, unet, **arguments)

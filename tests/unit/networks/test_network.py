@@ -334,7 +334,10 @@ def test_a_lora_of_another_family_is_named(mmdit, key, message):
     ("key", "message"),
     [
         ("lora_unet_joint_blocks_0_x_block_attn_qkv.lokr_w1", "a LoKr.*lycoris.kohya"),
-        ("transformer.transformer_blocks.0.attn.to_q.lora_A.weight", "layout of diffusers.*convert_lora.py .* --to kohya"),
+        (
+            "transformer.transformer_blocks.0.attn.to_q.lora_A.weight",
+            "layout of diffusers.*convert_lora.py .* --to kohya",
+        ),
         ("model.diffusion_model.x_embedder.proj.weight", "a whole checkpoint"),
         ("lora_unet_joint_blocks_0_x_block_attn_qkv.lora_down.weight", "a LoRA for SD3"),  # its other half is missing
         ("weight", "no LoRA that is known here"),
