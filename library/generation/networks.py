@@ -83,15 +83,17 @@ def read_networks(
         CheckpointError: A file is missing, damaged, for another model, or has numbers that are not finite.
         OptionError: A module cannot be used, or an argument is wrong.
     """
-    found = []
-    for number, use in enumerate(asked_networks(options)):
+    found: list[NetworkFile] = []
+    asked = asked_networks(options)
+    model = {"model": family.network_model(files), "depth": family.depth(files)} if asked else {}
+    for number, use in enumerate(asked):
         module = _module(use.module)
         known = {} if known is None else known
         key = (use.path, use.module, str(use.args), family.name)
         if key not in known:
             known[key] = _read(use, family)
         tensors, metadata = known[key]
-        _check(module, use, tensors, {"model": family.network_model(files), "depth": family.depth(files)})
+        _check(module, use, tensors, model)
         _refuse_non_finite(tensors, use.path)
         if options.network_show_meta:
             told = "\n".join(f"  {key}: {value}" for key, value in sorted(metadata.items()))

@@ -414,11 +414,10 @@ def test_timesteps_can_be_counted_from_0(draw, folders):
 
 
 def test_a_picture_with_extras_is_drawn_again_from_its_file(files_of, control_nets, guides, tmp_path):
-    large = (f"--W={2 * SIDE}", f"--H={SIDE}", "--sampler=euler_a", "--steps=6")
     offset = ("--noise_offset_prob=1", "--noise_offset_range", 0.1, 0.3)
     asked = (
         ("--highres_fix_scale=0.5", "--highres_fix_steps=2", "--strength=0.6", "--ds_depth_1=3"),
-        (*large, "--gradual_latent_timesteps=900", "--gradual_latent_ratio_step=0.5", *offset),
+        (*GROWING, *offset),
         ("--control_net_models", control_nets["sd1"], "--guide_image_path", guides / "one.png", "--negative_scale=2"),
         ("--network_regional_mask_max_color_codes=2", "--guide_image_path", guides / "halves.png"),
     )
