@@ -84,11 +84,11 @@ def read_networks(
         OptionError: A module cannot be used, or an argument is wrong.
     """
     found: list[NetworkFile] = []
+    known = {} if known is None else known
     asked = asked_networks(options)
     model = {"model": family.network_model(files), "depth": family.depth(files)} if asked else {}
     for number, use in enumerate(asked):
         module = _module(use.module)
-        known = {} if known is None else known
         key = (use.path, use.module, str(use.args), family.name)
         if key not in known:
             known[key] = _read(use, family)

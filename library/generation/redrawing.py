@@ -56,7 +56,7 @@ def redrawings(options: GenerationOptions) -> list[Redrawing]:
     if any(own.model.ckpt is None for own, _ in asked):
         raise UserError("--from_png: a picture does not say which model drew it. Give it with --ckpt.")
     return [
-        Redrawing(own, PromptSupply(ready=tuple(prompt for _, prompt in group)))
+        Redrawing(own, PromptSupply(ready=tuple(one._replace(number=place) for place, (_, one) in enumerate(group))))
         for own, group in groupby(asked, key=lambda pair: pair[0])
     ]
 

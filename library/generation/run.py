@@ -113,10 +113,13 @@ class PictureRun:
                     records += self.maker.records(asked, iteration=0, seeds=Seeds(0))
             tell_unused(self.options, records)
         self.names.prepare()
-        number = 0
+        number, drawn = 0, []
         for batch in self._batches(supply):
             with supply.forgiving():
                 number += self._draw_batch(batch)
+            drawn += batch
+        if not supply.is_known:
+            tell_unused(self.options, drawn)
         return number
 
     def _batches(self, supply: PromptSupply) -> Iterator[list[GenerationRecord]]:

@@ -192,8 +192,8 @@ def test_seeds_follow_each_other_unless_an_iteration_has_one(draw, tmp_path):
 
 
 def seeds(drawn):
-    """Those in the names of files."""
-    return [int(re.fullmatch(r"im_\d{14}_\d{3}_(\d+)\.png", name)[1]) for name in drawn]
+    """Those in the names of files; a number follows where two runs began in the same second."""
+    return [int(re.fullmatch(r"im_\d{14}_\d{3}_(\d+)(_\d+)?\.png", name)[1]) for name in drawn]
 
 
 def test_without_a_seed_each_picture_has_another(draw):
