@@ -35,6 +35,7 @@ _MAX_REMEMBERED = 1000  # hashes
 _TEMPORARY = re.compile(r"\.(\d+)-([0-9a-f]{6})[0-9a-f]{6}\.tmp")  # process, machine, chance
 _ABANDONED_AFTER = 600  # seconds without a change
 _PICKLES = (b"PK\x03\x04", *(bytes((0x80, protocol)) for protocol in range(2, 6)))  # how torch and Python begin them
+PNG_START = b"\x89PNG"
 _BITS = {
     **dict.fromkeys(("F64", "I64", "U64"), 64),
     **dict.fromkeys(("F32", "I32", "U32"), 32),
@@ -108,7 +109,8 @@ def _read_raw_header(file: BinaryIO, path: Path, what: str, size: int) -> bytes:
     """The JSON of the header; refuses what is not safetensors."""
     prefix = file.read(256)
     if size < 9:
-        raise CheckpointError(f"{what}: {path} is empty ({size} bytes). Download the file again.")
+        much = f"has {size} bytes only" if size else "is empty"
+        raise CheckpointError(f"{what}: {path} {much}. Download the file again.")
     length = int.from_bytes(prefix[:8], "little")
     if prefix[8:9] != b"{" or length > _MAX_HEADER:
         raise CheckpointError(_other_content(path, what, prefix))
@@ -164,6 +166,8 @@ def _other_content(path: Path, what: str, prefix: bytes) -> str:
         )
     if start.startswith(b"version https://git-lfs"):
         return f"{what}: {path} is a git-lfs pointer, not weights. Run `git lfs pull` in its folder."
+    if prefix.startswith(PNG_START):
+        return f"{what}: {path} is a PNG picture, no weights. Check the path."
     if prefix.startswith(_PICKLES):
         return f"{what}: {path} is a pickle (.ckpt/.pt), which can run code when loaded. Convert it to .safetensors."
     return f"{what}: {path} is not a safetensors file. Check the download or the path."
@@ -363,9 +367,9 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]
     temporary = path.with_name(temporary_name(os.getpid()))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch(exist_ok=False)  # first, for some folders that nobody can write to have no space either
         if (free := shutil.disk_usage(path.parent).free) < num_bytes:
             raise OutputError(f"{path}: needs {num_bytes:,} bytes, the disk has {free:,} free. Free some space.")
-        temporary.touch(exist_ok=False)
         mode = temporary.stat().st_mode & 0o777  # as the umask wants it; `write` may put a file of its own in place
         write(temporary)
         temporary.chmod(mode)

@@ -39,10 +39,10 @@ def drawing_family(options: GenerationOptions) -> ModelFamily:
     found = _KINDS[kind]
     if chosen not in (None, found) or (options.model.v1 and kind == "sd2"):
         title = "Stable Diffusion 2.x" if options.model.v1 and kind == "sd2" else _TITLES[found]
-        raise OptionError(
-            f"--{_flag(options)}: {ckpt} is a model of {title}. Leave the option out, or use gen_img.py: the file says "
-            "what it is."
-        )
+        if _flag(options) in options.preset:
+            own = _TITLES[str(chosen)]
+            raise OptionError(f"--ckpt: {ckpt} is a model of {title}, and this script is for {own}. Use gen_img.py.")
+        raise OptionError(f"--{_flag(options)}: {ckpt} is a model of {title}. Leave the option out: the file says it.")
     return _family(found, options)
 
 
@@ -121,8 +121,8 @@ def _tell_ignored(name: str, options: GenerationOptions) -> None:
     if name == "sd3":
         reasons |= dict.fromkeys(_OF_UNETS, "for models with a U-Net")
         reasons |= {key: "for models with a U-Net" for key in options.values() if key.startswith(_UNET_EXTRAS)}
-        if not options.picture.sampler.endswith("euler"):
-            reasons["sampler"] = "SD3 is drawn by Euler's method"
+        if "sampler" in options.given and not options.picture.sampler.endswith("euler"):
+            logger.warning("--sampler %s has no effect: SD3 is drawn by Euler's method.", options.picture.sampler)
     else:
         reasons |= {item.name: "for SD3" for item in fields(options.sd3)}
     if name != "sdxl":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -33,7 +34,10 @@ def choose_family(options: AnyToolOptions) -> tuple[ModelFamily, AnyToolOptions]
     own = options_of_family(options, name)
     for line in own.warnings:
         logger.warning("%s", line)
-    return cast("ModelFamily", _family_class(name).from_options(own)), own
+    family = _family_class(name).from_options(own)
+    if name != "sd3":  # nothing is predicted here, so what the model predicts need not be said
+        family = replace(family, follows_marks=True)
+    return cast("ModelFamily", family), own
 
 
 def _family_class(name: str) -> Any:

@@ -167,7 +167,8 @@ def finish(folder: Path, trained: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     result = folder / f"{MODEL}.safetensors"
     tensors = {name: tensor.half() for name, tensor in read_tensors(read_header(trained)).items()}
-    write_tensors(result, tensors, {"modelspec.architecture": ARCHITECTURE})
+    said = {"modelspec.prediction_type": "v", "ss_zero_terminal_snr": "True"}
+    write_tensors(result, tensors, {"modelspec.architecture": ARCHITECTURE, **said})
     write_clip_tokenizer(folder / "tokenizer", words())
     state = json.loads((trained.parent / f"{MODEL}-state" / "train_state.json").read_text(encoding="utf-8"))
     (folder / "losses.json").write_text(json.dumps(state["losses"], indent=0), encoding="utf-8", newline="\n")

@@ -91,7 +91,7 @@ def modelspec(
     *,
     options: Mapping[str, object],
     resolution: Size,
-    prediction_type: str,
+    prediction_type: str | None,
     saved_at: float,
     implementation: str = "diffusers",
     implementation_version: str | None = None,
@@ -104,6 +104,7 @@ def modelspec(
             min_timestep, max_timestep, clip_skip.
         resolution: That was trained at.
         prediction_type: "epsilon", "v", or "flow": what a flow-matching model predicts is neither of ModelSpec's two.
+            None where it is not known.
         saved_at: Seconds since 1970.
         implementation: What the weights are laid out for.
         implementation_version: Of this code.

@@ -85,9 +85,9 @@ def write_whole_folder(path: Path, write: Callable[[Path], None], num_bytes: int
     place = path.with_name(f".{path.name}{temporary_name(os.getpid())}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        place.mkdir()  # first, for some folders that nobody can write to have no space either
         if (free := shutil.disk_usage(path.parent).free) < num_bytes:
             raise OutputError(f"{path}: needs {num_bytes:,} bytes, the disk has {free:,} free. Free some space.")
-        place.mkdir()
         write(place)
         for folder in (*(inner for inner in place.rglob("*") if inner.is_dir()), place):
             _flush_folder(folder)

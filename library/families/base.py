@@ -112,8 +112,12 @@ class ModelFamily(Protocol):
     def for_buckets(self, resolutions: Sequence[Size], buckets: Sequence[Size]) -> ModelFamily:
         """The same family, told which resolutions and sizes the data has."""
 
-    def refuse_other_models(self) -> None:
+    def refuse_other_models(self, instead: Mapping[str, str] | None = None) -> None:
         """Look at the header of the model's file, where it can be read, without torch; `inspect` does the rest.
+
+        Args:
+            instead: {"sd1", "sd2", "sdxl", "sd3" or "sd3_diffusers": what to do with such a model}. Not given means
+                the scripts that train it.
 
         Raises:
             CheckpointError: It is known to be something else than a model of this family.

@@ -93,13 +93,16 @@ def file_kind(shapes: Shapes) -> FileKind:
     return kind
 
 
-def refuse_other_kind(path: Path, kind: FileKind, wanted: Sequence[FileKind]) -> None:
+def refuse_other_kind(
+    path: Path, kind: FileKind, wanted: Sequence[FileKind], instead: Mapping[str, str] | None = None
+) -> None:
     """Refuse a model's file that is none of the kinds that are wanted.
 
     Args:
         path: The file, or what holds its denoiser.
         kind: What it holds.
         wanted: What it may hold.
+        instead: {name of a kind: what to do with it, in place of its advice}.
 
     Raises:
         CheckpointError: It is another one.
@@ -109,6 +112,7 @@ def refuse_other_kind(path: Path, kind: FileKind, wanted: Sequence[FileKind]) ->
     titles = [each.title for each in wanted if each != SD3_DIFFUSERS]
     title = _ANY_SD if titles == [SD1.title, SD2.title] else " or ".join(titles)
     advice = "Give the whole model." if kind in _ENCODERS and SD3 not in wanted else kind.advice
+    advice = (instead or {}).get(kind.name, advice)
     raise CheckpointError(f"--pretrained_model_name_or_path: {path} is {kind.title}, not {title}. {advice}")
 
 

@@ -119,7 +119,7 @@ class LatentFamily:
         """Files say nothing of themselves that changes the family."""
         return self
 
-    def refuse_other_models(self) -> None:
+    def refuse_other_models(self, instead: Mapping[str, str] | None = None) -> None:
         """A file that cannot be read, or is unknown, is told by `inspect`."""
         from library.checkpoint.weights import open_weights
         from library.families.detect import UNKNOWN, denoiser_place, file_kind, refuse_other_kind
@@ -132,7 +132,7 @@ class LatentFamily:
         except CheckpointError:
             return
         if kind != UNKNOWN:
-            refuse_other_kind(place, kind, self.file_kinds)
+            refuse_other_kind(place, kind, self.file_kinds, instead)
             self.refuse_kind(kind.name)
 
     def refuse_kind(self, kind: str) -> None:

@@ -95,7 +95,7 @@ def write_model_folder(path: Path, model: ModelFolder, find_tokenizers: Callable
             _write_json(place / folder / "config.json", component.config)
         (place / "scheduler").mkdir()
         _write_json(place / "scheduler" / "scheduler_config.json", model.scheduler)
-        _write_tokenizers(place, model.tokenizers, find_tokenizers)
+        _write_tokenizers(place, path.name, model.tokenizers, find_tokenizers)
         _write_json(place / MODEL_INDEX, model.index)
 
     write_whole_folder(path, write, model.total_bytes())
@@ -129,11 +129,14 @@ def cut_into_shards(plan: Plan, limit: int) -> list[Plan]:
     return shards
 
 
-def _write_tokenizers(place: Path, tokenizers: Mapping[str, str], find_tokenizers: Callable[[], TokenizerSet]) -> None:
+def _write_tokenizers(
+    place: Path, name: str, tokenizers: Mapping[str, str], find_tokenizers: Callable[[], TokenizerSet]
+) -> None:
     try:
         found = find_tokenizers()
     except (CheckpointError, EnvironmentFault) as error:
-        logger.warning("%s is written without tokenizers, put them in yourself: %s", place.parent, error)
+        target = place.parent / name
+        logger.warning("%s is written without tokenizers, which programs need to open it. %s", target, error)
         return
     for folder, encoder in tokenizers.items():
         if encoder in found:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from library.errors import CheckpointError
 from library.log import get_logger
+from library.models.word_places import has_word
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,6 +36,13 @@ def read_embeddings(paths: Sequence[Path] | None) -> dict[Path, Mapping[str, Ten
             raise CheckpointError(f"{_OPTION}: {other} and {path} are for the same word. Rename one of the files.")
         found[path] = read_embedding(path, _OPTION)
     return found
+
+
+def tell_unused_words(embeddings: Iterable[Path], texts: Sequence[str]) -> None:
+    """Warn of embeddings whose words are in none of the texts."""
+    for path in embeddings:
+        if not any(has_word(text, path.stem) for text in texts):
+            logger.warning('%s: %s has no effect: no prompt has the word "%s".', _OPTION, path, path.stem)
 
 
 def add_embeddings(model: DrawingModel, embeddings: Mapping[Path, Mapping[str, Tensor]]) -> None:

@@ -15,6 +15,7 @@ from library.generation.guides import GuidePictures
 from library.generation.naming import safe_name
 from library.generation.options.prompts import MAX_SEED
 from library.generation.options.scripts import GenerationOptions
+from library.generation.png_reading import NETWORK_WORDS
 from library.generation.prompt_lines import PromptOptions
 from library.generation.record import GenerationRecord, NetworkUse, PictureSizes
 from library.generation.sources import SourcePictures, picture_size
@@ -113,10 +114,9 @@ class JobMaker:
         strength = DEFAULT_STRENGTH if asked is None else asked
         extras = asked_extras(self.options, prompt, self.guides.at(number), ignored=ignored_switches(self.family))
         is_drawn_over = image is not None or "highres_fix_scale" in extras
-        if prompt.strength is not None and not is_drawn_over:
-            self._tell("--t has no effect: there is no --image_path.")
-        if prompt.clip_prompt is not None:
-            self._tell("--c has no effect: no picture is guided by a second prompt. It stands in the file.")
+        if image is not None and strength == 0:
+            self._tell("With a strength of 0 nothing is drawn anew: pictures only go through the VAE.")
+        self._tell_without_effect(prompt, is_drawn_over)
         return replace(
             self.base,
             prompt=prompt.prompt,
@@ -135,6 +135,14 @@ class JobMaker:
             file_name=None if prompt.file_name is None else safe_name(prompt.file_name),
             extras=extras or None,
         )
+
+    def _tell_without_effect(self, prompt: PromptOptions, is_drawn_over: bool) -> None:
+        if prompt.strength is not None and not is_drawn_over:
+            self._tell("--t has no effect: there is no --image_path.")
+        if prompt.clip_prompt is not None:
+            self._tell("--c has no effect: no picture is guided by a second prompt. It stands in the file.")
+        for words in NETWORK_WORDS.findall(f"{prompt.prompt} {prompt.negative_prompt or ''}"):
+            self._tell(f"{words.strip()} is read as words of the prompt. Give networks with --network_weights.")
 
     def _size(self, prompt: PromptOptions, image: Path | None) -> Size:
         """Width and height: of the line, of the options, of the picture that is drawn over, or of the family."""

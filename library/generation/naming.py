@@ -37,7 +37,10 @@ class FileNames:
 
         Raises:
             OutputError: It cannot.
+            OptionError: It is a file.
         """
+        if self.folder.is_file():
+            raise OptionError(f"--outdir: {self.folder} is a file. Give a folder.")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=self.folder).close()

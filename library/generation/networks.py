@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -95,6 +96,7 @@ def read_networks(
         tensors, metadata = known[key]
         _check(module, use, tensors, model)
         _refuse_non_finite(tensors, use.path)
+        _tell_other_prediction(use.path, metadata, family)
         if options.network_show_meta:
             told = "\n".join(f"  {key}: {value}" for key, value in sorted(metadata.items()))
             logger.info("%s says of itself%s", use.path, f":\n{told}" if told else " nothing.")
@@ -238,8 +240,17 @@ def _check(module: ModuleType, use: NetworkUse, tensors: Mapping[str, Tensor], m
         check_file({key: tuple(tensor.shape) for key, tensor in tensors.items()}, f"{_OPTION} {use.path}", **model)
     check_arguments = getattr(module, "check_network_args", None)
     arguments = _without_block_weights(use)
-    if check_arguments is not None and arguments:
+    if check_arguments is None or not arguments:
+        return
+    is_lora = use.module in _OF_LORA
+    if is_lora and (near := get_close_matches(_BLOCK_WEIGHTS, arguments, n=1, cutoff=0.6)):
+        raise OptionError(f"--network_args {near[0]}=: did you mean {_BLOCK_WEIGHTS}= ?")
+    try:
         check_arguments(arguments, **model)
+    except OptionError as error:
+        if not is_lora:
+            raise
+        raise OptionError(str(error).replace("(known are ", f"(known are {_BLOCK_WEIGHTS}, ")) from error
 
 
 def _without_block_weights(use: NetworkUse) -> dict[str, str]:
@@ -267,6 +278,18 @@ def _refuse_non_finite(tensors: Mapping[str, Tensor], path: str) -> None:
             raise CheckpointError(
                 f"{_OPTION}: {path} is damaged: {name} has numbers that are not finite. Give an earlier file."
             )
+
+
+def _tell_other_prediction(path: str, metadata: Mapping[str, str], family: ModelFamily) -> None:
+    from library.loras.lora_metadata import PREDICTIONS, prediction_said
+
+    said, drawn = prediction_said(metadata), family.prediction_type
+    if said in PREDICTIONS and drawn in PREDICTIONS and said != drawn:
+        logger.warning(
+            "%s is for models that predict %s, and this one is drawn as predicting %s.%s",
+            *(path, PREDICTIONS[said], PREDICTIONS[drawn]),
+            " If it predicts the velocity, give --v_parameterization." if said == "v" else "",
+        )
 
 
 def _hashed(use: NetworkUse, metadata: Mapping[str, str]) -> NetworkUse:

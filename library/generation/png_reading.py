@@ -10,13 +10,14 @@ from typing import Any
 
 from library.errors import UserError
 from library.generation.options.picture import MAX_STEPS
-from library.generation.png_text import NEGATIVE, PARAMETERS_CHUNK, RECORD_CHUNK, SAMPLER_NAMES
+from library.generation.png_text import NEGATIVE, PARAMETERS_CHUNK, RECORD_CHUNK, SAMPLER_NAMES, SHEET_CHUNK
 from library.generation.prompt_lines import PromptOptions
 from library.generation.record import GenerationRecord, record_from_json
 
 _SETTING = re.compile(r'\s*(\w[\w /-]*):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
 _LEAST_SETTINGS = 3  # of a last line that is no part of a prompt
-_NETWORK = re.compile(r"\s*<(?:lora|lyco|hypernet):[^:<>]+:[^<>]+>")
+NETWORK_WORDS = re.compile(r"\s*<(?:lora|lyco|hypernet):[^:<>]+:[^<>]+>")
+"""How AUTOMATIC1111 has networks in prompts."""
 _SCHEDULE = re.compile(r"(.+) (Karras|Exponential)")  # older texts name the sampler so
 _TAKEN = {  # {title: what is made of it}
     **{"Steps": "steps", "Sampler": "sampler", "CFG scale": "scale", "Seed": "seeds", "Size": "width"},
@@ -49,7 +50,13 @@ def read_parameters(path: Path, option: str = "--from_png") -> PromptOptions:
     Raises:
         UserError: The file cannot be read as a picture, or tells nothing.
     """
-    text = _read_chunks(path, option).get(PARAMETERS_CHUNK)
+    chunks = _read_chunks(path, option)
+    if SHEET_CHUNK in chunks:
+        raise UserError(
+            f"{option}: {path} is a sheet of several pictures. Give one of them; {chunks[SHEET_CHUNK]} beside it names "
+            "their files."
+        )
+    text = chunks.get(PARAMETERS_CHUNK)
     if text is None:
         raise UserError(f"{option}: {path} does not say how it was made. Give a PNG as it was saved, not a copy of it.")
     return parse_parameters(text)
@@ -60,7 +67,7 @@ def parse_parameters(text: str) -> PromptOptions:
     count as not said."""
     lines, settings = _split(text)
     place = next((number for number, line in enumerate(lines) if line.strip().startswith(NEGATIVE)), len(lines))
-    prompt = _NETWORK.sub("", "\n".join(lines[:place])).strip()
+    prompt = NETWORK_WORDS.sub("", "\n".join(lines[:place])).strip()
     negative = "\n".join(lines[place:]).strip().removeprefix(NEGATIVE).strip()
     return PromptOptions(prompt, negative_prompt=negative or None, **_values(settings))
 
@@ -83,7 +90,7 @@ def parts_left_out(text: str) -> list[str]:
         for title, value in settings.items()
         if title not in _NO_SETTINGS and values.get(_TAKEN.get(title, "")) is None
     ]
-    return [*(found[0].strip() for found in _NETWORK.finditer("\n".join(lines))), *lost]
+    return [*(found[0].strip() for found in NETWORK_WORDS.finditer("\n".join(lines))), *lost]
 
 
 def _split(text: str) -> tuple[list[str], dict[str, str]]:

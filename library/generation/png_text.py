@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _MULTIPLES = {"sd3": 16}  # of the sides of pictures, in pixels; 8 for the others
 PARAMETERS_CHUNK = "parameters"
 RECORD_CHUNK = "easel"
+SHEET_CHUNK = "easel_sheet"
+"""Of sheets: the name of the file that says what is on them."""
 NEGATIVE = "Negative prompt:"
 SAMPLER_TITLES = {
     "ddim": "DDIM",

@@ -94,6 +94,7 @@ def prompt_of(record: GenerationRecord) -> PromptOptions:
         strength=record.strength,
         sampler=record.sampler if record.family != "sd3" else None,
         clip_prompt=record.clip_prompt,
+        file_name=record.file_name,
         **sizes,
     )
 

@@ -111,16 +111,27 @@ class PictureRun:
             for asked in supply.iteration(0):
                 with naming(asked.place):
                     records += self.maker.records(asked, iteration=0, seeds=Seeds(0))
-            tell_unused(self.options, records)
+            self._tell_unused(records, [line.text for line in supply.lines or ()])
         self.names.prepare()
+        if supply.is_interactive:
+            self._drawing()  # whoever types a prompt waits for its picture only
         number, drawn = 0, []
         for batch in self._batches(supply):
             with supply.forgiving():
                 number += self._draw_batch(batch)
             drawn += batch
         if not supply.is_known:
-            tell_unused(self.options, drawn)
+            self._tell_unused(drawn)
         return number
+
+    def _tell_unused(self, records: Sequence[GenerationRecord], lines: Sequence[str] = ()) -> None:
+        """Warn of what no picture needs; `lines` have prompts with all their variants."""
+        from library.generation.embeddings import tell_unused_words
+
+        tell_unused(self.options, records)
+        texts = [text for one in records for text in (one.prompt, one.negative_prompt)]
+        if texts:
+            tell_unused_words(self.embeddings, [*lines, *texts])
 
     def _batches(self, supply: PromptSupply) -> Iterator[list[GenerationRecord]]:
         """Pictures that are drawn at once. What is asked for by and by is drawn before the next is asked for."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from library.data.pixels.lettering import drawable, font
 from library.errors import OutputError
 from library.generation.axes import Axis, Cell, Place
+from library.generation.png_text import SHEET_CHUNK, png_chunks
 from library.generation.sheet_layout import GAP, SheetLayout, lay_out, line_height, sheets_of
 from library.log import get_logger
 from library.records import Size
@@ -54,7 +55,8 @@ def write_sheets(
         own = {place: path for place, path in pictures.items() if place.sheet == number}
         title = axes[2].title(number) if len(axes) == 3 else ""
         sheet = draw_sheet(axes, own, title)
-        written.append(_save(sheet, folder / (f"{name}_{number + 1}.png" if several else f"{name}.png")))
+        file = folder / (f"{name}_{number + 1}.png" if several else f"{name}.png")
+        written.append(_save(sheet, file, f"{name}.json"))
     content = json.dumps(describe_sheets(axes, cells, pictures, folder), indent=1).encode("ascii")
     index = folder / f"{name}.json"
     write_atomically(index, lambda place: _write(place, content), len(content))
@@ -161,9 +163,10 @@ def _shrunk(path: Path, scale: float) -> Image:
     return whole.resize(size, pillow.Resampling.LANCZOS)
 
 
-def _save(sheet: Image, path: Path) -> Path:
-    """Write a sheet; as JPEG where a PNG would be too large."""
-    write_atomically(path, partial(sheet.save, format="PNG", compress_level=6))
+def _save(sheet: Image, path: Path, index: str) -> Path:
+    """Write a sheet, which names the JSON file; as JPEG where a PNG would be too large."""
+    chunks = png_chunks({SHEET_CHUNK: index})
+    write_atomically(path, partial(sheet.save, format="PNG", compress_level=6, pnginfo=chunks))
     if path.stat().st_size <= MAX_PNG_BYTES:
         return path
     smaller = path.with_suffix(".jpg")

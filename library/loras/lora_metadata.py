@@ -28,6 +28,8 @@ _SIDES = {SD1: 512, SD2: 512, SD2_V: 768}
 _SD2_CONTEXT, _SD2_WIDTH = 1024, 1024
 _LARGE_WIDTH = 2432  # of the states of SD3.5-large
 _LORA = "/lora"
+PREDICTIONS = {"v": "the velocity", "epsilon": "noise"}
+"""{modelspec.prediction_type of models with a U-Net: in words}"""
 
 
 def lora_metadata(
@@ -122,8 +124,13 @@ def prediction_of(source: LoraFile) -> str | None:
     """What the model predicts that a file is for: "v", "epsilon" or "flow"; None where the file does not say it."""
     if said := source.metadata.get("modelspec.prediction_type"):
         return said
-    told = {"True": "v", "False": "epsilon"}.get(source.metadata.get("ss_v_parameterization", ""))
-    return told if source.family != "sd3" else None
+    return prediction_said(source.metadata) if source.family != "sd3" else None
+
+
+def prediction_said(metadata: Mapping[str, str]) -> str | None:
+    """The same from the metadata of a file."""
+    told = {"True": "v", "False": "epsilon"}.get(metadata.get("ss_v_parameterization", ""))
+    return metadata.get("modelspec.prediction_type") or told
 
 
 def _prediction(architecture: str) -> str:

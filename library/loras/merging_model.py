@@ -32,9 +32,11 @@ from library.checkpoint.weights import (
 from library.errors import CheckpointError
 from library.families.detect import FileKind, file_kind
 from library.families.lora_layout import LoraPair
+from library.families.unet.marks import NOISE, VELOCITY, file_marks
 from library.log import get_logger
 from library.loras.lora_family import FAMILY_TITLES
 from library.loras.lora_file import check_target, is_pickle
+from library.loras.lora_metadata import PREDICTIONS, prediction_of
 from library.loras.merged_model_metadata import model_metadata
 from library.loras.merging import UNROUNDED, check_sums, size_of
 from library.loras.merging_inputs import OPTION, MergeInput, read_inputs
@@ -90,6 +92,7 @@ def merge_into_model(options: MergeOptions, families: Collection[str]) -> None:
     _, inputs = read_inputs(options, (family,), advice=advice, takes_oft=True)
     if options.skip_text_encoders:
         inputs = [_without_encoders(given) for given in inputs]
+    _tell_other_predictions(source, inputs)
     places = _places(source, kind)
     steps = _steps(inputs, places, source)
     wanted = precision_dtype(options.save_precision) if options.save_precision else None
@@ -112,6 +115,19 @@ def _tell(target: Path, num_changed: int, num_merged: int, num_tensors: int) -> 
             "than the steps between their numbers.",
             *(target, num_merged, num_merged - num_changed),
         )
+
+
+def _tell_other_predictions(source: WeightFiles, inputs: Sequence[MergeInput]) -> None:
+    """LoRAs that are for models which predict something else than this one says; SD3 has no such kinds."""
+    marks = file_marks(source.tensors, source.headers[0].metadata)
+    own = "v" if VELOCITY in marks else ("epsilon" if NOISE in marks else None)
+    for given in inputs:
+        said = prediction_of(given.lora) if given.lora is not None and given.ratio else None
+        if own is not None and said in PREDICTIONS and said != own:
+            logger.warning(
+                "%s is for models that predict %s, and %s says that it predicts %s. The merged model says so too.",
+                *(given.path, PREDICTIONS[said], source.path, PREDICTIONS[own]),
+            )
 
 
 def _open_model(options: MergeOptions, families: Collection[str]) -> tuple[WeightFiles, FileKind, str]:

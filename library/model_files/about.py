@@ -3,31 +3,44 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from library.checkpoint.metadata import modelspec
 from library.checkpoint.tensor_stream import HASH_KEY
+from library.families.unet.marks import ZERO_TERMINAL, header_marks
 from library.records import Size
 
 _ARCHITECTURE = "modelspec.architecture"
+_VELOCITY, _ZERO = "ss_v_parameterization", "ss_zero_terminal_snr"
 _ARCHITECTURES = {"sd1": "stable-diffusion-v1", "sdxl": "stable-diffusion-xl-v1-base"}  # kinds of which there is one
 
 
 def about_model(
-    source: Mapping[str, str], target: Path, *, architecture: str, prediction_type: str, resolution: Size
+    source: Mapping[str, str],
+    target: Path,
+    *,
+    architecture: str,
+    prediction_type: str | None,
+    resolution: Size,
+    marks: Collection[str] = (),
 ) -> dict[str, str]:
     """The metadata of a model that is the same as its source; ModelSpec is added where the source has none.
+
+    What is known of what the model predicts goes before what the source says.
 
     Args:
         source: Metadata of the source.
         target: The file to write, whose name is the title.
         architecture: As ModelSpec calls it.
-        prediction_type: "epsilon", "v" or "flow".
+        prediction_type: "epsilon", "v" or "flow"; None where it is not known.
         resolution: That the model was trained at.
+        marks: What a U-Net model was trained for, see `UnetFiles`.
     """
+    own = header_marks(marks if prediction_type is not None else frozenset(marks) & {ZERO_TERMINAL})
+    own |= {_VELOCITY: str(prediction_type == "v")} if _VELOCITY in source and prediction_type is not None else {}
     if _ARCHITECTURE in source:
-        return {**source, HASH_KEY: ""}
+        return {**source, **own, HASH_KEY: ""}
     known = modelspec(
         architecture,
         options={"output_name": target.stem},
@@ -35,7 +48,7 @@ def about_model(
         prediction_type=prediction_type,
         saved_at=time.time(),
     )
-    return {**known, **source, HASH_KEY: ""}
+    return {**known, **source, **own, HASH_KEY: ""}
 
 
 def about_merged(first: Mapping[str, str], kind: str, sources: Sequence[Path], target: Path) -> dict[str, str]:
@@ -49,7 +62,8 @@ def about_merged(first: Mapping[str, str], kind: str, sources: Sequence[Path], t
     """
     known = {"modelspec.sai_model_spec": "1.0.1"}
     known |= {_ARCHITECTURE: _ARCHITECTURES[kind]} if kind in _ARCHITECTURES else {}
-    kept = {key: value for key, value in first.items() if key.startswith("modelspec.") or key == "format"}
+    named = ("format", _VELOCITY, _ZERO)
+    kept = {key: value for key, value in first.items() if key.startswith("modelspec.") or key in named}
     own = {
         "modelspec.title": target.stem,
         "modelspec.date": time.strftime("%Y-%m-%dT%H:%M:%S"),

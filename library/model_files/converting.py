@@ -7,6 +7,7 @@ files, see library/families/<name>/export.py.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from library.errors import CheckpointError, OptionError
 from library.families.detect import SD1, SD2, SD3
+from library.families.unet.marks import FLAGS, TENSORS, VELOCITY, ZERO_TERMINAL
 from library.log import get_logger
 from library.model_files.about import about_model
 from library.model_files.options.converting import ConversionOptions, is_file_name
@@ -24,9 +26,11 @@ from library.model_files.whole import WholeModel, find_whole_model
 
 if TYPE_CHECKING:
     from library.families.model_folder import ModelFolder
+    from library.models.tokenizers import TokenizerSet
 
 _SOURCE, _TARGET, _REFERENCE = "MODEL_TO_LOAD", "MODEL_TO_SAVE", "--reference_model"
 _SCHEDULER = Path("scheduler", "scheduler_config.json")
+_PREDICTED, _ZERO = "prediction_type", "rescale_betas_zero_snr"
 
 logger = get_logger(__name__)
 
@@ -47,6 +51,7 @@ def convert_model(options: ConversionOptions) -> None:
         variant=options.variant if source.is_dir() else None,
         allow_pickle=options.allow_pickle,
         prediction_type=options.prediction_type,
+        zero_terminal_snr=options.zero_terminal_snr,
     )
     _check_options(options, model)
     _tell(model, options.precision)
@@ -90,6 +95,7 @@ def _write_file(model: WholeModel, target: Path, options: ConversionOptions) -> 
     plan = model.single_file(dtype_of(options.precision))
     if target.suffix.lower() == ".ckpt":
         pickle_planned(target, plan, beside={"epoch": options.epoch, "global_step": options.global_step})
+        _tell_lost_marks(model, target)
         return
     about = about_model(
         model.metadata,
@@ -97,8 +103,18 @@ def _write_file(model: WholeModel, target: Path, options: ConversionOptions) -> 
         architecture=model.architecture,
         prediction_type=model.prediction_type,
         resolution=model.resolution,
+        marks=model.marks,
     )
     write_planned(target, plan, {**about, **(read_metadata(options.metadata) if options.metadata else {})})
+
+
+def _tell_lost_marks(model: WholeModel, target: Path) -> None:
+    if model.kind in (SD1, SD2) and model.marks & set(TENSORS):
+        logger.warning(
+            "%s cannot say what the model was trained for, .safetensors files and folders can. Use it with %s.",
+            target,
+            " and ".join(flag for mark, flag in FLAGS.items() if mark in model.marks),
+        )
 
 
 # A folder
@@ -108,13 +124,19 @@ def _write_folder(model: WholeModel, target: Path, options: ConversionOptions) -
     from library.families.model_folder import write_model_folder
 
     folder = replace(model.folder(dtype_of(options.precision)), variant=options.variant)
+    if VELOCITY not in model.marks and not model.is_said:  # programs take noise where nothing is said
+        folder = replace(folder, scheduler=_without(folder.scheduler, _PREDICTED))
     if options.reference_model is None:
-        write_model_folder(target, folder, partial(model.tokenizers, None))
+        write_model_folder(target, folder, partial(_tokenizers, model, None))
         return
     place = _reference_folder(Path(options.reference_model))
-    with naming(_REFERENCE, tokenizer_dir=_REFERENCE):
-        tokenizers = model.tokenizers(place)
+    tokenizers = _tokenizers(model, place)
     write_model_folder(target, _with_scheduler(folder, place, model), lambda: tokenizers)
+
+
+def _tokenizers(model: WholeModel, place: Path | None) -> TokenizerSet:
+    with naming(_REFERENCE, tokenizer_dir=_REFERENCE):
+        return model.tokenizers(place)
 
 
 def _reference_folder(path: Path) -> Path:
@@ -132,12 +154,24 @@ def _with_scheduler(folder: ModelFolder, reference: Path, model: WholeModel) -> 
     if settings is None:
         logger.info("%s has no scheduler: the usual one is written.", reference)
         return folder
-    own = folder.scheduler.get("prediction_type")
-    if model.kind != SD3 and settings.get("prediction_type", "epsilon") != own:
+    if ZERO_TERMINAL in model.marks and not settings.get(_ZERO):
+        logger.warning(
+            "the scheduler of %s never reaches pure noise, this model does: the usual one is written.", reference
+        )
+        return folder
+    if settings.get(_ZERO) and ZERO_TERMINAL not in model.marks:
+        logger.warning("the scheduler of %s is for other models: its %s is taken out.", reference, _ZERO)
+        settings = _without(settings, _ZERO)
+    own = folder.scheduler.get(_PREDICTED, "epsilon")
+    if model.kind != SD3 and settings.get(_PREDICTED, "epsilon") != own:
         logger.warning("the scheduler of %s is for other models: its prediction_type becomes %s.", reference, own)
-        settings = {**settings, "prediction_type": own}
+        settings = {**settings, _PREDICTED: own}
     index = {**folder.index, "scheduler": ["diffusers", settings["_class_name"]]}
     return replace(folder, scheduler=settings, index=index)
+
+
+def _without(settings: Mapping[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name != key}
 
 
 def _read_scheduler(reference: Path) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from library.checkpoint.weights import FLOATS
 from library.errors import CheckpointError
 from library.families.detect import CONTROLNET, LORA, SD1, SDXL, UNKNOWN, FileKind, file_kind
+from library.families.unet.marks import NOISE, VELOCITY, file_marks
 from library.families.unet.parts import is_expected
 
 if TYPE_CHECKING:
@@ -52,9 +53,9 @@ class Mergeable:
     @property
     def prediction(self) -> str | None:
         """What it says that it predicts, in words; None where it says nothing."""
-        said = self.metadata.get("modelspec.prediction_type")
-        is_velocity = "v_pred" in self.files.tensors or said == "v"
-        if is_velocity or said == "epsilon" or self.kind in (SDXL, SD1):
+        marks = file_marks(self.files.tensors, self.metadata)
+        is_velocity = VELOCITY in marks
+        if marks & {VELOCITY, NOISE} or self.kind in (SDXL, SD1):
             return "the velocity" if is_velocity else "the noise"
         return None
 

@@ -1,29 +1,23 @@
-"""What a U-Net model predicts: noise ("epsilon") or the velocity.
-
-Folders say it by their scheduler, some files by an empty tensor or by ModelSpec. Files of Stable Diffusion 2.x say
-nothing; the spread of one bias tells its two published kinds apart.
-"""
+"""What a U-Net model that is written predicts: what the user says, what the model says, or a guess, which is told."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from library.families.unet.marks import NOISE, VELOCITY
+from library.families.unet.telltale import looks_like_velocity
 from library.log import get_logger
 
 if TYPE_CHECKING:
     from library.families.unet.checkpoint import UnetFiles
 
-_TELLTALE = (
-    "output_blocks.11.1.transformer_blocks.0.norm1.bias",
-    "up_blocks.3.attentions.2.transformer_blocks.0.norm1.bias",
-)
-_WIDEST_OF_NOISE = 0.09  # deviation of that bias; above it the model predicts the velocity, as ComfyUI decides too
+_WORDS = {VELOCITY: "the velocity", NOISE: "noise"}
 
 logger = get_logger(__name__)
 
 
-def predicts_velocity(files: UnetFiles, asked: str | None) -> bool:
-    """Whether a model predicts the velocity.
+def prediction_mark(files: UnetFiles, asked: str | None) -> tuple[str, bool]:
+    """The mark of what a model predicts, and whether it is known.
 
     Args:
         files: The model.
@@ -32,27 +26,22 @@ def predicts_velocity(files: UnetFiles, asked: str | None) -> bool:
     Raises:
         CheckpointError: The weights that tell it cannot be read.
     """
+    own = next((mark for mark in _WORDS if mark in files.marks), None)
     if asked is not None:
-        return asked == "v_prediction"
-    if files.marks & {"v_pred", "epsilon"}:
-        return "v_pred" in files.marks
-    said = files.unet.header.metadata.get("modelspec.prediction_type")
-    if said in ("v", "epsilon"):
-        return said == "v"
-    return files.kind == "sd2" and _looks_like_velocity(files)
-
-
-def _looks_like_velocity(files: UnetFiles) -> bool:
-    import torch
-
-    from library.checkpoint.weights import stored_weights
-
-    bias = next(weight for weight in stored_weights(files.unet) if weight.name in _TELLTALE).wide(torch.float32)
-    is_velocity = float(bias.std()) > _WIDEST_OF_NOISE
+        wanted = VELOCITY if asked == "v_prediction" else NOISE
+        if own not in (None, wanted):
+            logger.warning(
+                "%s says that it predicts %s. With --prediction_type %s the new model says: %s.",
+                *(files.path, _WORDS[str(own)], asked, _WORDS[wanted]),
+            )
+        return wanted, True
+    if own is not None:
+        return own, True
+    guess = VELOCITY if looks_like_velocity(files) else NOISE
     logger.info(
-        "%s does not say what it predicts; its weights look like a model of %s. If that is wrong, give "
-        "--prediction_type %s.",
-        files.unet.path,
-        *(("the velocity", "epsilon") if is_velocity else ("noise", "v_prediction")),
+        "%s does not say what it predicts%s, so %s is taken. If that is wrong, give --prediction_type %s.",
+        files.path,
+        ", and one weight is compared" if files.kind == "sd2" else "",
+        *((_WORDS[guess], "epsilon") if guess == VELOCITY else (_WORDS[guess], "v_prediction")),
     )
-    return is_velocity
+    return guess, False

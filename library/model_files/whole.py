@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from library.errors import CheckpointError, OptionError
 from library.families.detect import LORA, SD1, SD2, SD3, SD3_DIFFUSERS, SDXL, FileKind, denoiser_place, file_kind
 from library.families.hub_model import hub_folder, is_hub_name
+from library.families.unet.marks import NOISE, VELOCITY, ZERO_TERMINAL
 from library.model_files.places import naming
-from library.model_files.prediction import predicts_velocity
+from library.model_files.prediction import prediction_mark
 from library.records import Size
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ class WholeModel:
         kind: SD1, SD2, SDXL or SD3.
         family: Of the kind, with the settings of no training.
         files: What the family's inspection found.
-        marks: What a U-Net model was trained for, see `UnetModel`.
+        marks: What a U-Net model was trained for, see `UnetFiles`.
+        is_said: The model or the user says what it predicts. Else it is a guess.
     """
 
     path: Path
@@ -43,6 +45,7 @@ class WholeModel:
     family: Any
     files: Any
     marks: frozenset[str] = frozenset()
+    is_said: bool = True
 
     @property
     def parts(self) -> dict[str, Part]:
@@ -63,9 +66,11 @@ class WholeModel:
         return self.parts["denoiser"].header.metadata
 
     @property
-    def prediction_type(self) -> str:
-        """As metadata has it: "epsilon", "v" or "flow"."""
-        return "flow" if self.kind == SD3 else ("v" if "v_pred" in self.marks else "epsilon")
+    def prediction_type(self) -> str | None:
+        """As metadata has it: "epsilon", "v" or "flow"; None where it is a guess."""
+        if self.kind == SD3:
+            return "flow"
+        return ("v" if VELOCITY in self.marks else "epsilon") if self.is_said else None
 
     @property
     def resolution(self) -> Size:
@@ -73,7 +78,7 @@ class WholeModel:
         if self.kind == SD3:
             return Size(_SD3_SIDE, _SD3_SIDE)
         facts = self.files.facts
-        side = facts.velocity_side if "v_pred" in self.marks else facts.picture_side
+        side = facts.velocity_side if VELOCITY in self.marks else facts.picture_side
         return Size(side, side)
 
     @property
@@ -125,6 +130,7 @@ def find_whole_model(
     variant: str | None = None,
     allow_pickle: bool = False,
     prediction_type: str | None = None,
+    zero_terminal_snr: bool = False,
 ) -> WholeModel:
     """Find a model and all its parts. Reads headers only.
 
@@ -134,6 +140,7 @@ def find_whole_model(
         variant: See `open_weights`.
         allow_pickle: Also read .ckpt files that hold more than tensors.
         prediction_type: "epsilon" or "v_prediction", for U-Net models; None for what the model says.
+        zero_terminal_snr: A U-Net model was trained down to pure noise, whether or not it says so.
 
     Raises:
         CheckpointError: It is none of the kinds, cannot be read, or is not complete.
@@ -149,9 +156,14 @@ def find_whole_model(
         if kind in (SD3, SD3_DIFFUSERS):
             if prediction_type is not None:
                 raise OptionError(f"--prediction_type: {path} is {SD3.title}, which predicts a flow. Leave it out.")
+            if zero_terminal_snr:
+                raise OptionError(
+                    f"--zero_terminal_snr: {path} is {SD3.title}, which has no such schedule. Leave it out."
+                )
             return _sd3_model(path, option, reading)
         if kind in UNET_KINDS:
-            return _unet_model(path, kind, prediction_type, reading)
+            model = _unet_model(path, kind, prediction_type, reading)
+            return replace(model, marks=model.marks | {ZERO_TERMINAL}) if zero_terminal_snr else model
     advice = "Convert it with networks/convert_lora.py." if kind == LORA else "Give a whole model."
     raise CheckpointError(f"{option}: {path} is {kind.title}, not a model of SD 1.x, SD 2.x, SDXL or SD3. {advice}")
 
@@ -175,7 +187,8 @@ def _unet_model(path: Path, kind: FileKind, prediction_type: str | None, reading
     from library.families.unet.checkpoint import inspect_files
 
     files = inspect_files(path, kinds=(kind.name,), **reading)
-    is_velocity = predicts_velocity(files, prediction_type)
-    marks = (files.marks & {"ztsnr"}) | ({"v_pred"} if is_velocity else frozenset())
+    predicted, is_said = prediction_mark(files, prediction_type)
+    marks = (files.marks - {VELOCITY, NOISE}) | {predicted}
     family = SdxlFamily if kind == SDXL else SdFamily
-    return WholeModel(path, kind, family(pretrained=path, noise={"v_parameterization": is_velocity}), files, marks)
+    own = family(pretrained=path, noise={"v_parameterization": predicted == VELOCITY})
+    return WholeModel(path, kind, own, files, marks, is_said)

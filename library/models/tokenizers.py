@@ -259,15 +259,9 @@ def _missing_message(names: Sequence[str], places: _Places) -> str:
         str(setup_tokenizer_dir()),
         "the hub's cache" + (" or the hub" if places.is_hub_reachable else ", and the hub cannot be asked"),
     ]
-    advice = []
+    advice = ["Give --tokenizer_dir: where the original model lies, ComfyUI, or a diffusers model."]
     if any(_kind(name) == "clip" for name in names):
-        advice.append(
-            "CLIP's can be made without a model hub by `python -m tools.make_clip_tokenizer`, or be in a ComfyUI or "
-            "diffusers folder given with --tokenizer_dir."
-        )
+        advice.append("`python -m tools.make_clip_tokenizer` makes CLIP's.")
     if "t5xxl" in names:
-        advice.append(
-            f"T5's is tokenizer.json or spiece.model of {HUB_IDS['t5xxl']}: give a folder that has it with "
-            "--tokenizer_dir, for instance a ComfyUI install or tokenizer_3 of a diffusers SD3 model."
-        )
+        advice.append(f"T5's is tokenizer.json or spiece.model of {HUB_IDS['t5xxl']}.")
     return f"No tokenizer for {', '.join(names)} in {', '.join(looked)}. {' '.join(advice)}"

@@ -202,7 +202,8 @@ def _explain_stray(
     if previous is not None and previous.declared.is_positional:
         return f"'{token}' is one argument too many. If it is part of {previous.place}, put that in quotes."
     if previous is None:
-        return f"'{token}' belongs to no option: every option of {prog} begins with two hyphens."
+        such = next((f", such as {flag}" for flag, option in flags.items() if option.kind == "path"), "")
+        return f"'{token}' belongs to no option: every option of {prog} begins with two hyphens{such}."
     if token in previous.declared.words:
         return f"'{token}' belongs to no option: write {previous.flag}={token}, without a space."
     if previous.kind == "flag":

@@ -173,8 +173,10 @@ class Option:
         is_outside = (low is not None and value < low) or (high is not None and value > high)
         if not is_outside:
             return None
-        if low is not None and high is not None:
+        if low is not None and high is not None and high < 2**53:
             return f"must be between {low:.12g} and {high:.12g}, got {value:.12g}."
+        if high is not None and value > high:
+            return f"must be at most {high}, got {value}."
         limit = f"least {low:.12g}" if low is not None else f"most {high:.12g}"
         return f"must be at {limit}, got {value:.12g}."
 

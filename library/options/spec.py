@@ -380,7 +380,8 @@ def _build_groups(options_class: type[ScriptOptions], values: Mapping[str, objec
 def _missing(options_class: type[ScriptOptions], values: Mapping[str, object]) -> Iterator[str]:
     options = options_of(options_class)
     places = [name for name, option in options.items() if option.declared.is_positional and option.default is None]
-    choices = [(name,) if isinstance(name, str) else name for name in (*places, *options_class.required)]
+    names_of = [(name,) if isinstance(name, str) else name for name in (*places, *options_class.required)]
+    choices = list(dict.fromkeys(names_of))
     absent = [names for names in choices if all(values.get(name) is None for name in names)]
     single = [options[names[0]].shown for names in absent if len(names) == 1]
     if single:

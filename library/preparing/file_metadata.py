@@ -16,7 +16,7 @@ from library.pickled import ZIP_START
 from library.preparing.file_summary import summary_lines
 from library.preparing.metadata_scrub import TEXTS, Scrubbed, scrub
 from library.preparing.options.file_metadata import FileMetadataOptions
-from library.tensorfile import TensorHeader, read_header
+from library.tensorfile import PNG_START, TensorHeader, read_header
 
 logger = get_logger(__name__)
 
@@ -51,22 +51,24 @@ def header_of(path: Path) -> TensorHeader:
     try:
         return read_header(path, "--model")
     except CheckpointError:
-        if _is_pickle(path):
+        start = _start(path)
+        if start == PNG_START:
+            raise CheckpointError(
+                f"--model: {path} is a PNG picture. `gen_img.py --from_png` reads what such a file says of itself."
+            ) from None
+        if start == ZIP_START or start[:1] == b"\x80":
             raise CheckpointError(
                 f"--model: {path} is a pickle (.ckpt, .pt), and such files hold no metadata. Give a .safetensors file."
             ) from None
         raise
 
 
-def _is_pickle(path: Path) -> bool:
-    if not path.is_file():
-        return False
+def _start(path: Path) -> bytes:
     try:
         with open(path, "rb") as file:
-            start = file.read(4)
+            return file.read(4)
     except OSError:
-        return False  # why it cannot be read is told already
-    return start == ZIP_START or start[:1] == b"\x80"
+        return b""  # why it cannot be read is told already
 
 
 def json_text(metadata: Mapping[str, str], *, is_raw: bool = False) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from library.data.config.sources import DataPlaces, specs_from_options
 from library.data.problems import first_names
@@ -40,9 +40,11 @@ class Run:
         files: The family's files, after `inspect_files`.
         accelerator: After `start`, like `seed` and `weight_dtype`.
         can_shard: Several processes can share the weights that train.
+        other_models: See `ModelFamily.refuse_other_models`.
     """
 
     can_shard = False
+    other_models: ClassVar[Mapping[str, str]] = {}
 
     family: ModelFamily
     plan: DataPlan
@@ -77,7 +79,7 @@ class Run:
             DatasetError: Something is wrong with the dataset file, a folder, a picture or a caption; all is listed.
             OptionError: Caches would silence something that changes from epoch to epoch.
         """
-        self.family.refuse_other_models()
+        self.family.refuse_other_models(self.other_models)
         self.set_plan(self.make_plan())
         self.plan.tell()
         if self.plan.has_fatal_faults and len(self.plan.records) <= MAX_DECODED_TO_TELL:

@@ -138,6 +138,24 @@ def test_sd3_is_drawn_again_with_its_encoders_and_without_a_warning(drawn, again
     assert not is_same(levels(drawn(*files, model=model.model)), levels(path))
 
 
+def test_a_name_that_a_line_has_asked_for_is_kept(drawn, tmp_path):
+    path = drawn("--prompt=a cat --d 5 --f mine")
+    for _ in range(2):
+        assert main([f"--from_png={path}", f"--outdir={tmp_path}/again"]) == 0
+    assert sorted(one.name for one in (tmp_path / "again").iterdir()) == ["mine.png", "mine_1.png"]
+
+
+def test_a_picture_that_says_nothing_and_a_sheet_are_one_sentence(sd1, refused, tmp_path):
+    Image.new("RGB", (64, 64)).save(tmp_path / "mask.png")
+    said = refused(tmp_path / "mask.png", f"--ckpt={sd1}")
+    assert "does not say how it was made" in said and said.count("\n") == 1
+    sizes = (f"--W={SIDE}", f"--H={SIDE}", "--steps=1", f"--outdir={tmp_path}/sheets")
+    assert main([f"--ckpt={sd1}", "--prompt=a cat", "--xyz=seed=1,2", *sizes]) == 0
+    (sheet,) = (tmp_path / "sheets").glob("sheet_*.png")
+    said = refused(sheet)
+    assert f"is a sheet of several pictures. Give one of them; {sheet.stem}.json" in said and said.count("\n") == 1
+
+
 def test_one_picture_is_drawn_whatever_n_iter_says(drawn, again):
     path = drawn()
     assert is_same(again(path, "--n_iter=2"), levels(path))

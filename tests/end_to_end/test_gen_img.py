@@ -2,7 +2,9 @@
 
 import io
 import re
+import shutil
 import sys
+from pathlib import Path
 
 import numpy
 import pytest
@@ -12,11 +14,13 @@ from safetensors.torch import load_file, save_file
 
 from gen_img import main
 from library.checkpoint.embeddings import write_embedding
+from library.checkpoint.metadata_copy import copy_with_metadata
 from library.families.sd.family import SdFamily
 from library.generation.drawing import Drawing
 from library.generation.options.scripts import GENERATION_SCRIPT, GenerationOptions
 from library.loras.lora_file import lora_tensors, read_lora
 from library.options.spec import parse_options
+from library.tensorfile import read_header
 from networks import lora
 from sd3_gen_img import main as sd3_main
 from sdxl_gen_img import main as sdxl_main
@@ -24,6 +28,7 @@ from tests import tiny_unets
 from tools.drawing_family import drawing_family
 
 SIDE = 64
+TINY_SD = Path(__file__).parents[2] / "examples" / "tiny_sd" / "base" / "sd1_tiny.safetensors"
 ONE_LEVEL = 1  # of 255: sums of floats may be rounded to either side
 CPU = torch.device("cpu")
 
@@ -228,6 +233,15 @@ def test_prompts_are_asked_for_until_an_empty_line(draw, monkeypatch, capsys):
     assert "--d needs whole numbers" in said and "this is no name for a file" in said
 
 
+def test_the_model_is_read_before_a_prompt_is_asked_for(draw, monkeypatch, capsys):
+    def answer(question):
+        assert "tokenizer of clip" in capsys.readouterr().err
+        return ""
+
+    monkeypatch.setattr("builtins.input", answer)
+    assert draw("--interactive", prompt=None) == {}
+
+
 def test_variants_are_drawn_one_by_one(draw, pixels, capsys):
     drawn = draw("--sequential_file_name", "--seed=3", prompt="a {e$$red|green|blue} cat --d 5")
     assert len(drawn) == 3
@@ -235,6 +249,38 @@ def test_variants_are_drawn_one_by_one(draw, pixels, capsys):
 
 
 # Guidance and texts
+
+
+def test_a_model_is_drawn_as_what_its_header_says(draw, sd1, tmp_path):
+    said = {"modelspec.prediction_type": "v", "ss_zero_terminal_snr": "True"}
+    copy_with_metadata(read_header(sd1), tmp_path / "v.safetensors", said)
+    shutil.copytree(sd1.parent / "tokenizer", tmp_path / "tokenizer")
+    marked, asked, plain = (
+        only(draw(*flags, model=model))
+        for model, flags in (
+            (tmp_path / "v.safetensors", ()),
+            (sd1, ("--v_parameterization", "--zero_terminal_snr")),
+            (sd1, ()),
+        )
+    )
+    assert is_same(marked, asked) and is_other(marked, plain)
+
+
+def test_the_shipped_model_draws_what_it_is_asked_for(draw):
+    flags = ("--sampler=ddim", "--steps=6", "--scale=1.5")
+    picture = only(draw(*flags, model=TINY_SD, prompt="a green square on a black background --d 1"))
+    red, green, blue = picture[SIDE // 2, SIDE // 2]
+    assert green > 120 and green > red + 50 and green > blue + 50 and picture[:4].mean() < 60
+
+
+def test_a_network_for_models_that_predict_something_else_is_told(draw, lora_file, tmp_path, capsys):
+    for said, is_told in (("v", True), ("epsilon", False)):
+        copy_with_metadata(read_header(lora_file), tmp_path / "l.safetensors", {"modelspec.prediction_type": said})
+        draw("--network_weights", tmp_path / "l.safetensors")
+        told = capsys.readouterr().err
+        assert (
+            told.count("is for models that predict the velocity, and this one is drawn as predicting noise")
+        ) == is_told
 
 
 def test_without_guidance_the_negative_prompt_plays_no_part(pixels):
@@ -271,6 +317,17 @@ def test_long_prompts_are_read_to_their_end_unless_they_are_cut(pixels):
     assert is_other(*(pixels(prompt=prompt) for prompt in ends))
     cut = [pixels("--max_embeddings_multiples=1", prompt=prompt) for prompt in ends]
     assert (cut[0] == cut[1]).all()
+
+
+def test_a_learned_word_that_no_prompt_has_is_told(draw, tmp_path, capsys):
+    write_embedding(tmp_path / "zorp.safetensors", {"emb_params": torch.ones(1, tiny_unets.CLIP_L_WIDTH)}, word="zorp")
+    given = ("--textual_inversion_embeddings", tmp_path / "zorp.safetensors", "--steps=1")
+    told = 'no prompt has the word "zorp"'
+    draw(*given, prompt="a zrop --d 5")
+    assert told in capsys.readouterr().err
+    draw(*given, prompt="a {Zorp|dog} --d 5")
+    draw(*given, prompt="a dog --n zorp --d 5")
+    assert told not in capsys.readouterr().err
 
 
 def test_a_learned_word_stands_for_its_vectors(pixels, tmp_path):
@@ -400,6 +457,10 @@ def test_a_network_with_numbers_that_are_not_finite_is_refused(refused, lora_fil
         (["--network_weights", "a", "b", "--network_mul", "1", "1", "1"], "has 3 values for 2 files"),
         (["--network_weights", "{lora}", "--network_args", "foo=1"], "error: --network_args foo is not an argument"),
         (["--network_weights", "{lora}", "--network_args", "lbw=1,2"], "--network_args lbw="),
+        (["--network_weights", "{lora}", "--network_args", "foo=1"], "(known are lbw, "),
+        (["--network_weights", "{lora}", "--network_args", "lbv=1"], "--network_args lbv=: did you mean lbw="),
+        (["--seed=-1"], "--seed must be at least 0, got -1"),
+        (["--outdir={lora}"], "style.safetensors is a file. Give a folder."),
         (["--network_weights", "{lora}", "--network_module", "networks.no"], "networks.no: cannot be imported"),
         (["--network_weights", "{lora}", "--network_module", "networks.oft", "--network_args", "lbw=1"], "not for"),
         (["--network_mul", "1"], "--network_mul needs --network_weights"),
@@ -428,6 +489,18 @@ def test_wrong_options_are_one_sentence(refused, sd1, sd2, lora_file, given, sai
 def test_wrong_prompt_files_name_their_line(refused, tmp_path, text, said):
     (tmp_path / "p.txt").write_text(text)
     assert said in refused("--from_file", tmp_path / "p.txt", prompt=None)
+
+
+def test_a_script_of_another_family_names_no_option_that_was_not_given(refused, sd1):
+    for script, own in ((sdxl_main, "SDXL"), (sd3_main, "SD3")):
+        said = refused(script=script)
+        assert "error: --ckpt: " in said and f"this script is for {own}. Use gen_img.py." in said
+
+
+def test_samplers_have_no_effect_for_sd3_which_is_told_if_one_is_given(draw, tiny_sd3, capsys):
+    for given, is_told in ((("--sampler=ddim",), True), (("--sampler=euler",), False), ((), False)):
+        draw(*given, "--steps=1", model=tiny_sd3)
+        assert ("--sampler ddim has no effect" in capsys.readouterr().err) == is_told
 
 
 def test_a_model_that_is_not_there_is_called_by_its_option(refused, tmp_path):

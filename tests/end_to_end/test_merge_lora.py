@@ -9,6 +9,8 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from library.checkpoint.metadata_copy import copy_with_metadata
+from library.tensorfile import read_header
 from networks import extract_lora_from_models, merge_lora, oft, sd3_merge_lora, sdxl_merge_lora, svd_merge_lora
 from tests import tiny_unets
 from tests.live_loras import change, live_outputs, make_network, names_of, outputs, read_model
@@ -148,6 +150,19 @@ def test_a_merged_model_says_what_it_was_made_of(case, tmp_path):
     into_model(case, tmp_path / "n.safetensors", case.files[:1], (1,), "--no_metadata")
     with safe_open(tmp_path / "n.safetensors", "pt") as file:
         assert not file.metadata()
+
+
+def test_a_lora_for_models_that_predict_something_else_is_told_and_the_model_is_believed(tmp_path, capsys):
+    model, network = tiny_unets.write_sd1(tmp_path / "model").path, tmp_path / "v.safetensors"
+    saved = make_network("sd1", read_model("sd1", model), 2, 1)
+    saved.save_weights(str(network), None, {"modelspec.prediction_type": "v"})
+    rest = ("--models", network, "--ratios", 1, "--save_to", tmp_path / "m.safetensors")
+    for said, is_told in (("epsilon", True), ("v", False)):
+        own = tmp_path / f"{said}.model.safetensors"
+        copy_with_metadata(read_header(model), own, {"modelspec.prediction_type": said})
+        run(merge_lora, "--sd_model", own, *rest)
+        assert ("is for models that predict the velocity" in capsys.readouterr().err) is is_told
+        assert read_header(tmp_path / "m.safetensors").metadata["modelspec.prediction_type"] == said
 
 
 # With each other

@@ -161,7 +161,9 @@ def test_the_scheduler_of_a_folder_says_what_the_user_says(given, written, sourc
     assert settings["prediction_type"] == written
 
 
-@pytest.mark.parametrize(("spread", "expected"), [(0.02, "epsilon"), (0.3, "v_prediction")])
+@pytest.mark.parametrize(
+    ("spread", "expected"), [(0.02, None), (0.3, "v_prediction")]
+)  # None is noise, for all readers
 def test_a_weight_tells_what_a_file_of_sd2_predicts(spread, expected, source, tmp_path):
     tensors = load_file(source["sd2"])
     name = "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias"
@@ -169,7 +171,75 @@ def test_a_weight_tells_what_a_file_of_sd2_predicts(spread, expected, source, tm
     save_file(tensors, tmp_path / "m.safetensors")
     assert convert(tmp_path / "m.safetensors", tmp_path / "folder", "--reference_model", source["sd2"].parent) == 0
     settings = json.loads((tmp_path / "folder" / "scheduler" / "scheduler_config.json").read_text())
-    assert settings["prediction_type"] == expected
+    assert settings.get("prediction_type") == expected
+    assert convert(tmp_path / "m.safetensors", tmp_path / "again.safetensors") == 0
+    assert "modelspec.prediction_type" not in read_header(tmp_path / "again.safetensors").metadata
+
+
+def scheduler_of(folder):
+    return json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+
+
+def said_by(path):
+    metadata = read_header(path).metadata
+    return [metadata.get(key) for key in ("modelspec.prediction_type", "ss_zero_terminal_snr")]
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sd2"])
+def test_what_a_model_predicts_survives_there_and_back(kind, source, tmp_path):
+    """And what its schedule ends in."""
+    folder, back = tmp_path / "folder", tmp_path / "back.safetensors"
+    assert convert(source[kind], folder, "--prediction_type", "v_prediction", "--zero_terminal_snr") == 0
+    settings = scheduler_of(folder)
+    assert (settings["prediction_type"], settings["rescale_betas_zero_snr"]) == ("v_prediction", True)
+    assert convert(folder, back) == 0
+    assert said_by(back) == ["v", "True"]
+    assert convert(back, tmp_path / "again") == 0
+    assert scheduler_of(tmp_path / "again") == settings
+    assert convert(back, tmp_path / "again.safetensors", "--fp16") == 0
+    assert said_by(tmp_path / "again.safetensors") == ["v", "True"]
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sdxl"])
+def test_a_guess_is_told_and_does_not_become_a_statement(kind, source, tmp_path, capsys):
+    assert convert(source[kind], tmp_path / "folder") == 0
+    told = capsys.readouterr().err
+    assert "does not say what it predicts, so noise is taken. If that is wrong, give --prediction_type" in told
+    assert "prediction_type" not in scheduler_of(tmp_path / "folder")
+    assert convert(tmp_path / "folder", tmp_path / "back.safetensors") == 0
+    assert said_by(tmp_path / "back.safetensors") == [None, None]
+
+
+def test_an_option_against_what_the_model_says_is_obeyed_with_a_warning(source, tmp_path, capsys):
+    marked, other = tmp_path / "v.safetensors", tmp_path / "e.safetensors"
+    assert convert(source["sd1"], marked, "--prediction_type", "v_prediction") == 0
+    assert "WARNING" not in capsys.readouterr().err
+    assert convert(marked, other, "--prediction_type", "epsilon") == 0
+    assert "says that it predicts the velocity. With --prediction_type epsilon the new" in capsys.readouterr().err
+    assert said_by(other) == ["epsilon", None]
+
+
+def test_a_pickle_of_sd1_that_predicts_the_velocity_cannot_say_so(source, tmp_path, capsys):
+    flags = ("--prediction_type", "v_prediction", "--zero_terminal_snr")
+    assert convert(source["sd1"], tmp_path / "m.ckpt", *flags) == 0
+    assert "Use it with --v_parameterization and --zero_terminal_snr." in capsys.readouterr().err
+
+
+def test_a_reference_that_never_reaches_pure_noise_is_not_taken_for_a_model_that_does(
+    source, folders, tmp_path, capsys
+):
+    flags = ("--prediction_type", "v_prediction", "--zero_terminal_snr", "--reference_model", folders["sd1"])
+    assert convert(source["sd1"], tmp_path / "folder", *flags) == 0
+    settings = scheduler_of(tmp_path / "folder")
+    assert (settings["prediction_type"], settings["rescale_betas_zero_snr"]) == ("v_prediction", True)
+    assert "never reaches pure noise" in capsys.readouterr().err
+
+
+def test_a_merged_model_predicts_what_the_first_one_says(source, tmp_path):
+    marked = tmp_path / "v.safetensors"
+    assert convert(source["sd1"], marked, "--prediction_type", "v_prediction", "--zero_terminal_snr") == 0
+    assert merge("--models", marked, source["sd1"], "--output", tmp_path / "m.safetensors") == 0
+    assert said_by(tmp_path / "m.safetensors") == ["v", "True"]
 
 
 def test_what_a_folder_says_of_the_prediction_goes_into_a_file_of_sdxl(source, tmp_path):
@@ -177,6 +247,14 @@ def test_what_a_folder_says_of_the_prediction_goes_into_a_file_of_sdxl(source, t
     assert convert(tmp_path / "folder", tmp_path / "m.safetensors") == 0
     assert "v_pred" in load_file(tmp_path / "m.safetensors")
     assert read_header(tmp_path / "m.safetensors").metadata["modelspec.prediction_type"] == "v"
+
+
+def test_a_folder_without_tokenizers_is_named_with_the_option_of_this_tool(source, tmp_path, capsys):
+    shutil.copy(source["sd1"], tmp_path / "alone.safetensors")
+    assert convert(tmp_path / "alone.safetensors", tmp_path / "new" / "folder") == 0
+    told = capsys.readouterr().err
+    assert f"{tmp_path / 'new' / 'folder'} is written without tokenizers" in told
+    assert "Give --reference_model: " in told and "--tokenizer_dir" not in told
 
 
 def test_metadata_is_kept_and_added_to(source, tmp_path):
@@ -250,6 +328,7 @@ def wrong_cases(source, folders, place):
         (convert, (place / "nan.safetensors", target), 2, "quant_conv.bias has NaN"),
         (convert, (sd1, target, "--v2"), 2, "--v2: .* is a Stable Diffusion 1.x model"),
         (convert, (source["sd3"], target, "--prediction_type", "epsilon"), 2, "predicts a flow"),
+        (convert, (source["sd3"], target, "--zero_terminal_snr"), 2, "which has no such schedule"),
         (convert, (sd1, target, "--variant", "fp16"), 2, "--variant is for diffusers folders"),
         (convert, (own, own), 2, "MODEL_TO_SAVE .* is also read"),
         (convert, (folders["sd1"], folders["sd1"]), 2, "has the model inside that is read"),

@@ -236,6 +236,13 @@ def test_what_cannot_be_is_told_in_a_sentence_before_weights_are_read(
     assert not list(train.folder.rglob("blarg*.safetensors"))
 
 
+def test_captions_are_not_counted_for_a_word_that_is_known(word_training: Make, quiet_end: Any, capsys: Any):
+    train = word_training("sd1")
+    code = refused(train, train.dataset(train.pictures()), "--token_string=red", model=train.model)
+    told = capsys.readouterr().err
+    assert code == 2 and "knows this word already" in told and "do not have the word" not in told
+
+
 def test_captions_without_the_word_are_counted(word_training: Make):
     train = word_training("sd1")
     pictures = train.pictures()

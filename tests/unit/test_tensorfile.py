@@ -100,7 +100,8 @@ def test_header_of_any_length_is_accepted(path, length):
     ("content", "message"),
     [
         (b"", "is empty"),
-        (b"12345678", "is empty"),
+        (b"12345678", "has 8 bytes only"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(20), "is a PNG picture, no weights"),
         (b"<!DOCTYPE html><html>gated</html>", "is a web page, not weights"),
         (b"\n <html lang='en'>", "is a web page, not weights"),
         (b"version https://git-lfs.github.com/spec/v1\noid", "is a git-lfs pointer"),
@@ -249,6 +250,12 @@ def test_too_little_space_is_found_before_writing(path):
     with pytest.raises(OutputError, match=r"needs 1,000,000,000,000,000,000 bytes, the disk has [\d,]+ free"):
         write_atomically(path, lambda place: pytest.fail("was called"), 10**18)
     assert list(path.parent.iterdir()) == []
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a folder that nobody writes to")
+def test_a_folder_that_nobody_writes_to_is_not_called_full():
+    with pytest.raises(OutputError, match="cannot be written"):
+        write_atomically("/proc/new.safetensors", lambda place: pytest.fail("was called"), 10**6)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on the size of files")

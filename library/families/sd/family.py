@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, cast
 from library.errors import CheckpointError
 from library.families.base import Conditioning
 from library.families.unet.family import UnetFamily
-from library.log import get_logger
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from library.families.sd.options import SdNetworkOptions
     from library.families.unet.checkpoint import UnetFiles
     from library.families.unet.text import LayerChoice
-
-logger = get_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +59,6 @@ class SdFamily(UnetFamily):
 
         files = super().inspect()
         self.refuse_kind(files.kind)
-        if not self.is_v2 and files.kind == "sd2":
-            logger.info("%s is a Stable Diffusion 2.x model: --v2 need not be given.", self.pretrained)
         encoder = cast("CLIPTextModelWithProjection", self.encoder_outline(files, "clip", torch.float32))
         check_clip_skip(self.clip_skip, encoder.config.num_hidden_layers)
         return files

@@ -7,7 +7,6 @@ folder. A VAE that the user names wins over one that is there.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from library.families.detect import denoiser_place, file_kind
 from library.families.hub_model import hub_folder, hub_vae, is_hub_name
 from library.families.unet.building import build_encoder, build_vae, in_library_names
 from library.families.unet.kinds import KINDS, LATENT_CHANNELS, KindFacts
+from library.families.unet.marks import TENSORS, file_marks, folder_marks
 from library.families.unet.part_checks import check_owner, check_widths, fault_of
 from library.families.unet.parts import (
     DENOISER,
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Part", "UnetFiles", "inspect_files", "inspect_weights", "load_unet", "part_identity", "read_part"]
 
-_MARKS = ("v_pred", "ztsnr")
-
 
 @dataclass(frozen=True)
 class UnetFiles:
@@ -55,8 +53,8 @@ class UnetFiles:
         vae: Likewise.
         encoders: "clip"; of SDXL "clip_l" and "clip_g". `is_diffusers` means names of Hugging Face, else of open_clip.
         config: Arguments of UNet2DConditionModel.
-        marks: What the file says of itself: "v_pred" (predicts velocity), "ztsnr" (no signal at the last timestep);
-            of a folder also "epsilon" (predicts noise).
+        marks: What the model says of itself: "v_pred" (predicts velocity) or "epsilon" (noise), "ztsnr" (no signal at
+            the last timestep).
         path: The file or folder; of a model that was named as the hub names it, its folder in the cache.
     """
 
@@ -118,7 +116,7 @@ def inspect_files(
             problems.append(str(error))
     if problems:
         raise CheckpointError("\n".join(problems))
-    marks = _folder_marks(pretrained) if is_folder else None
+    marks = folder_marks(pretrained) if is_folder else None
     files = inspect_weights(
         opened.pop(DENOISER),
         opened,
@@ -167,9 +165,11 @@ def inspect_weights(
         raise CheckpointError("\n".join(_told(problems)))
     encoders = {name: parts[name] for name in known}
     check_widths(encoders, config)
-    report_ignored(model, [unet, *(part for part in parts.values() if part.source is model)], _MARKS)
-    found = frozenset(mark for mark in _MARKS if mark in model.tensors) if marks is None else marks
-    return UnetFiles(kind, unet, parts["vae"], encoders, config, found)
+    report_ignored(model, [unet, *(part for part in parts.values() if part.source is model)], TENSORS)
+    if marks is None:
+        metadata = {key: value for header in model.headers for key, value in header.metadata.items()}
+        marks = file_marks(model.tensors, metadata)
+    return UnetFiles(kind, unet, parts["vae"], encoders, config, marks)
 
 
 class _Absent(CheckpointError):
@@ -197,25 +197,6 @@ def _find(name: str, source: WeightFiles, kind: str, *, is_alone: bool) -> Part:
     if fault := fault_of(part, kind):
         raise CheckpointError(f"cannot be used: {fault}")
     return part
-
-
-def _folder_marks(folder: Path) -> frozenset[str]:
-    """What the scheduler of a diffusers folder says of the model.
-
-    Raises:
-        CheckpointError: It cannot be read.
-    """
-    path = folder / "scheduler" / "scheduler_config.json"
-    if not path.exists():
-        return frozenset()
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        predicted = settings.get("prediction_type")
-        is_zero_terminal = bool(settings.get("rescale_betas_zero_snr"))
-    except (OSError, ValueError, AttributeError):
-        raise CheckpointError(f"{MODEL_OPTION}: {path} is damaged. Download or copy it again.") from None
-    said = {"v_pred": predicted == "v_prediction", "ztsnr": is_zero_terminal, "epsilon": predicted == "epsilon"}
-    return frozenset(mark for mark, is_said in said.items() if is_said)
 
 
 def network_layers(files: UnetFiles) -> dict[str, tuple[int, ...]]:

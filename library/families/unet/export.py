@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from library.checkpoint.tensor_stream import PlannedTensor, plan_tensor, total_bytes
 from library.families import whole_model
 from library.families.unet.encoder_plans import plan_encoder, published_hugging_face, published_open_clip
+from library.families.unet.marks import TENSORS
 from library.families.whole_model import Plan, converted, plan_part, write_whole_model
 from library.models.unet_key_map import unet_from_diffusers, unet_to_diffusers
 from library.models.vae_key_map import vae_from_diffusers, vae_to_diffusers
@@ -41,8 +42,8 @@ class UnetModel:
         encoders: {name: state as transformers gives it} of the encoders that were trained.
         dtype: Of every tensor that is written; None keeps what each has.
         mmap: See `read_weights`.
-        marks: What the model was trained for: "v_pred" (predicts the velocity), "ztsnr" (noise without any signal at
-            the end). Single files of SDXL and the schedulers of folders say so.
+        marks: What the model was trained for, see `UnetFiles`. Single files of SDXL and the schedulers of folders say
+            so.
     """
 
     files: UnetFiles
@@ -101,7 +102,9 @@ class UnetModel:
         """Empty tensors, whose names say what the model predicts. Files of SD 1.x and 2.x have none."""
         import torch
 
-        return {name: PlannedTensor((0,), torch.float32, lambda: torch.empty(0)) for name in sorted(self.marks)}
+        return {
+            name: PlannedTensor((0,), torch.float32, lambda: torch.empty(0)) for name in TENSORS if name in self.marks
+        }
 
 
 def write_model(

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from library.families.unet.captions import UnetCaptions
 from library.families.unet.loading import UnetLoading
+from library.families.unet.marks import NOISE, VELOCITY, ZERO_TERMINAL
+from library.families.unet.telltale import looks_like_velocity
+from library.log import get_logger
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
     from library.records import Size
     from networks.targets import ModelOutline
 
+logger = get_logger(__name__)
+
 
 @dataclass(frozen=True, kw_only=True)
 class UnetFamily(UnetLoading, UnetCaptions):
@@ -36,10 +41,21 @@ class UnetFamily(UnetLoading, UnetCaptions):
         return self
 
     def as_marked(self, files: UnetFiles) -> UnetFamily:
-        """What these files say that they predict, and what their schedule ends in, beside what options say."""
+        """What these files say that they predict, and what their schedule ends in, beside what options say.
+
+        Options go before what files say. Of SD 2.x a file that says nothing is taken for what its weights look like.
+        """
+        is_velocity = self.is_velocity or VELOCITY in files.marks
+        if self.is_velocity and NOISE in files.marks:
+            logger.warning("%s says that it predicts noise, --v_parameterization the velocity.", files.path)
+        if not is_velocity and NOISE not in files.marks and looks_like_velocity(files):
+            logger.info(
+                "%s does not say what it predicts. One weight looks like the velocity, which is taken.", files.path
+            )
+            is_velocity = True
         marked = {
-            "v_parameterization": self.is_velocity or "v_pred" in files.marks,
-            "zero_terminal_snr": self.is_zero_terminal or "ztsnr" in files.marks,
+            "v_parameterization": is_velocity,
+            "zero_terminal_snr": self.is_zero_terminal or ZERO_TERMINAL in files.marks,
         }
         return replace(self, noise={**self.noise, **marked})
 
@@ -82,7 +98,7 @@ class UnetFamily(UnetLoading, UnetCaptions):
         """What it takes. It says of itself what its base said, and what it was trained as."""
         from library.families.unet.export import UnetModel
 
-        trained = {"v_pred": self.is_velocity, "ztsnr": self.is_zero_terminal}
+        trained = {VELOCITY: self.is_velocity, ZERO_TERMINAL: self.is_zero_terminal}
         marks = frozenset(mark for mark, is_on in trained.items() if is_on or mark in files.marks)
         return UnetModel(files, denoiser, encoders, dtype, self.mmap, marks)
 

@@ -53,7 +53,10 @@ class PromptSourceOptions(OptionGroup):
         if len(self.sources) > 1:
             yield f"{' and '.join(self.sources)} exclude each other. Keep one of them."
         if self.sources == ():
-            yield "Nothing to draw: give --prompt, --from_file, --from_module, --from_png or --interactive."
+            yield (
+                'Nothing to draw: give --prompt (" " for one without words), --from_file, --from_module, --from_png or '
+                "--interactive."
+            )
 
     def without_effect(self) -> Iterator[tuple[str, str]]:
         if self.from_module is None:

@@ -53,7 +53,10 @@ class MergeInputOptions(OptionGroup):
 
     def check(self) -> Iterator[str]:
         count, ratios = len(self.models or ()), self.ratios or ()
-        if count and len(ratios) != count:
+        if count and not ratios:
+            example = " ".join(["1.0"] * count)
+            yield f"--ratios is missing: the strength of each file of --models, for instance --ratios {example}."
+        elif count and len(ratios) != count:
             yield (
                 f"--ratios has {len(ratios)} number{'s' * (len(ratios) != 1)} for {count} "
                 f"file{'s' * (count != 1)} of --models. Give one for each file, in the same order, for instance "

@@ -67,9 +67,12 @@ class ConversionOptions(OptionGroup):
     )
     prediction_type: str | None = opt(
         None,
-        "What the model predicts, for the scheduler of a folder. Not set: what the model says, or for a file of Stable "
-        "Diffusion 2.x what its weights look like.",
+        "What the model predicts, for the header of a file or the scheduler of a folder. Not set: what the model says, "
+        "of Stable Diffusion 2.x else what its weights look like.",
         choices=("epsilon", "v_prediction"),
+    )
+    zero_terminal_snr: bool = opt(
+        False, "The model was trained down to pure noise. Not needed where it says so itself."
     )
     allow_pickle: bool = opt(False, "Also read .ckpt files that hold more than weights. Nothing in them is run.")
 

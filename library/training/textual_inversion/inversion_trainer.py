@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from library.data.problems import counted
 from library.errors import DatasetError, OptionError
@@ -25,6 +25,7 @@ from library.training.textual_inversion.word_checks import (
     check_reach,
     first_ids,
     fitting_vectors,
+    tell_captions,
 )
 from library.training.trainer import Trainer
 
@@ -40,6 +41,12 @@ ARCHITECTURE = "textual-inversion"  # behind that of the base
 
 class InversionTrainer(Trainer):
     """Learns the word of `--token_string`, and saves its vectors."""
+
+    other_models: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("sd1", "sd2"), "Learn the word with train_textual_inversion.py."),
+        "sdxl": "Learn the word with sdxl_train_textual_inversion.py.",
+        **dict.fromkeys(("sd3", "sd3_diffusers"), "Learn the word with sd3_train_textual_inversion.py."),
+    }
 
     vectors: dict[str, Parameter]
     run_metadata: RunMetadata
@@ -86,6 +93,7 @@ class InversionTrainer(Trainer):
         tokenizers = self.family.load_tokenizers(self.files, names)
         check_new(self.word, tokenizers)
         if not chosen.has_template:
+            tell_captions(self.plan, self.word)
             check_reach(
                 self.plan, self.word, tokenizers, number=chosen.num_vectors_per_token, cuts=self.family.caption_cuts
             )

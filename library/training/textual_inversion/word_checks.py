@@ -30,14 +30,18 @@ def check_captions(plan: DataPlan, word: str) -> None:
     Raises:
         DatasetError: No caption has the word.
     """
-    records = [record for record in plan.training_records if not record.is_reg]
-    without = [record.path.name for record in records if not has_word(_text(plan, record), word)]
+    records, without = _without(plan, word)
     if records and len(without) == len(records):
         count = f"none of the {len(records)} captions has" if len(records) > 1 else "the only caption does not have"
         raise DatasetError(
             f"{plan.source}: {count} the word {word} of --token_string, so nothing could be learned. Write it into the "
             "captions, set caption_prefix, or give --use_object_template."
         )
+
+
+def tell_captions(plan: DataPlan, word: str) -> None:
+    """Warn of captions without the word."""
+    records, without = _without(plan, word)
     if without:
         logger.warning(
             "--token_string: %d of %d captions do not have the word %s, and nothing is learned from their pictures: %s",
@@ -88,6 +92,12 @@ def check_reach(
                 "--token_string: %d of %d captions are so long that %s does not read the whole word %s: %s",
                 *(len(names), len(records), name, word, first_names(names)),
             )
+
+
+def _without(plan: DataPlan, word: str) -> tuple[list[ImageRecord], list[str]]:
+    """What is learned from, and the names of those whose captions do not have the word."""
+    records = [record for record in plan.training_records if not record.is_reg]
+    return records, [record.path.name for record in records if not has_word(_text(plan, record), word)]
 
 
 def _text(plan: DataPlan, record: ImageRecord) -> str:

@@ -101,6 +101,22 @@ def test_lines_have_the_limits_of_options(line):
         parse_prompt(line)
 
 
+@pytest.mark.parametrize(
+    ("line", "given", "sentence"),
+    [
+        ("a cat <lora:style:0.5>", [], "<lora:style:0.5> is read as words of the prompt"),
+        ("a cat --n <lyco:style:1>", [], "<lyco:style:1> is read as words of the prompt"),
+        ("a <cat> --t 0", ["image"], "With a strength of 0 nothing is drawn anew"),
+        ("a <cat> --t 0.1", ["image"], ""),
+    ],
+)
+def test_what_does_not_act_as_it_may_be_meant_is_told(tmp_path, told, line, given, sentence):
+    Image.new("RGB", (64, 64)).save(tmp_path / "photo.png")
+    records_of(line, images=[tmp_path / "photo.png"] if given else [])
+    said = told()
+    assert sentence in said if sentence else said == ""
+
+
 def test_strengths_without_a_network_that_can_change_are_told(told):
     records_of("x --am 0.5", "--network_weights", "a", "--network_merge")
     assert "--am has no effect" in told()

@@ -30,7 +30,7 @@ def drawn(seed, rank=2, out=6, inputs=(5,), scale=0.5):
     ("values", "told"),
     [
         ({"ratios": (1.0,)}, "--ratios has 1 number for 2 files.*--ratios 1.0 1.0"),
-        ({}, "--ratios has 0 numbers for 2 files"),
+        ({}, "--ratios is missing: the strength of each file of --models, for instance --ratios 1.0 1.0."),
         ({"ratios": (0.0, 0.0)}, "all 0, so nothing would be merged"),
         ({"ratios": (1.0, 1.0), "lbws": ("ALL",)}, "--lbws has 1 list for 2 files"),
         ({"ratios": (1.0, 1.0), "lbws": ("ALL", "1,x")}, "'1,x' is no list of numbers"),

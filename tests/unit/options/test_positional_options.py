@@ -63,6 +63,13 @@ def test_what_is_missing_is_called_by_its_place():
     assert error_of() == "SOURCE, TARGET are needed."
 
 
+def test_what_is_missing_is_told_once():
+    from library.loras.options.looking import CHECK_LORA_SCRIPT, CheckLoraOptions
+
+    with pytest.raises(OptionError, match=r"^FILE is needed\.$"):
+        parse_options(CheckLoraOptions, [], **CHECK_LORA_SCRIPT)
+
+
 def test_one_argument_too_many_is_told():
     assert "'d' is one argument too many. If it is part of MODE" in error_of("a", "b", "c", "d")
 

@@ -230,6 +230,11 @@ def test_projects_of_trackers_are_named_after_what_is_done():
         **dict.fromkeys(("sd3_train_network", "sdxl_train_network", "train_network"), "network_train"),
         **dict.fromkeys(("sd3_train", "sdxl_train", "fine_tune"), "finetuning"),
         "train_db": "dreambooth",
+        **dict.fromkeys(
+            ("train_textual_inversion", "sdxl_train_textual_inversion", "sd3_train_textual_inversion"),
+            "textual_inversion",
+        ),
+        "sdxl_train_control_net_lllite": "lllite_control_net_train",
     }
 
 

@@ -9,8 +9,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from library.checkpoint.metadata_copy import copy_with_metadata
 from library.errors import CheckpointError, OptionError
 from library.options.spec import parse_options
+from library.tensorfile import read_header
+from tests import tiny_unets
 from tools.cache_options import LATENT_CACHING_SCRIPT, LatentCachingOptions
 from tools.model_family import choose_family
 from tools.preview_options import PREVIEW_SCRIPT, PreviewToolOptions
@@ -44,6 +47,14 @@ def test_models_with_a_unet_are_recognised(tmp_path, width, name, place):
     family, own = choose_family(options(tmp_path if is_folder else tmp_path / place, "--max_token_length=150"))
     assert (family.name, family.num_chunks) == (name, 2)
     assert own.warnings == ()
+
+
+def test_a_model_that_predicts_the_velocity_needs_no_option_where_nothing_is_predicted(tmp_path):
+    path = tmp_path / "v.safetensors"
+    copy_with_metadata(
+        read_header(tiny_unets.write_sd1(tmp_path / "model").path), path, {"modelspec.prediction_type": "v"}
+    )
+    assert choose_family(options(path))[0].inspect().marks == {"v_pred"}
 
 
 def test_a_pickle_with_more_than_tensors_is_recognised_where_it_is_allowed(tmp_path):

@@ -271,6 +271,8 @@ def pickled(path):
     ("flags", "message"),
     [
         ([], "--model is needed"),
+        (["a.safetensors"], "every option of tools/show_metadata.py begins with two hyphens, such as --model."),
+        (["--model", "picture.png"], "picture.png is a PNG picture. `gen_img.py --from_png` reads"),
         (["--model", "no.safetensors"], "--model: no.safetensors does not exist"),
         (["--model", "old.ckpt"], "--model: old.ckpt is a pickle (.ckpt, .pt), and such files hold no metadata"),
         (["--model", "page.safetensors"], "is a web page"),
@@ -292,6 +294,7 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, flags, message):
     monkeypatch.chdir(tmp_path)
     save_file({"a": torch.zeros(1)}, "a.safetensors", {"ss_epochs": "1"})
     pickled("old.ckpt")
+    Path("picture.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(20))
     Path("page.safetensors").write_text("<!DOCTYPE html><html>", encoding="utf-8")
     assert main(flags) == 2
     output = capsys.readouterr()
