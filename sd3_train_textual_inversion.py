@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from library.families.detect import LEARN_THE_WORD
 from library.families.sd3.options import INVERSION_SCRIPT, Sd3InversionOptions
 from library.options.entry import run_script
 from library.training.textual_inversion.inversion_trainer import InversionTrainer
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 class Sd3InversionTrainer(InversionTrainer):
     """A word of CLIP-L and CLIP-G and, on request, of T5."""
+
+    other_models = LEARN_THE_WORD
 
     def make_family(self) -> ModelFamily:
         """SD3 as the options ask for it."""

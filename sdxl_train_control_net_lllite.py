@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from library.families.detect import FOLLOW_PICTURES
 from library.families.sdxl.options import SDXL_LLLITE_SCRIPT, SdxlLlliteOptions
 from library.options.entry import run_script
 from library.training.lllite_trainer import LlliteTrainer
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 class SdxlLlliteTrainer(LlliteTrainer):
     """Modules beside the U-Net that follow a conditioning picture."""
+
+    other_models = FOLLOW_PICTURES
 
     def make_family(self) -> ModelFamily:
         """SDXL as the options ask for it."""

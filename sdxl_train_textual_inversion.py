@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from library.families.detect import LEARN_THE_WORD
 from library.families.sdxl.options import SDXL_INVERSION_SCRIPT, SdxlInversionOptions
 from library.options.entry import run_script
 from library.training.textual_inversion.inversion_trainer import InversionTrainer
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 class SdxlInversionTrainer(InversionTrainer):
     """A word of CLIP-L and CLIP-G."""
+
+    other_models = LEARN_THE_WORD
 
     def make_family(self) -> ModelFamily:
         """SDXL as the options ask for it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from library.families.detect import LEARN_THE_WORD
 from library.families.sd.options import SD_INVERSION_SCRIPT, SdInversionOptions
 from library.options.entry import run_script
 from library.training.textual_inversion.inversion_trainer import InversionTrainer
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 class SdInversionTrainer(InversionTrainer):
     """A word of the text encoder."""
+
+    other_models = LEARN_THE_WORD
 
     def make_family(self) -> ModelFamily:
         """Stable Diffusion 1.x or 2.x as the options ask for it."""

@@ -46,6 +46,17 @@ OPEN_CLIP = FileKind("open_clip", "a text encoder in open_clip's layout", "Use a
 T5 = FileKind("t5", "a T5 text encoder alone", "Give it as --t5xxl.")
 UNKNOWN = FileKind("unknown", "no model that is known here", "Check the path.")
 
+LEARN_THE_WORD: Mapping[str, str] = {
+    **dict.fromkeys(("sd1", "sd2"), "Learn the word with train_textual_inversion.py."),
+    "sdxl": "Learn the word with sdxl_train_textual_inversion.py.",
+    **dict.fromkeys(("sd3", "sd3_diffusers"), "Learn the word with sd3_train_textual_inversion.py."),
+}
+"""{kind of a file: what to do with it where a script for textual inversion does not take it}"""
+FOLLOW_PICTURES: Mapping[str, str] = dict.fromkeys(
+    ("sd1", "sd2", "sd3", "sd3_diffusers"), "ControlNet-LLLite is for SDXL only."
+)
+"""The same of the script for ControlNet-LLLite."""
+
 _ANY_SD = "a Stable Diffusion 1.x or 2.x model"
 _ENCODERS = (CLIP, OPEN_CLIP, T5)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from library.errors import OptionError
 from library.log import get_logger
@@ -27,9 +27,6 @@ class LlliteTrainer(NetworkTrainer):
     """Trains the modules of networks.control_net_lllite, which are saved and continued as any network is."""
 
     network_kind = "control-net-lllite"
-    other_models: ClassVar[Mapping[str, str]] = dict.fromkeys(
-        ("sd1", "sd2", "sd3", "sd3_diffusers"), "ControlNet-LLLite is for SDXL only."
-    )
 
     def check_options(self) -> None:
         """Also: the conditioning pictures of sample prompts are there."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -177,12 +178,18 @@ def test_what_is_wrong_is_told_before_anything_trains(
 def test_where_there_is_no_room_for_all_one_trains_after_the_other(sweep_file, tmp_path: Path, capfd, monkeypatch):
     from library import memory_use
 
-    monkeypatch.setattr(memory_use, "available_host_memory", lambda: 1 << 30)
+    def needed(variations: str) -> float:
+        monkeypatch.setattr(memory_use, "available_host_memory", lambda: 1 << 20)
+        assert run(sweep_file(variations), tmp_path / "out", "--dry_run") == 0
+        found = re.search(r"together they would need about ([\d.]+) (\w)B of memory", capfd.readouterr().err)
+        assert found
+        return float(found[1]) * {"M": 1, "G": 1000}[found[2]]
+
     wide = '[[variation]]\nname = "wide"\nnetwork_dim = 4096\n'
-    assert run(sweep_file(PAIR), tmp_path / "out", "--dry_run") == 0
-    assert "in turn beside one base" in capfd.readouterr().err
+    assert needed(PAIR + wide) > needed(PAIR) + 20
+    monkeypatch.setattr(memory_use, "available_host_memory", lambda: 1 << 45)
     assert run(sweep_file(PAIR + wide), tmp_path / "out", "--dry_run") == 0
-    assert "together they would need about" in capfd.readouterr().err
+    assert "3 variations, in turn beside one base" in capfd.readouterr().err
 
 
 def test_losses_that_cannot_be_compared_are_told(sweep_file, tmp_path: Path, capfd):

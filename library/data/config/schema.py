@@ -99,9 +99,7 @@ def _raise_if_any(problems: list[str], source: str, missing: list[str]) -> None:
         raise dataset_error(source, [*problems, *missing], "faults in the dataset file")
 
 
-_OTHERWISE = (
-    "; conditioning pictures of a ControlNet-LLLite are for sdxl_train_control_net_lllite.py, which caches by itself"
-)
+_OTHERWISE = "; conditioning pictures of a ControlNet-LLLite are for the script that trains it, which caches by itself"
 
 
 class _Reader:

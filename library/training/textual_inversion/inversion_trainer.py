@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from library.data.problems import counted
 from library.errors import DatasetError, OptionError
@@ -41,12 +41,6 @@ ARCHITECTURE = "textual-inversion"  # behind that of the base
 
 class InversionTrainer(Trainer):
     """Learns the word of `--token_string`, and saves its vectors."""
-
-    other_models: ClassVar[Mapping[str, str]] = {
-        **dict.fromkeys(("sd1", "sd2"), "Learn the word with train_textual_inversion.py."),
-        "sdxl": "Learn the word with sdxl_train_textual_inversion.py.",
-        **dict.fromkeys(("sd3", "sd3_diffusers"), "Learn the word with sd3_train_textual_inversion.py."),
-    }
 
     vectors: dict[str, Parameter]
     run_metadata: RunMetadata

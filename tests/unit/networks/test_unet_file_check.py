@@ -128,7 +128,7 @@ def test_a_file_that_is_no_lora_is_refused(check):
     for key, kind in {
         "model.diffusion_model.input_blocks.0.0.weight": "a whole checkpoint",
         "unet.down_blocks.0.attentions.0.proj_in.lora_A.weight": "layout of diffusers.*--save_model_as=safetensors",
-        "text_encoder.text_model.encoder.layers.0.mlp.fc1.lora_A.weight": "in the layout of diffusers.*not read here",
+        "text_encoder.text_model.encoder.layers.0.mlp.fc1.lora_A.weight": "in the layout of diffusers.*convert_lora.py",
         "lora_unet_mid_block_resnets_0_conv1.lora_mid.weight": "a LoCon with a core.*lycoris.kohya",
     }.items():
         with pytest.raises(CheckpointError, match=rf"a\.safetensors is .*{kind}"):
