@@ -65,12 +65,21 @@ def _no_network() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _log_as_before() -> Iterator[None]:
-    """A script that a test runs in this process sets up the log, on a stream that is closed after the test."""
-    logger = logging.getLogger("easel")
-    before = logger.handlers[:], logger.propagate, logger.level
+    """A script that a test runs in this process sets up the log, on a stream that is closed after the test.
+
+    Fixtures of a module run scripts before the first of its tests, so before each test too the log is as if nothing had
+    set it up.
+    """
+    _forget_log()
     yield
-    logger.handlers[:], logger.propagate = before[0], before[1]
-    logger.setLevel(before[2])
+    _forget_log()
+
+
+def _forget_log() -> None:
+    logger = logging.getLogger("easel")
+    logger.handlers.clear()
+    logger.propagate = True
+    logger.setLevel(logging.NOTSET)
 
 
 def _refuse_remote(family: int, address: Any) -> None:
