@@ -70,7 +70,7 @@ def write_config_file(path: Path, values: Mapping[str, object], options: Mapping
         OutputError: It cannot be written.
     """
     lines = [
-        f"{name} = {_as_toml(values[name])}\n"
+        f"{name} = {as_toml(values[name])}\n"
         for name, option in options.items()
         if name in values and not _stays_out(option) and values[name] not in (None, option.default)
     ]
@@ -99,9 +99,10 @@ def _stays_out(option: Option) -> bool:
     return option.name in ABOUT_FILES or option.declared.is_secret
 
 
-def _as_toml(value: object) -> str:
-    if isinstance(value, tuple):
-        return f"[{', '.join(map(_as_toml, value))}]"
+def as_toml(value: object) -> str:
+    """A value as TOML writes it: texts, numbers, yes and no, and lists of these."""
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(as_toml, value))}]"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, (int, float)):

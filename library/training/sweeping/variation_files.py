@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from library.errors import DatasetError, OptionError
 from library.log import get_logger
+from library.options.config_file import as_toml
 from library.options.toml_file import read_toml
 from library.tensorfile import write_bytes
 from library.training.sweeping.sweep_file import SweepFile, Variation, folder_name
@@ -119,7 +119,7 @@ def _files_of(sweep: SweepFile, variation: Variation, output_dir: Path) -> Varia
         dataset = _changed_dataset(sweep, variation, values)
         values["dataset_config"] = (folder / DATASET).as_posix()
     values |= {"output_dir": folder.as_posix(), "output_name": folder.name, "resume": "auto"}
-    lines = [f"{key} = {_as_toml(value)}\n" for key, value in sorted(values.items())]
+    lines = [f"{key} = {as_toml(value)}\n" for key, value in sorted(values.items())]
     return VariationFiles(variation, folder, "".join(lines), dataset)
 
 
@@ -166,13 +166,3 @@ def _changed_dataset(sweep: SweepFile, variation: Variation, values: Mapping[str
 def _is_called(subset: Mapping[str, Any], name: str) -> bool:
     places = [str(subset[key]) for key in ("image_dir", "metadata_file") if key in subset]
     return any(Path(place) == Path(name) or Path(place).name == name for place in places)
-
-
-def _as_toml(value: Any) -> str:
-    if isinstance(value, list):
-        return f"[{', '.join(map(_as_toml, value))}]"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, (int, float)):
-        return repr(value)
-    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
