@@ -158,10 +158,24 @@ def _read_tokenizer_json(path: Path) -> Tokenizer | None:
         return None
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(path))
+    plain = _without_taken_words(content)
+    tokenizer = Tokenizer.from_file(str(path)) if plain is content else Tokenizer.from_str(json.dumps(plain))
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def _without_taken_words(content: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a tokenizer, where no word of CLIP's captions stands for padding.
+
+    Files that newer versions of transformers save for CLIP-G and for SD 2.x make "!" a token that ends words wherever
+    it is. The encoders were trained without that, and vocab.json beside such a file does not say it.
+    """
+    words, tokens = content["model"].get("vocab", {}), content.get("added_tokens", [])
+    if CLIP_START not in words:
+        return content
+    own = [token for token in tokens if token["content"] not in words or token["content"] in (CLIP_START, CLIP_END)]
+    return content if own == tokens else {**content, "added_tokens": own}
 
 
 def _from_sentencepiece(path: Path) -> Vocabulary | None:

@@ -111,10 +111,13 @@ def test_clip_ids_equal_those_of_transformers(clip_folder):
             assert got.encode(caption, 77) == (wanted["input_ids"], wanted["attention_mask"]), caption
 
 
-def test_clip_ids_are_the_same_from_tokenizer_json(clip_folder, tmp_path):
+@pytest.mark.parametrize("pad", [tool.END, "!"])  # "!": as a folder of SDXL or SD 2.x has it
+def test_clip_ids_are_the_same_from_tokenizer_json(pad, clip_folder, tmp_path):
     from transformers import CLIPTokenizerFast
 
-    CLIPTokenizerFast.from_pretrained(clip_folder, model_max_length=77).save_pretrained(tmp_path / "saved")
+    CLIPTokenizerFast.from_pretrained(clip_folder, model_max_length=77, pad_token=pad).save_pretrained(
+        tmp_path / "saved"
+    )
     for name in ("vocab.json", "merges.txt"):
         (tmp_path / "saved" / name).unlink(missing_ok=True)
     ours = load_tokenizers(["clip_l"], tokenizer_dir=clip_folder)
