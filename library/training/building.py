@@ -60,7 +60,7 @@ def make_optimizer_step(trainer: BuiltTraining) -> OptimizerStep:
             "--max_grad_norm %g acts on each %s by itself: with %s the norm of all gradients together is known too "
             "late. Give 0 to leave gradients as they are.",
             chosen.max_grad_norm,
-            "weight" if chosen.fused_backward_pass else "block",
+            "block" if chosen.blockwise_fused_optimizers else "weight",
             chosen.steps_in_backward,
         )
     return FusedStep(*arguments, parts=_parts_in_backward(trainer))
@@ -69,9 +69,9 @@ def make_optimizer_step(trainer: BuiltTraining) -> OptimizerStep:
 def _parts_in_backward(trainer: BuiltTraining) -> list[list[Parameter]]:
     """What steps together inside the backward pass."""
     parameters = trainer.trained_parameters()
-    if trainer.options.optimizer.fused_backward_pass:
-        return each_alone(parameters)
-    return by_block([trainer.denoiser, *trainer.text.encoders.values()], parameters)
+    if trainer.options.optimizer.blockwise_fused_optimizers:
+        return by_block([trainer.denoiser, *trainer.text.encoders.values()], parameters)
+    return each_alone(parameters)
 
 
 def make_batches(trainer: BuiltTraining, step: int) -> Iterator[Batch]:

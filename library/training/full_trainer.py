@@ -136,6 +136,7 @@ class FullTrainer(Trainer):
         """Rates fit the depth of the model, the encoders that shall train are there, and all data can be learned."""
         if not any(self._denoiser_rates()) and not self.trained_encoders():
             raise OptionError("nothing is left to train: all parts of --block_lr above 0 are frozen.")
+        self._check_last_step()
         for encoder in self.options.encoders:
             is_there = self.family.has_encoder(self.files, encoder.name)
             for is_asked, flag in zip((encoder.is_asked, encoder.is_saved), encoder.flags, strict=True):
@@ -147,6 +148,17 @@ class FullTrainer(Trainer):
             raise DatasetError(
                 f"{self.plan.source}: diff_output_preservation compares with the model as it was, which is not kept "
                 "where the whole model trains. Train a LoRA, or leave it out."
+            )
+
+    def _check_last_step(self) -> None:
+        """Refuse a run of encoders alone that all stop before it ends."""
+        last, names = self.plan.steps.max_steps, self.trained_encoders()
+        trained = [encoder for encoder in self.options.encoders if encoder.name in names]
+        end = max((last if encoder.num_steps is None else encoder.num_steps for encoder in trained), default=last)
+        if end < last and not any(self._denoiser_rates()):
+            raise OptionError(
+                f"--stop_text_encoder_training {end}: nothing else trains, so nothing is left to train in steps "
+                f"{end + 1} to {last} of the run. Give a --learning_rate above 0, or leave it out and train less long."
             )
 
     def _denoiser_rates(self) -> tuple[float, ...]:

@@ -16,7 +16,7 @@ from library.options.groups.loss import LossOptions
 from library.options.groups.memory import MemoryOptions
 from library.options.groups.model import ModelOptions
 from library.options.groups.network import NetworkOptions
-from library.options.groups.optimizer import OptimizerOptions
+from library.options.groups.optimizer import FullOptimizerOptions, OptimizerOptions
 from library.options.groups.precision import PrecisionOptions
 from library.options.groups.sampling import SamplingOptions
 from library.options.groups.saving import MetadataOptions, ModelSavingOptions, SavingOptions
@@ -34,6 +34,7 @@ __all__ = [
     "EmaOptions",
     "EmbeddingSavingOptions",
     "EncoderChoice",
+    "FullOptimizerOptions",
     "FullOptions",
     "HubOptions",
     "InversionOptions",

@@ -41,9 +41,6 @@ class FullOptions(OptionGroup):
         "Learning rates of the denoiser's parts, separated by commas: embedders, each block, final layer; 0 does not "
         "train a part. Goes before --learning_rate.",
     )
-    fused_optimizer_groups: int | None = opt(
-        None, "Number of optimizers that step inside the backward pass.", no_effect="--fused_backward_pass does it"
-    )
     use_safetensors: bool = opt(False, "Save a model that was read from a .ckpt file as safetensors.")
 
     @property

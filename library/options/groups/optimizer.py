@@ -69,8 +69,11 @@ class OptimizerOptions(OptionGroup):
     @property
     def steps_in_backward(self) -> str | None:
         """The flag that lets the optimizer step inside the backward pass; None where it steps afterwards."""
-        names = ("fused_backward_pass", "blockwise_fused_optimizers")
-        return next((f"--{name}" for name in names if getattr(self, name)), None)
+        return next((f"--{name}" for name in self._switches_in_backward if getattr(self, name)), None)
+
+    @property
+    def _switches_in_backward(self) -> tuple[str, ...]:
+        return ("fused_backward_pass", "blockwise_fused_optimizers")
 
     def check(self) -> Iterator[str]:
         choices = ["--use_8bit_adam"] * self.use_8bit_adam + ["--use_lion_optimizer"] * self.use_lion_optimizer
@@ -78,8 +81,8 @@ class OptimizerOptions(OptionGroup):
             choices.append(f"--optimizer_type {self.optimizer_type}")
         if len(choices) > 1:
             yield f"{' and '.join(choices)} each choose an optimizer. Keep one."
-        if self.fused_backward_pass and self.blockwise_fused_optimizers:
-            yield "--fused_backward_pass and --blockwise_fused_optimizers exclude each other. Keep one of them."
+        if self.blockwise_fused_optimizers and self.steps_in_backward != "--blockwise_fused_optimizers":
+            yield f"{self.steps_in_backward} and --blockwise_fused_optimizers exclude each other. Keep one of them."
         if self.steps_in_backward and self.optimizer_name.lower() not in _STEPPING_IN_BACKWARD:
             yield (
                 f"{self.steps_in_backward} works with AdamW, AdamW8bit and Adafactor, not with {self.optimizer_name}. "
@@ -91,6 +94,28 @@ class OptimizerOptions(OptionGroup):
             yield "--lr_scheduler constant has no warm-up. Use constant_with_warmup, or leave out --lr_warmup_steps."
         yield from malformed_arguments("--optimizer_args", self.optimizer_args)
         yield from malformed_arguments("--lr_scheduler_args", self.lr_scheduler_args)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FullOptimizerOptions(OptimizerOptions):
+    """The same, with a name that older commands for whole models have."""
+
+    fused_optimizer_groups: int | None = opt(
+        None,
+        "Means --fused_backward_pass, which frees each gradient at once, and not only when those of a group are there.",
+        minimum=1,
+        zero_is_off=True,
+    )
+
+    @property
+    def _switches_in_backward(self) -> tuple[str, ...]:
+        first, *others = super()._switches_in_backward
+        return (first, "fused_optimizer_groups", *others)
+
+    def remarks(self) -> Iterator[str]:
+        yield from super().remarks()
+        if self.fused_optimizer_groups and not self.fused_backward_pass:
+            yield f"--fused_optimizer_groups {self.fused_optimizer_groups} means --fused_backward_pass."
 
 
 def malformed_arguments(flag: str, items: tuple[str, ...] | None) -> Iterator[str]:

@@ -19,6 +19,7 @@ from library.options.groups import (
     EmaOptions,
     EmbeddingSavingOptions,
     EncoderChoice,
+    FullOptimizerOptions,
     FullOptions,
     HubOptions,
     InversionOptions,
@@ -129,6 +130,7 @@ class FullScriptOptions(TrainingScriptOptions):
     """What every script has that trains a whole model."""
 
     full: FullOptions = field(default_factory=FullOptions)
+    optimizer: FullOptimizerOptions = field(default_factory=FullOptimizerOptions)
     saving: ModelSavingOptions = field(default_factory=ModelSavingOptions)
 
     project: ClassVar[str] = "finetuning"

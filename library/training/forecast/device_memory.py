@@ -162,7 +162,7 @@ class DeviceMemory:
     def _stepping(self) -> str:
         """How the optimizer steps inside the backward pass."""
         optimizer = self.options.optimizer
-        return EACH if optimizer.fused_backward_pass else BLOCK if optimizer.blockwise_fused_optimizers else ""
+        return BLOCK if optimizer.blockwise_fused_optimizers else EACH if optimizer.steps_in_backward else ""
 
     @property
     def optimizer(self) -> Stepping:

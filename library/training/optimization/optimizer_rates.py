@@ -84,17 +84,17 @@ def _is_own_scale(value: object) -> bool:
 
 def _rate(optimizer: Optimizer, group: Mapping[str, Any]) -> float:
     if group.get("relative_step"):
-        return _relative_rate(optimizer, group)
+        return relative_rate(optimizer, group) or 0.0
     if group.get("k") and group.get("scheduled_lr"):  # schedule-free: with its own warm-up
         return float(group["scheduled_lr"])
     return float(group["lr"])
 
 
-def _relative_rate(optimizer: Optimizer, group: Mapping[str, Any]) -> float:
-    """Adafactor's rate on the first weight of a group; 0 before the first step."""
-    state = optimizer.state.get(group["params"][0])
-    if not state:
-        return 0.0
+def relative_rate(optimizer: Optimizer, group: Mapping[str, Any]) -> float | None:
+    """Adafactor's last rate on the first weight of a group that was stepped; None before the first step."""
+    state = next(filter(None, map(optimizer.state.get, group["params"])), None)
+    if state is None:
+        return None
     step = state["step"]
     longest = 1e-6 * step if group["warmup_init"] else 1e-2
     size = max(group["eps"][1], float(state["RMS"])) if group["scale_parameter"] else 1.0

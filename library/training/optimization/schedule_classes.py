@@ -11,11 +11,13 @@ from difflib import get_close_matches
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from library.errors import OptionError
 from library.training.optimization.optimizer_arguments import check_names, one_line, parse_key_values
+from library.training.optimization.optimizer_rates import relative_rate
 from library.training.optimization.schedule_reading import ARGS_FLAG
 
 _FAULTS = (TypeError, ValueError, RuntimeError, LookupError, ArithmeticError, AttributeError, AssertionError)
@@ -28,6 +30,19 @@ class PlateauSchedule(ReduceLROnPlateau):
         """Once after each optimizer step without a loss, which changes nothing; once after each epoch with it."""
         if metrics is not None:
             super().step(metrics)
+
+
+class ReportedRates(LRScheduler):
+    """Tells the rates that Adafactor with relative_step sets itself; before the first step of a group a given one."""
+
+    def __init__(self, optimizer: Optimizer, initial: float) -> None:
+        self.initial = initial
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float | Tensor]:
+        """One for each group, whether or not it had a gradient this time."""
+        found = [relative_rate(self.optimizer, group) for group in self.optimizer.param_groups]
+        return [self.initial if rate is None else rate for rate in found]
 
 
 def end_epoch(schedule: LRScheduler, loss: float) -> None:

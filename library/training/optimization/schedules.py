@@ -185,15 +185,14 @@ def _class_schedule(optimizer: Optimizer, name: str, options: ScheduleOptions) -
 
 def _reported_rate(optimizer: Optimizer, name: str, warmup: int | float) -> LRScheduler:
     """A schedule that reports the rate which Adafactor with relative_step sets itself."""
-    from transformers.optimization import AdafactorSchedule
+    from library.training.optimization.schedule_classes import ReportedRates
 
     if not is_adafactor_schedule(name) and name != "constant":
         logger.warning("--lr_scheduler %s has no effect: Adafactor with relative_step sets the rate itself.", name)
     if warmup:
         logger.warning("--lr_warmup_steps has no effect: Adafactor with relative_step sets the rate itself.")
     initial = name.partition(":")[2]
-    schedule: LRScheduler = AdafactorSchedule(optimizer, float(initial or 0))
-    return schedule
+    return ReportedRates(optimizer, float(initial or 0))
 
 
 def _warn_schedule_free(name: str, warmup: int | float) -> None:

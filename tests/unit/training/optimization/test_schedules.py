@@ -162,6 +162,20 @@ def test_adafactor_reports_its_own_rate(caplog):
     assert float(schedule.get_last_lr()[0]) == pytest.approx(0.02, rel=0.02)
 
 
+def test_adafactor_reports_the_last_rate_of_a_group_that_trains_no_more():
+    going, frozen = (torch.nn.Parameter(torch.full((4, 4), size)) for size in (2.0, 3.0))
+    groups = [{"params": [torch.nn.Parameter(torch.ones(2)), going]}, {"params": [frozen]}]  # the first has no gradient
+    optimizer = make_optimizer("Adafactor", groups, learning_rate=1e-4)
+    schedule = make_schedule(optimizer, "adafactor", num_steps=10)
+    for trained in ([going, frozen], [going]):
+        frozen.grad = None
+        for weights in trained:
+            weights.grad = torch.ones(4, 4)
+        optimizer.step()
+        schedule.step()
+    assert [float(rate) for rate in schedule.get_last_lr()] == pytest.approx([0.02, 0.03], rel=0.02)
+
+
 def test_adafactor_schedule_reports_the_initial_rate_before_the_first_step():
     optimizer = make_optimizer("Adafactor", [{"params": [torch.nn.Parameter(torch.ones(2, 2))]}], learning_rate=1e-4)
     assert make_schedule(optimizer, "adafactor:0.0001", num_steps=10).get_last_lr() == [1e-4]
