@@ -16,6 +16,7 @@ T = TypeVar("T")
 Parser = Callable[[str], Any]
 
 DEFAULT_RANK = 4
+_OF_LYCORIS = ("algo", "preset", "factor", "decompose_both", "use_tucker", "use_scalar", "dora_wd", "train_norm")
 
 
 class WrongValue(Exception):
@@ -67,6 +68,8 @@ def parse_values(kwargs: Mapping[str, object], parsers: Mapping[str, Parser]) ->
 
 
 def _unknown(name: str, known: Collection[str]) -> str:
+    if name in _OF_LYCORIS:
+        return f"{name} is not an argument of this network, but of --network_module=lycoris.kohya"
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
     return f"{name} is not an argument of this network ({hint})"

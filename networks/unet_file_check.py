@@ -89,7 +89,8 @@ def check_file_of_network(
     planned = {adapter_name(DENOISER.prefix, plan.name): plan.rank for plan in plans}
     encoders = [name for name in found if name.startswith(_prefixes(names))]
     unknown = found.keys() - planned.keys() - set(encoders)
-    refuse_other_modules(found, what, names.title, missing=planned.keys() - found.keys(), unknown=unknown)
+    missing = planned.keys() - found.keys()
+    refuse_other_modules(found, what, names.title, missing=missing, unknown=unknown, is_of_model=True)
     refuse_other_encoders(encoders, what, _prefixes(names), is_trained=trains_text_encoders)
     ranks = planned | {name: _encoder_rank(name, names, args, rank) for name in encoders}
     refuse_differences(list(_other_ranks(found, ranks)), what, len(found))

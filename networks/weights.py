@@ -24,6 +24,7 @@ T = TypeVar("T")
 
 _SUFFIXES = (".lora_down.weight", ".lora_up.weight", ".alpha")
 _MAX_KINDS = 3  # of differences that are told
+_AS_IT_WAS = "Set --network_dim, --network_alpha and --network_args as they were for it, or use --dim_from_weights."
 
 # first hit wins: part of a key, and what such a file is
 _KINDS = (
@@ -165,14 +166,31 @@ def check_fit(adapters: Sequence[LoraAdapter], found: Mapping[str, Factors], wha
 
 
 def refuse_other_modules(
-    found: Iterable[str], what: str, family: str, *, missing: Collection[str], unknown: Collection[str]
+    found: Iterable[str],
+    what: str,
+    family: str,
+    *,
+    missing: Collection[str],
+    unknown: Collection[str],
+    is_of_model: bool = False,
 ) -> None:
-    """Raise CheckpointError if a file lacks modules of the network, or has modules that are not in it."""
+    """Raise CheckpointError if a file lacks modules of the network, or has modules that are not in it.
+
+    Args:
+        found: The modules in the file.
+        what: The option and the file, for messages.
+        family: Of the model, in words.
+        missing: Modules of the network that the file lacks.
+        unknown: Modules of the file that the network lacks.
+        is_of_model: Whether all that is in the file is known to have a place in the model, so that the model is right.
+    """
     if not missing and not unknown:
         return
     keys = [f"{name}.lora_down.weight" for name in found]
     parts = [f"{len(missing)} modules of the network are not in it ({_first(sorted(missing))})"] if missing else []
     parts += [f"{len(unknown)} of its modules are not in the network ({_first(sorted(unknown))})"] if unknown else []
+    if is_of_model:
+        raise CheckpointError(f"{what} does not fit: {'; '.join(parts)}. {_AS_IT_WAS}")
     raise CheckpointError(
         f"{what} is {describe_file(keys)}, the network is a LoRA for {family}: {'; '.join(parts)}. {how_to_use(keys)}"
     )
@@ -192,10 +210,7 @@ def refuse_differences(problems: Sequence[str], what: str, num_modules: int) -> 
         kinds = [_with_others(names, difference) for difference, names in list(alike.items())[:_MAX_KINDS]]
         more = f"; there are {len(alike) - _MAX_KINDS} more differences" if len(alike) > _MAX_KINDS else ""
         told = f"does not fit in {len(problems)} of {num_modules} modules: {'; '.join(kinds)}{more}"
-    raise CheckpointError(
-        f"{what} {told}. Set --network_dim, --network_alpha and --network_args as they were for it, or use "
-        "--dim_from_weights."
-    )
+    raise CheckpointError(f"{what} {told}. {_AS_IT_WAS}")
 
 
 def _with_others(names: Sequence[str], difference: str) -> str:

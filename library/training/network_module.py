@@ -29,6 +29,9 @@ logger = get_logger(__name__)
 
 # What users name here, a module that fits one family among them.
 KNOWN = ("networks.lora", "networks.lora_sd3", "networks.lora_fa", "networks.dylora", "networks.oft", "lycoris.kohya")
+_FORMERLY = {  # modules of older guides: what does the same
+    "locon.locon_kohya": "Use --network_module=networks.lora, whose --network_args conv_dim and conv_alpha do the same."
+}
 
 
 def import_network_module(name: str) -> ModuleType:
@@ -47,7 +50,8 @@ def import_network_module(name: str) -> ModuleType:
                 "Run `python3 quickstart.py setup --extras lycoris`, or `pip install lycoris-lora`."
             ) from error
         near = get_close_matches(name, KNOWN, n=1, cutoff=0.8)
-        advice = f"Did you mean {near[0]}?" if near else "Use networks.lora, or install the package it comes from."
+        otherwise = f"Did you mean {near[0]}?" if near else "Use networks.lora, or install the package it comes from."
+        advice = _FORMERLY.get(name, otherwise)
         raise OptionError(f"--network_module {name}: cannot be imported ({error}). {advice}") from error
     if not hasattr(module, "create_network"):
         raise OptionError(f"--network_module {name}: this module makes no networks. Use networks.lora.")

@@ -103,20 +103,29 @@ class NetworkTrainer(Trainer):
             return ()
         return self.family.network_encoders(self.network_args)
 
-    def planned_trainables(self) -> list[str]:
-        """The network, and what it is for."""
+    def planned_rates(self) -> dict[str, float]:
+        """{part of the model that the network is for: its learning rate}"""
         options, default = self.options.network, self.options.optimizer.learning_rate
-        rates = {self.family.denoiser_name: default if options.unet_lr is None else options.unet_lr}
-        if options.network_train_text_encoder_only:
-            rates = {}
+        rates: dict[str, float] = {}
+        if not options.network_train_text_encoder_only:
+            rates[self.family.denoiser_name] = default if options.unet_lr is None else options.unet_lr
         of_encoders = options.text_encoder_lr or (default,)
         for name in self.trained_encoders():
             index = self.family.encoder_names.index(name)
             rates[name] = of_encoders[min(index, len(of_encoders) - 1)]
+        return rates
+
+    def highest_rate(self) -> float:
+        """Of the parts, without what --network_args make of it."""
+        return max(self.planned_rates().values(), default=super().highest_rate())
+
+    def planned_trainables(self) -> list[str]:
+        """The network, and what it is for."""
+        options = self.options.network
         size = f"rank {options.network_dim or _RANK}, alpha {options.network_alpha:g}"
         if options.dim_from_weights:
             size = f"ranks and alphas of {options.network_weights}"
-        return [f"{options.network_module} of {size}", *self.rates_in_words(rates)]
+        return [f"{options.network_module} of {size}", *self.rates_in_words(self.planned_rates())]
 
     # Building
 

@@ -336,20 +336,26 @@ class Trainer(DenoiserPhases):
     def announce(self) -> None:
         """The start banner."""
         from library.device import device_words
-        from library.training.optimization.optimizers import sets_its_own_rate
 
-        optimizer, checkpoints = self.options.optimizer, self.options.training.recomputes
-        is_own = sets_its_own_rate(optimizer.optimizer_name, optimizer.optimizer_args)
-        rate = "at a rate of its own" if is_own else f"at {self.highest_rate():g}"
+        checkpoints = self.options.training.recomputes
         lines = [
             self.plan.steps.describe(),
-            f"seed {self.seed}, {optimizer.optimizer_name} {rate}, "
+            f"seed {self.seed}, {self.options.optimizer.optimizer_name} {self._rate_in_words()}, "
             f"mixed precision {self.options.precision.mixed_precision}, "
             f"gradient checkpointing {'on' if checkpoints else 'off'}, on {device_words(self.device)}",
             *self.describe_trainables(),
         ]
         for line in lines:
             logger.info("%s", line)
+
+    def _rate_in_words(self) -> str:
+        """The highest of what was asked for, as far as the optimizer took it: some take one rate for all parts."""
+        from library.training.optimization.optimizers import sets_its_own_rate
+
+        if sets_its_own_rate(self.options.optimizer.optimizer_name, self.options.optimizer.optimizer_args):
+            return "at a rate of its own"
+        taken = max(float(group.get("initial_lr", group["lr"])) for group in self.optimizer.param_groups)
+        return f"at {min(self.highest_rate(), taken):g}"
 
     def train(self) -> None:
         """All steps that are left; see `steps`."""

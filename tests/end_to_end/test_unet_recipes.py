@@ -58,7 +58,9 @@ def test_a_character_with_captions_a_trigger_word_and_mirrored_pictures(training
     dataset = train.dataset(
         train.pictures(), flip_aug=True, shuffle_caption=True, keep_tokens=1, caption_prefix="ohwx, "
     )
-    run = train.run(dataset, "--max_train_steps=4", "--clip_skip=2", "--max_token_length=150")
+    rates = ("--unet_lr=0.0003", "--text_encoder_lr=2e-4")
+    run = train.run(dataset, "--max_train_steps=4", "--clip_skip=2", "--max_token_length=150", *rates)
+    assert any("AdamW at 0.0003," in line for line in run.log)  # what trains, not --learning_rate
     captions = [caption for batch in run.batches for caption in batch.captions]
     assert all(caption.startswith("ohwx, ") for caption in captions)
     assert {view.is_flipped for batch in run.batches for view in batch.views} == {True, False}

@@ -284,7 +284,7 @@ def _warn_about(kind: OptimizerKind, optimizer: Optimizer, learning_rate: float)
 
     if has_own_scale(optimizer) and learning_rate <= _LEAST_USUAL_SCALE:
         logger.warning(
-            "--learning_rate %g: %s finds the size of its steps itself and multiplies it by the learning rate. "
+            "learning rate %g: %s finds the size of its steps itself and multiplies it by the learning rate. "
             "1 is usual; %g or less hardly trains.",
             learning_rate,
             kind.name,

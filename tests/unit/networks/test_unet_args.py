@@ -90,6 +90,7 @@ def test_factors_up_to_the_threshold_are_0():
         ("network_reg_lrs", "ff=-1", "0 or more"),
         ("conv_dimm", "4", "did you mean conv_dim"),
         ("train_block_indices", "4", "is not an argument of this network"),
+        ("algo", "loha", "but of --network_module=lycoris.kohya"),
     ],
 )
 def test_wrong_values_are_named(name, value, message):

@@ -73,6 +73,11 @@ def test_known_module_of_a_missing_package_names_the_package(monkeypatch):
         import_network_module("lycoris.kohya")
 
 
+def test_a_module_of_older_guides_is_told_what_does_the_same():
+    with pytest.raises(OptionError, match=r"locon_kohya: cannot be imported.*networks\.lora, whose .* conv_dim"):
+        import_network_module("locon.locon_kohya")
+
+
 def test_the_only_encoder_of_a_family_is_no_list():
     first, second = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
     assert as_modules_take([first], ("clip",)) is first

@@ -260,7 +260,7 @@ def test_fused_forms_equal_the_plain_ones(name):
 def test_optimizers_with_a_size_of_their_own_want_a_large_rate(name, caplog):
     need(name)
     check_optimizer(name, None, 1e-4)
-    assert f"--learning_rate 0.0001: {name} finds the size of its steps itself" in caplog.text
+    assert f"learning rate 0.0001: {name} finds the size of its steps itself" in caplog.text
     caplog.clear()
     check_optimizer(name, None, 1.0)
     assert not caplog.text
