@@ -9,17 +9,18 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ("library/training", "library/data", "library/memory", "library/checkpoint")
-SCRIPTS = r"sd-scripts|networks\.lora_sd3"  # another trainer, and a module that users name
+OPTIONS = r"\b(unet_lr|network_train_unet_only|fp8_base_unet)\b|\"v2\""  # that users name, of several families
+OTHERS = r"sd-scripts|networks\.lora_sd3|lora_te2_|tag_v2"  # a trainer, a module that users name, keys of files, Pillow
 NAMES = re.compile(
-    r"(?<![a-z])(sd_?[123][.\d]*x?|sd3\w*|sdxl\w*|mmdit|clip_?[lgh]|t5\w*|flux|stable.diffusion)(?![a-z])"
-    r"|(?<![a-z_])(u-?net|text_encoder_2)(?![a-z_])",  # not in names of options, such as unet_lr
+    r"sd[ _-]?v?[123]|sdxl|mmdit|u-?net|stable.?diffusion|clip_?text|text_encoder_[23]|(joint|input|down|context)_block"
+    r"|(?<![a-z])(t5|x_block|(te[123]|flux|dit|clip[_-]?[lgh]|v2)(?![a-z]))",
     re.I,
 )
 
 
 def names_in(text: str) -> list[str]:
     """What of a family a source says, in code, texts and comments."""
-    return [match[0] for match in NAMES.finditer(re.sub(SCRIPTS, "", text))]
+    return [match[0] for match in NAMES.finditer(re.sub(f"{OPTIONS}|{OTHERS}", "", text))]
 
 
 @pytest.mark.parametrize("room", SHARED)
@@ -33,16 +34,22 @@ def test_what_families_share_names_none_of_them(room: str):
 @pytest.mark.parametrize(
     "text",
     [
-        *("if family.name == 'sdxl':", "--t5xxl", "the MMDiT", "clip_l", "CLIP-G of SD3.5", "sd15", "Stable Diffusion"),
-        *("of a U-Net", "unet = model", "folder / 'text_encoder_2'"),
+        *("if family.name == 'sdxl':", "is_sdxl", "isSdxl", "SDXLTrainer", "model_sdxl_base", "# as SDXL has it"),
+        *("SD3.5", "sd15", "SD 1.5", "sd_v2", "options.model.v2", "is_v2", "Stable Diffusion", "StableDiffusionXL"),
+        *("the MMDiT", "MMDiTBlock", "joint_blocks", "x_blocks", "a U-Net", "UNetModel", "self.unet", "unet2d", "DiT"),
+        *("--t5xxl", "T5EncoderModel", "clip_l", "CLIP-G", "CLIPTextModel", "te1", "folder / 'text_encoder_2'", "flux"),
     ],
 )
 def test_that_rule_finds_what_it_is_for(text: str):
-    assert names_in(text.replace("CLIP-G of ", ""))
+    assert names_in(text)
 
 
 @pytest.mark.parametrize(
-    "text", ["sd-scripts", "clip_grad_norm_", "clipped", "networks.lora_sd3", "weights_sd", "unet_lr"]
+    "text",
+    [
+        *("sd-scripts", "networks.lora_sd3", "weights_sd", "unet_lr", "network_train_unet_only", '("v2", "seed")'),
+        *("clip_grad_norm_", "clipped", "clip_to", "max_block", "audit", "text_encoder_lr", "text_encoder_outputs"),
+    ],
 )
 def test_that_rule_leaves_other_words_alone(text: str):
     assert not names_in(text)

@@ -25,7 +25,7 @@ def step_scalars(
     Args:
         loss: Of the step.
         average: Mean loss of the last steps.
-        rates: Learning rates by part, for instance {"x_block_attn": 1e-4}.
+        rates: Learning rates by part, for instance {"textencoder": 1e-4}.
         effective_rates: Rates of optimizers that find their own: their estimate d times the learning rate.
         norms: By name, for instance {"avg_grad_norm": 0.3}.
         max_norm: What --scale_weight_norms did: {"keys_scaled": 3, "max_key_norm": 0.9}.
