@@ -18,19 +18,14 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from library.diffusion.betas import PUBLISHED, BetaSchedule
 from library.diffusion.flow import NUM_TIMESTEPS, to_timesteps
 from library.diffusion.noise import Noise, NoiseSettings, draw_noise
 from library.diffusion.objective import Draw, Terms, timestep_range
 from library.errors import OptionError
 
-_FIRST_BETA, _LAST_BETA = 0.00085, 0.012
 _HIGHEST_SNR = 1000.0  # weights other than min-SNR take no higher one
 _LOWEST_SNR = 1e-7  # in place of 0, the ratio of pure noise, where a weight divides by it; lower than any other ratio
-
-
-def scaled_linear_betas() -> Tensor:
-    """Variance of the noise that each step adds: squares of evenly spaced roots. Shape [1000], float32."""
-    return torch.linspace(_FIRST_BETA**0.5, _LAST_BETA**0.5, NUM_TIMESTEPS) ** 2
 
 
 def with_zero_terminal_snr(betas: Tensor) -> Tensor:
@@ -88,6 +83,7 @@ class DdpmObjective:
         v_pred_like_loss: Share of a velocity loss that is added; for noise prediction only; None or 0 for none.
         debiased_estimation_loss: Weight 1 / sqrt(S), or 1 / (S + 1) for the velocity.
         noise_settings: How noise differs from the plain one.
+        schedule: How much noise each step adds, before it is made to end in pure noise.
 
     Raises:
         OptionError: A setting is out of its range, or has no meaning with another one; names the option.
@@ -102,6 +98,7 @@ class DdpmObjective:
     v_pred_like_loss: float | None = None
     debiased_estimation_loss: bool = False
     noise_settings: NoiseSettings = NoiseSettings()
+    schedule: BetaSchedule = PUBLISHED
 
     def __post_init__(self) -> None:
         timestep_range(self.min_timestep, self.max_timestep)
@@ -160,7 +157,7 @@ class DdpmObjective:
         return weights
 
     def _kept(self, timesteps: Tensor) -> Tensor:
-        table = _alphas_cumprod_on(timesteps.device, is_zero_terminal=self.zero_terminal_snr)
+        table = _alphas_cumprod_on(timesteps.device, self.schedule, is_zero_terminal=self.zero_terminal_snr)
         return table[timesteps.long()]
 
     def _factors(self, draw: Draw) -> tuple[Tensor, Tensor]:
@@ -170,7 +167,7 @@ class DdpmObjective:
 
 
 @lru_cache
-def _alphas_cumprod_on(device: torch.device, *, is_zero_terminal: bool) -> Tensor:
+def _alphas_cumprod_on(device: torch.device, schedule: BetaSchedule, *, is_zero_terminal: bool) -> Tensor:
     """The table on a device, sent there once. Only read."""
-    betas = scaled_linear_betas()
+    betas = schedule.betas()
     return alphas_cumprod(with_zero_terminal_snr(betas) if is_zero_terminal else betas).to(device)

@@ -22,7 +22,8 @@ import torch
 from numpy.polynomial import Polynomial
 from torch import Tensor
 
-from library.diffusion.ddpm import scaled_linear_betas, with_zero_terminal_snr
+from library.diffusion.betas import PUBLISHED, BetaSchedule
+from library.diffusion.ddpm import with_zero_terminal_snr
 from library.diffusion.flow import NUM_TIMESTEPS
 from library.diffusion.samplers import AfterStep, Start, StepState, guided
 from library.rng import torch_stream
@@ -62,6 +63,7 @@ def sample_ddpm(
     guidance_scale: float = 1.0,
     is_velocity: bool = False,
     is_zero_terminal: bool = False,
+    schedule: BetaSchedule = PUBLISHED,
     seed: int | Sequence[int] = 0,
     on_step: Callable[[int, int], None] | None = None,
     start: Start | None = None,
@@ -80,6 +82,7 @@ def sample_ddpm(
         guidance_scale: How far to go from the negative prediction towards, and past, the prompt's.
         is_velocity: What the model predicts is the velocity.
         is_zero_terminal: Its schedule ends in pure noise.
+        schedule: How much noise each of its steps adds, before that.
         seed: Of the noise that ancestral samplers add; each row has a stream of its own. Or the seed of each row: what
             is drawn for it does not depend on its place then.
         on_step: Called after each prediction with the number of predictions done and of all.
@@ -95,8 +98,13 @@ def sample_ddpm(
     """
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
-    changes = {"steps_offset": 0} if counts_from_zero else {}
-    scheduler = build_scheduler(sampler, is_velocity=is_velocity, is_zero_terminal=is_zero_terminal, **changes)
+    scheduler = build_scheduler(
+        sampler,
+        is_velocity=is_velocity,
+        is_zero_terminal=is_zero_terminal,
+        schedule=schedule,
+        steps_offset=0 if counts_from_zero else 1,
+    )
     scheduler.set_timesteps(num_steps)
     timesteps = scheduler.timesteps
     latents = noise.float() * scheduler.init_noise_sigma
@@ -150,7 +158,14 @@ def _noised(scheduler: Any, timestep: Tensor, clean: Tensor, noise: Tensor) -> T
     return noisy
 
 
-def build_scheduler(sampler: str, *, is_velocity: bool, is_zero_terminal: bool, steps_offset: int = 1) -> Any:
+def build_scheduler(
+    sampler: str,
+    *,
+    is_velocity: bool,
+    is_zero_terminal: bool,
+    schedule: BetaSchedule = PUBLISHED,
+    steps_offset: int = 1,
+) -> Any:
     """The scheduler of diffusers for a name, on the CPU, with the betas that a model was trained with. The offset is
     that of samplers that have it above.
 
@@ -163,7 +178,7 @@ def build_scheduler(sampler: str, *, is_velocity: bool, is_zero_terminal: bool, 
     kind, settings = _SCHEDULERS[name]
     settings = {key: steps_offset if key == "steps_offset" else value for key, value in settings.items()}
     scheduler_class = _scheduler_class(kind)
-    betas = scaled_linear_betas()
+    betas = schedule.betas()
     if is_zero_terminal:
         betas = with_zero_terminal_snr(betas)
         if "timestep_spacing" in inspect.signature(scheduler_class).parameters:

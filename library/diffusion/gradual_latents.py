@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from library.diffusion.betas import PUBLISHED, BetaSchedule
 from library.diffusion.ddpm_samplers import build_scheduler
 from library.diffusion.samplers import guided
 from library.errors import OptionError
@@ -106,6 +107,7 @@ def sample_growing(
     guidance_scale: float = 1.0,
     is_velocity: bool = False,
     is_zero_terminal: bool = False,
+    schedule: BetaSchedule = PUBLISHED,
     seed: int | Sequence[int] = 0,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Tensor:
@@ -123,7 +125,7 @@ def sample_growing(
     """
     if sampler not in GROWING_SAMPLERS:
         raise ValueError(f"{sampler} cannot grow latents")
-    scheduler = build_scheduler(sampler, is_velocity=is_velocity, is_zero_terminal=is_zero_terminal)
+    scheduler = build_scheduler(sampler, is_velocity=is_velocity, is_zero_terminal=is_zero_terminal, schedule=schedule)
     scheduler.set_timesteps(num_steps)
     timesteps, levels = scheduler.timesteps.tolist(), scheduler.sigmas.tolist()
     sizes = growth.sizes(timesteps, *noise.shape[-2:])

@@ -127,7 +127,11 @@ class ModelFamily(Protocol):
         """Look at headers only: find every part, detect the variant, refuse what does not fit. Fast, no weights."""
 
     def as_marked(self, files: Any) -> ModelFamily:
-        """The same family, told what these files say of themselves, such as that they predict the velocity."""
+        """The same family, told what these files say of themselves, such as that they predict the velocity.
+
+        Raises:
+            CheckpointError: It is nothing that the family knows.
+        """
 
     def with_text_rows(self, number: int) -> ModelFamily:
         """The same family, reading texts of so many rows of 75 tokens; itself where texts have no such rows."""

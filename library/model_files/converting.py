@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from library.errors import CheckpointError, OptionError
 from library.families.detect import SD1, SD2, SD3
-from library.families.unet.marks import FLAGS, TENSORS, VELOCITY, ZERO_TERMINAL
+from library.families.unet.folder_schedule import in_words, schedule_fault, schedule_of
+from library.families.unet.marks import FLAGS, SCHEDULER, TENSORS, VELOCITY, ZERO_TERMINAL
 from library.log import get_logger
 from library.model_files.about import about_model
 from library.model_files.options.converting import ConversionOptions, is_file_name
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from library.models.tokenizers import TokenizerSet
 
 _SOURCE, _TARGET, _REFERENCE = "MODEL_TO_LOAD", "MODEL_TO_SAVE", "--reference_model"
-_SCHEDULER = Path("scheduler", "scheduler_config.json")
 _PREDICTED, _ZERO = "prediction_type", "rescale_betas_zero_snr"
 
 logger = get_logger(__name__)
@@ -92,6 +92,7 @@ def _infos(part: Any) -> list[Any]:
 def _write_file(model: WholeModel, target: Path, options: ConversionOptions) -> None:
     from library.checkpoint.tensor_stream import pickle_planned, write_planned
 
+    _tell_lost_schedule(model, target)
     plan = model.single_file(dtype_of(options.precision))
     if target.suffix.lower() == ".ckpt":
         pickle_planned(target, plan, beside={"epoch": options.epoch, "global_step": options.global_step})
@@ -106,6 +107,19 @@ def _write_file(model: WholeModel, target: Path, options: ConversionOptions) -> 
         marks=model.marks,
     )
     write_planned(target, plan, {**about, **(read_metadata(options.metadata) if options.metadata else {})})
+
+
+def _tell_lost_schedule(model: WholeModel, target: Path) -> None:
+    settings = {} if model.kind == SD3 else model.files.scheduler
+    fault = schedule_fault(settings)
+    own = None if fault else schedule_of(settings)
+    if own != schedule_of({}):
+        logger.warning(
+            "%s cannot say what the scheduler of %s says (%s): programs take the usual schedule of noise for it.",
+            target,
+            model.path,
+            fault if own is None else in_words(own),
+        )
 
 
 def _tell_lost_marks(model: WholeModel, target: Path) -> None:
@@ -175,7 +189,7 @@ def _without(settings: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def _read_scheduler(reference: Path) -> dict[str, Any] | None:
-    path = reference / _SCHEDULER
+    path = reference / SCHEDULER
     if not path.is_file():
         return None
     try:

@@ -165,8 +165,9 @@ class Run:
         self.accelerator.wait_for_everyone()
 
     def inspect_files(self) -> None:
-        """Headers of the model files."""
+        """Headers of the model files, and what they say of themselves."""
         self.files = self.family.inspect()
+        self.family = self.family.as_marked(self.files)
 
     def start(self) -> None:
         """Processes, device, precision and seed."""

@@ -242,9 +242,14 @@ def test_a_merged_model_predicts_what_the_first_one_says(source, tmp_path):
     assert said_by(tmp_path / "m.safetensors") == ["v", "True"]
 
 
-def test_what_a_folder_says_of_the_prediction_goes_into_a_file_of_sdxl(source, tmp_path):
+def test_what_a_folder_says_of_the_prediction_goes_into_a_file_of_sdxl(source, tmp_path, capsys):
     assert convert(source["sdxl"], tmp_path / "folder", "--prediction_type", "v_prediction") == 0
+    scheduler = tmp_path / "folder" / "scheduler" / "scheduler_config.json"
+    assert "scaled_linear" in scheduler.read_text()
+    scheduler.write_text(scheduler.read_text().replace("scaled_linear", "linear"))
+    assert "schedule of noise" not in capsys.readouterr().err
     assert convert(tmp_path / "folder", tmp_path / "m.safetensors") == 0
+    assert "(linear, 0.00085 to 0.012): programs take the usual schedule of noise" in capsys.readouterr().err
     assert "v_pred" in load_file(tmp_path / "m.safetensors")
     assert read_header(tmp_path / "m.safetensors").metadata["modelspec.prediction_type"] == "v"
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from library.diffusion.betas import PUBLISHED
 from library.diffusion.ddpm import (
     DdpmObjective,
     alphas_cumprod,
     debiased_weights,
     min_snr_weights,
     noise_like_weights,
-    scaled_linear_betas,
     velocity_like_weights,
     with_zero_terminal_snr,
 )
@@ -32,7 +32,7 @@ each_schedule = pytest.mark.parametrize("schedule", ["normal", "zero_terminal_sn
 
 
 def betas_of(schedule):
-    betas = scaled_linear_betas()
+    betas = PUBLISHED.betas()
     return with_zero_terminal_snr(betas) if schedule == "zero_terminal_snr" else betas
 
 

@@ -8,7 +8,7 @@ folder. A VAE that the user names wins over one that is there.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from library.families.detect import denoiser_place, file_kind
 from library.families.hub_model import hub_folder, hub_vae, is_hub_name
 from library.families.unet.building import build_encoder, build_vae, in_library_names
 from library.families.unet.kinds import KINDS, LATENT_CHANNELS, KindFacts
-from library.families.unet.marks import TENSORS, file_marks, folder_marks
+from library.families.unet.marks import TENSORS, file_marks, folder_marks, folder_scheduler
 from library.families.unet.part_checks import check_owner, check_widths, fault_of
 from library.families.unet.parts import (
     DENOISER,
@@ -56,6 +56,7 @@ class UnetFiles:
         marks: What the model says of itself: "v_pred" (predicts velocity) or "epsilon" (noise), "ztsnr" (no signal at
             the last timestep).
         path: The file or folder; of a model that was named as the hub names it, its folder in the cache.
+        scheduler: Settings of the scheduler of a folder; empty where there are none.
     """
 
     kind: str
@@ -65,6 +66,7 @@ class UnetFiles:
     config: Mapping[str, Any]
     marks: frozenset[str]
     path: Path = Path()
+    scheduler: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def facts(self) -> KindFacts:
@@ -116,16 +118,16 @@ def inspect_files(
             problems.append(str(error))
     if problems:
         raise CheckpointError("\n".join(problems))
-    marks = folder_marks(pretrained) if is_folder else None
+    scheduler = folder_scheduler(pretrained) if is_folder else {}
     files = inspect_weights(
         opened.pop(DENOISER),
         opened,
         kinds=kinds,
-        marks=marks,
+        marks=folder_marks(scheduler) if is_folder else None,
         is_own_vae=vae is not None,
         input_channels=input_channels,
     )
-    return replace(files, path=pretrained)
+    return replace(files, path=pretrained, scheduler=scheduler)
 
 
 def inspect_weights(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from library.diffusion.betas import PUBLISHED, BetaSchedule
 from library.families.model_folder import (
     DIFFUSERS_VERSION,
     Component,
@@ -17,19 +18,20 @@ from library.families.model_folder import (
 )
 from library.families.unet.encoder_plans import folder_encoder
 from library.families.unet.export import UnetModel
+from library.families.unet.folder_schedule import schedule_fault, schedule_of, schedule_settings
 from library.families.unet.kinds import KINDS
+from library.log import get_logger
 
 if TYPE_CHECKING:
+    from library.families.unet.checkpoint import UnetFiles
     from library.families.unet.kinds import EncoderFacts
     from library.models.tokenizers import TokenizerSet
+
+logger = get_logger(__name__)
 
 UNET, VAE = "unet", "vae"
 
 _PLAIN, _WITH_PROJECTION = "CLIPTextModel", "CLIPTextModelWithProjection"
-_BETAS: Config = {
-    **{"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"},
-    **{"trained_betas": None, "steps_offset": 1},
-}
 _SCHEDULERS: dict[str, Config] = {  # what is special about those of the published folders
     "PNDMScheduler": {"set_alpha_to_one": False, "skip_prk_steps": True},
     "DDIMScheduler": {"set_alpha_to_one": False, "clip_sample": False},
@@ -60,7 +62,7 @@ def model_folder(model: UnetModel) -> ModelFolder:
     vae = vae_component(model.vae(), scale=facts.vae_scale, shift=None, sample_size=side)
     components = {UNET: Component(model.unet(), unet_config_file(model, side // 8)), VAE: vae}
     components |= {facts.encoders[name].folder: _encoder(model, name) for name in names}
-    scheduler = scheduler_config(kind, model.marks)
+    scheduler = scheduler_config(kind, model.marks, _schedule_of(model.files))
     return ModelFolder(
         components=components,
         scheduler=scheduler,
@@ -95,15 +97,23 @@ def unet_config_file(model: UnetModel, latent_side: int) -> Config:
     return {**named, "act_fn": "silu", **upcast, **model.files.config}
 
 
-def scheduler_config(kind: str, marks: Collection[str]) -> Config:
-    """The sampler of the published folder of such a model, told what the model predicts."""
+def _schedule_of(files: UnetFiles) -> BetaSchedule:
+    """Of the folder that the model was read from, or the published one."""
+    if fault := schedule_fault(files.scheduler):
+        logger.warning("%s: the folder that is written gets the usual scheduler, for that one %s.", files.path, fault)
+        return PUBLISHED
+    return schedule_of(files.scheduler)
+
+
+def scheduler_config(kind: str, marks: Collection[str], schedule: BetaSchedule = PUBLISHED) -> Config:
+    """The sampler of the published folder of such a model, told what the model predicts and its betas."""
     is_velocity, is_zero_terminal = "v_pred" in marks, "ztsnr" in marks
     facts = KINDS[kind]
     name = facts.scheduler_of_marked if is_velocity or is_zero_terminal else facts.scheduler
     described = {"prediction_type": "v_prediction" if is_velocity else "epsilon"}
     spacing = "trailing" if is_zero_terminal else "leading"  # which begins at the last timestep, that of pure noise
     zero: Config = {"rescale_betas_zero_snr": True} if is_zero_terminal else {}
-    named: Config = {"_class_name": name, **DIFFUSERS_VERSION, **_BETAS}
+    named: Config = {"_class_name": name, **DIFFUSERS_VERSION, **schedule_settings(schedule), "steps_offset": 1}
     return {**named, **_SCHEDULERS[name], **described, "timestep_spacing": spacing, **zero}
 
 

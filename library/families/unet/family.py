@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from library.families.unet.captions import UnetCaptions
+from library.families.unet.folder_schedule import read_schedule
 from library.families.unet.loading import UnetLoading
 from library.families.unet.marks import NOISE, VELOCITY, ZERO_TERMINAL
 from library.families.unet.telltale import looks_like_velocity
@@ -41,10 +42,18 @@ class UnetFamily(UnetLoading, UnetCaptions):
         return self
 
     def as_marked(self, files: UnetFiles) -> UnetFamily:
-        """What these files say that they predict, and what their schedule ends in, beside what options say.
+        """The schedule of noise that these files name. Where marks are followed also what they say that they predict,
+        and what their schedule ends in, beside what options say.
 
         Options go before what files say. Of SD 2.x a file that says nothing is taken for what its weights look like.
+
+        Raises:
+            CheckpointError: The scheduler of the folder is for models of another kind, or its settings are unknown.
         """
+        scheduled = replace(self, noise={**self.noise, "schedule": read_schedule(files)})
+        return scheduled._with_marks(files) if self.follows_marks else scheduled
+
+    def _with_marks(self, files: UnetFiles) -> UnetFamily:
         is_velocity = self.is_velocity or VELOCITY in files.marks
         if self.is_velocity and NOISE in files.marks:
             logger.warning("%s says that it predicts noise, --v_parameterization the velocity.", files.path)
@@ -156,6 +165,7 @@ class UnetFamily(UnetLoading, UnetCaptions):
             "guidance_scale": guidance_scale,
             "is_velocity": self.is_velocity,
             "is_zero_terminal": self.is_zero_terminal,
+            "schedule": self.objective().schedule,
             "seed": seed,
             "on_step": on_step,
         }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from library.errors import CheckpointError
 from library.families.unet.parts import MODEL_OPTION
@@ -18,6 +19,8 @@ TENSORS = (VELOCITY, ZERO_TERMINAL)
 """Marks that are the names of empty tensors in files of SDXL."""
 FLAGS = {VELOCITY: "--v_parameterization", ZERO_TERMINAL: "--zero_terminal_snr"}
 """{mark: the option that says it}"""
+SCHEDULER = Path("scheduler", "scheduler_config.json")
+"""In a diffusers folder."""
 _PREDICTION, _TRAINED_VELOCITY, _TRAINED_ZERO = (
     "modelspec.prediction_type",
     "ss_v_parameterization",
@@ -42,21 +45,27 @@ def file_marks(tensors: Collection[str], metadata: Mapping[str, str]) -> frozens
     return frozenset(marks)
 
 
-def folder_marks(folder: Path) -> frozenset[str]:
-    """Marks of a diffusers folder.
+def folder_scheduler(folder: Path) -> dict[str, Any]:
+    """Settings of the scheduler of a diffusers folder; empty where it has none.
 
     Raises:
-        CheckpointError: The scheduler's settings cannot be read.
+        CheckpointError: They cannot be read.
     """
-    path = folder / "scheduler" / "scheduler_config.json"
+    path = folder / SCHEDULER
     if not path.exists():
-        return frozenset()
+        return {}
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
-        predicted = settings.get("prediction_type")
-        is_zero_terminal = bool(settings.get("rescale_betas_zero_snr"))
-    except (OSError, ValueError, AttributeError):
-        raise CheckpointError(f"{MODEL_OPTION}: {path} is damaged. Download or copy it again.") from None
+    except (OSError, ValueError):
+        settings = None
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{MODEL_OPTION}: {path} is damaged. Download or copy it again.")
+    return settings
+
+
+def folder_marks(settings: Mapping[str, Any]) -> frozenset[str]:
+    """Marks of a diffusers folder, from the settings of its scheduler."""
+    predicted, is_zero_terminal = settings.get("prediction_type"), bool(settings.get("rescale_betas_zero_snr"))
     said = {VELOCITY: predicted == "v_prediction", ZERO_TERMINAL: is_zero_terminal, NOISE: predicted == "epsilon"}
     return frozenset(mark for mark, is_said in said.items() if is_said)
 

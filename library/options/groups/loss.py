@@ -43,7 +43,11 @@ class LossOptions(OptionGroup):
         False, "The loss counts only where a mask is white; needs conditioning_data_dir or alpha_mask in a subset."
     )
     noise_offset: float | None = opt(
-        None, "Shift the noise of each channel by about this much; 0 means off.", unit="about 0.1", zero_is_off=True
+        None,
+        "Shift the noise of each channel by about this much; 0 means off.",
+        unit="about 0.1",
+        minimum=0,
+        zero_is_off=True,
     )
     noise_offset_random_strength: bool = opt(False, "Draw the shift between 0 and --noise_offset.")
     adaptive_noise_scale: float | None = opt(
@@ -75,7 +79,7 @@ class LossOptions(OptionGroup):
     )
     scale_v_pred_loss_like_noise_pred: bool = opt(False, "Weight v prediction as noise prediction would be.")
     v_pred_like_loss: float | None = opt(
-        None, "Add this times the loss of v prediction; 0 means off.", zero_is_off=True
+        None, "Add this times the loss of v prediction; 0 means off.", minimum=0, zero_is_off=True
     )
     debiased_estimation_loss: bool = opt(False, "Weight the loss by the inverse square root of the SNR.")
 
@@ -88,7 +92,7 @@ class LossOptions(OptionGroup):
     def check(self) -> Iterator[str]:
         low, high = self.timestep_range
         if low >= high:
-            yield f"--min_timestep {low} must be below --max_timestep {high}."
+            yield f"--min_timestep {low} must be below --max_timestep {high}: timesteps stay below the second."
 
     def without_effect(self) -> Iterator[tuple[str, str]]:
         if self.loss_type not in ("huber", "smooth_l1"):

@@ -42,6 +42,9 @@ class _SharedFamily:
     def for_buckets(self, *arguments: Any) -> _SharedFamily:
         return _SharedFamily(self._family.for_buckets(*arguments), self._base)
 
+    def as_marked(self, files: Any) -> _SharedFamily:
+        return _SharedFamily(self._family.as_marked(files), self._base)
+
     def load_denoiser(self, *arguments: Any, **more: Any) -> nn.Module:
         if self._base.denoiser is None:
             self._base.denoiser = self._family.load_denoiser(*arguments, **more)

@@ -47,9 +47,9 @@ def test_what_is_not_given_is_plain():
     assert make_objective({}) == DdpmObjective()
 
 
-def test_no_setting_of_the_objective_is_without_an_option():
-    fields = {field.name for field in dataclasses.fields(DdpmObjective)} - {"noise_settings", "v_parameterization"}
-    assert fields == set(SCHEDULE_AND_WEIGHTS)
+def test_no_setting_of_the_objective_but_the_schedule_of_a_folder_is_without_an_option():
+    elsewhere = {"noise_settings", "schedule", "v_parameterization"}
+    assert {field.name for field in dataclasses.fields(DdpmObjective)} - elsewhere == set(SCHEDULE_AND_WEIGHTS)
     assert {field.name for field in dataclasses.fields(NoiseSettings)} == set(NOISE)
 
 
