@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from library.checkpoint.folder_files import weight_files
 from library.errors import CheckpointError
 from library.pickled import hash_any_tensors, read_any_header, tensor_reader
 from library.tensorfile import TensorHeader, TensorInfo, TensorReader, remembered_hash, torch_dtype
@@ -31,8 +32,6 @@ _UNUSED_SUFFIXES = (".scale_input", ".input_scale", ".comfy_quant")
 _MARKER = "scaled_fp8"
 FP8_MARKS = (*_SCALE_SUFFIXES, *_UNUSED_SUFFIXES, _MARKER)
 """Ends of names beside weights in fp8, which mean nothing without them."""
-_FOLDER_STEMS = ("diffusion_pytorch_model", "model")
-_PICKLED_STEMS = ("diffusion_pytorch_model", "pytorch_model")  # .bin, of folders from before safetensors
 
 
 @dataclass(frozen=True)
@@ -78,30 +77,9 @@ def open_weights(
         CheckpointError: The file cannot be used (see `read_header` and `read_pickled_header`), or the folder has no
             weights.
     """
-    files = _files_in(path, what, variant) if path.is_dir() else [path]
+    files = weight_files(path, what, variant) if path.is_dir() else [path]
     headers = (read_any_header(file, what, allow_pickle=allow_pickle, is_told=is_told) for file in files)
     return WeightFiles(path, tuple(headers))
-
-
-def _files_in(folder: Path, what: str, variant: str | None) -> list[Path]:
-    form = f".{variant}" if variant else ""
-    if index := next(iter(sorted(folder.glob(f"*.safetensors.index{form}.json"))), None):
-        try:
-            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, AttributeError):
-            raise CheckpointError(f"{what}: {index} is damaged. Download or copy it again.") from None
-        return [folder / shard for shard in sorted(shards)]
-    ending = f"{form}.safetensors" if variant else ".*safetensors"
-    files = [file for stem in _FOLDER_STEMS for file in sorted(folder.glob(f"{stem}{ending}"), key=_num_suffixes)]
-    files += [file for stem in _PICKLED_STEMS if (file := folder / f"{stem}{form}.bin").is_file()]
-    if not files:
-        names = " or ".join(f"{stem}{form}.safetensors" for stem in _FOLDER_STEMS)
-        raise CheckpointError(f"{what}: {folder} is a folder without {names}. Give the .safetensors file itself.")
-    return files[:1]
-
-
-def _num_suffixes(file: Path) -> int:
-    return len(file.suffixes)  # what has no variant such as .fp16 comes first
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from library.errors import CheckpointError
+from library.families.unet.marks import NOISE
 from library.families.unet.settings import UnetSettings
+from library.families.unet.telltale import looks_like_velocity
 from library.log import get_logger
 
 if TYPE_CHECKING:
@@ -50,7 +52,17 @@ class UnetLoading(UnetSettings):
         )
         if not self.follows_marks:
             self.check_marks(files)
+            self._doubt_noise(files)
         return files
+
+    def _doubt_noise(self, files: UnetFiles) -> None:
+        """Tell of a model whose file says nothing and that is trained to predict noise: one weight may tell more."""
+        if not self.is_velocity and NOISE not in files.marks and looks_like_velocity(files):
+            logger.warning(
+                "--pretrained_model_name_or_path: %s does not say what it predicts, and one weight is as in models "
+                "that predict the velocity. If it is one, add --v_parameterization.",
+                self.pretrained,
+            )
 
     def check_marks(self, files: UnetFiles) -> None:
         """Refuse to train a model that says of itself that it predicts the velocity as one that predicts noise.

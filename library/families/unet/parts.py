@@ -39,6 +39,7 @@ _MODULES = ("time_embed.", "label_emb.", "input_blocks.", "middle_block.", "outp
 _DIFFUSERS_MODULES = (
     *("time_embedding.", "add_embedding.", "conv_in.", "down_blocks."),
     *("mid_block.", "up_blocks.", "conv_norm_out.", "conv_out."),
+    *("class_embedding.", "encoder_hid_proj."),  # of models that are refused
 )
 _OTHER_INPUTS = {
     5: "a depth-to-image model",
@@ -46,6 +47,7 @@ _OTHER_INPUTS = {
     8: "an InstructPix2Pix model",
     9: "an inpainting model",
 }
+_PICTURE_MARKS = {"add_embedding.linear_1.weight", "class_embedding.linear_1.weight"}  # as published, and in diffusers
 _OTHER_SCHEDULES = {"edm_mean": "a Playground 2.5 model", "edm_vpred.sigma_max": "an EDM model"}
 _ROOTS = {
     "clip": (
@@ -108,7 +110,7 @@ def _refuse_other_schedule(source: WeightFiles, kind: FileKind) -> None:
 
 
 def _refuse_other_inputs(kind: str, shapes: Shapes, input_channels: Collection[int]) -> None:
-    if not KINDS[kind].takes_sizes and "add_embedding.linear_1.weight" in shapes:
+    if not KINDS[kind].takes_sizes and _PICTURE_MARKS & shapes.keys():
         raise CheckpointError(
             "the U-Net is that of an unCLIP model, which cannot be trained here. Give the base model."
         )

@@ -92,6 +92,19 @@ def test_an_option_against_the_header_draws_with_a_warning(said, told):
     assert "says that it predicts noise, --v_parameterization the velocity" in told.text
 
 
+@pytest.fixture
+def spread_out(tiny, tmp_path):
+    """spread_out(spread, metadata): the tiny SD2 with this deviation of the weight that tells."""
+
+    def make(spread, metadata):
+        tensors = load_file(tiny("sd2"))
+        tensors[TELLTALE] = torch.randn(tensors[TELLTALE].shape, generator=torch.Generator().manual_seed(0)) * spread
+        save_file(tensors, tmp_path / "m.safetensors", metadata)
+        return tmp_path / "m.safetensors"
+
+    return make
+
+
 @pytest.mark.parametrize(
     ("spread", "metadata", "predicted", "is_told"),
     [
@@ -100,14 +113,18 @@ def test_an_option_against_the_header_draws_with_a_warning(said, told):
         (0.02, {}, "epsilon", False),
     ],
 )
-def test_a_weight_of_sd2_decides_where_the_file_says_nothing(
-    tiny, tmp_path, told, spread, metadata, predicted, is_told
-):
-    tensors = load_file(tiny("sd2"))
-    tensors[TELLTALE] = torch.randn(tensors[TELLTALE].shape, generator=torch.Generator().manual_seed(0)) * spread
-    save_file(tensors, tmp_path / "m.safetensors", metadata)
-    assert drawn(tmp_path / "m.safetensors").prediction_type == predicted
+def test_a_weight_of_sd2_decides_where_the_file_says_nothing(spread_out, told, spread, metadata, predicted, is_told):
+    path = spread_out(spread, metadata)
+    assert drawn(path).prediction_type == predicted
     assert ("does not say what it predicts" in told.text) is is_told
+    told.clear()
+    SdFamily(pretrained=path).inspect()
+    assert ("If it is one, add --v_parameterization." in told.text) is is_told
+
+
+def test_a_training_to_predict_the_velocity_is_not_doubted(spread_out, told):
+    SdFamily(pretrained=spread_out(0.3, {}), noise={"v_parameterization": True}).inspect()
+    assert "does not say" not in told.text
 
 
 def test_nothing_is_said_of_a_model_of_sd2_that_needs_no_option(tiny, told):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import shutil
 from functools import cache
 from pathlib import Path
@@ -420,6 +421,23 @@ def test_heads_follow_the_kind_and_not_the_form_of_the_projections(tiny):
 def test_a_model_that_starts_from_pictures_instead_of_text_is_refused(tiny):
     text = refusal(tiny("sd2"), lambda shapes: {**of_wide_texts(shapes), f"{UNET}label_emb.0.0.weight": (128, 64)})
     assert "the U-Net is that of an unCLIP model, which cannot be trained here" in text
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "expected"),
+    [
+        ("sd1", "class_embedding.linear_1.weight", "the U-Net is that of an unCLIP model"),
+        ("sdxl", "encoder_hid_proj.weight", "1 unknown (encoder_hid_proj.weight)"),
+    ],
+)
+def test_what_a_folder_has_to_start_from_something_else_is_not_left_out(tiny, kind, name, expected):
+    folder = tiny(kind, True)
+    names = [path.name for path in folder.iterdir() if (path / "config.json").is_file() and path.name != "unet"]
+    separate = {part: open_weights(folder / part) for part in names}
+    unet = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    inspect_weights(header(unet), separate, kinds=KINDS)
+    with pytest.raises(CheckpointError, match=re.escape(expected)):
+        inspect_weights(header(unet, reshaped(name, (8, 8))), separate, kinds=KINDS)
 
 
 def test_all_faults_of_parts_are_told_at_once(tiny):
