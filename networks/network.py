@@ -15,11 +15,14 @@ import torch
 from torch import Generator, Tensor, nn
 
 from library.errors import OptionError
+from library.log import get_logger
 from library.tensorfile import write_tensors
 from networks.adapters import NO_DROPOUT, Dropouts, LoraAdapter
 from networks.layer_adapter import LayerAdapter
 from networks.targets import PlannedModule, adapter_name
 from networks.weights import check_fit, factors_by_name, read_network, with_own_names
+
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -149,6 +152,8 @@ class AdapterNetwork(nn.Module):
             OptionError: Nothing is left.
         """
         kept = tuple(part for part in self.parts if (apply_unet if part.is_denoiser else apply_text_encoder))
+        if kept and (num_dropped := sum(len(part.adapters) for part in self.parts if part not in kept)):
+            logger.info("%d of these modules are left out", num_dropped)
         for adapter in self.adapters():
             adapter.detach()
             delattr(self, adapter.name)

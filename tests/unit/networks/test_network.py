@@ -1,3 +1,5 @@
+import logging
+
 import pytest
 import torch
 from safetensors import safe_open
@@ -5,6 +7,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 from library.errors import CheckpointError, OptionError, OutputError
+from library.log import LOGGER_NAME
 from library.models.mmdit import MMDiT
 from networks import lora, lora_sd3
 
@@ -64,10 +67,14 @@ def test_t5_has_to_be_there_and_in_its_place(mmdit):
         create(mmdit, [clip(), t5()])
 
 
-def test_parts_that_are_not_wanted_are_dropped(mmdit):
+def test_parts_that_are_not_wanted_are_dropped(mmdit, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger(LOGGER_NAME), "propagate", True)
+    caplog.set_level("INFO")
     encoder = clip()
     network = create(mmdit, [encoder])
+    number = sum(name.startswith("lora_te") for name in names(network))
     network.apply_to([encoder], mmdit, False, True)
+    assert f"{number} of these modules are left out" in caplog.text
     assert not any(name.startswith("lora_te") for name in network.saved_state())
     assert not any("forward" in module.__dict__ for module in encoder.modules())
     with pytest.raises(OptionError, match="0 modules"):
