@@ -12,6 +12,10 @@ from library.options.option import NOWHERE, Option, nearest_hint
 from library.options.toml_file import line_of, read_toml
 
 ABOUT_FILES = ("config_file", "output_config")  # these two stay on the command line
+OF_PROGRAMS = {  # keys that programs with windows write beside the options, which change nothing: what does
+    "epoch": "--max_train_steps or --max_train_epochs says how long",
+    "noise_offset_type": "the noise is what --noise_offset and --multires_noise_iterations say",
+}
 
 
 def config_path(given: Path) -> Path:
@@ -21,7 +25,7 @@ def config_path(given: Path) -> Path:
 
 def read_config_file(
     path: Path, options: Mapping[str, Option], elsewhere: Mapping[str, str] = NOWHERE
-) -> tuple[dict[str, object], list[str]]:
+) -> tuple[dict[str, object], list[str], list[str]]:
     """Read options from TOML. One level of tables is flattened; the names of tables mean nothing.
 
     Args:
@@ -30,7 +34,8 @@ def read_config_file(
         elsewhere: {option of neighbouring scripts: what to do here instead}.
 
     Returns:
-        Typed values by option name (None where an empty text means "not given"), and problems, one sentence each.
+        Typed values by option name (None where an empty text means "not given"), problems and warnings, one sentence
+        each.
 
     Raises:
         OptionError: The file is missing or is not TOML.
@@ -38,6 +43,7 @@ def read_config_file(
     table, text = read_toml(path, "--config_file", OptionError)
     values: dict[str, object] = {}
     problems: list[str] = []
+    warnings: list[str] = []
     seen: dict[str, str] = {}
     for where, key, value in _entries(table):
         option = options.get(key)
@@ -51,6 +57,8 @@ def read_config_file(
             problems.append(f"{place}{key} belongs on the command line, not in the file.")
         elif option is None and key in elsewhere:
             problems.append(f"{place}{key} is not an option here: {elsewhere[key]}")
+        elif option is None and key in OF_PROGRAMS:
+            warnings.append(f"{place}{key} is no option and changes nothing: {OF_PROGRAMS[key]}.")
         elif option is None:
             problems.append(f"{place}unknown key {key}.{nearest_hint(key, list(options)) or ' See --help.'}")
         else:
@@ -59,7 +67,7 @@ def read_config_file(
                 values[key] = option.from_toml(value)
             except ValueError as fault:
                 problems.append(f"{place}{key} {fault}")
-    return values, problems
+    return values, problems, warnings
 
 
 def write_config_file(path: Path, values: Mapping[str, object], options: Mapping[str, Option]) -> None:

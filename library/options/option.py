@@ -101,12 +101,15 @@ class Option:
         return self._checked(_READERS[self.kind](text), text)
 
     def from_toml(self, value: object) -> object:
-        """The value that a TOML value stands for; None where it means "not given". Types are strict.
+        """The value that a TOML value stands for; None where it means "not given". Types are strict, but for a number
+        where a list of numbers is asked for.
 
         Raises:
             ValueError: The value is of another type. The message goes on after the option's name.
         """
         if self.is_list:
+            if self.kind in ("float", "int") and not isinstance(value, list):
+                value = [value]
             if not isinstance(value, list):
                 raise ValueError(f"needs a list in square brackets, got {_toml_text(value)}.")
             items = tuple(self._item_from_toml(item) for item in value)

@@ -234,7 +234,7 @@ def parse_options(
 
         raise Finished(help_text(options_class, prog=prog, description=description, example=example, ignored=ignored))
     line = read_command_line(argv, options, prog, options_class.elsewhere)
-    in_file, problems = _config_file_values(line.values, options, options_class.elsewhere)
+    in_file, problems, remarks = _config_file_values(line.values, options, options_class.elsewhere)
     fill_places(line, options, in_file, prog)
     values = {**in_file, **line.values}
     if line.problems or problems:
@@ -245,7 +245,8 @@ def parse_options(
     used = {name: value for name, value in values.items() if name not in options_class.unused}
     groups = _build_groups(options_class, {**used, **options_class.preset})
     options_of_groups = options_class(**groups, given=given)
-    warnings = [*warnings_about(options_of_groups, ignored or {}), *_repeat_warnings(line.repeated, values)]
+    repeated = _repeat_warnings(line.repeated, values)
+    warnings = [*remarks, *warnings_about(options_of_groups, ignored or {}), *repeated]
     return replace(options_of_groups, warnings=tuple(warnings))
 
 
@@ -344,14 +345,14 @@ def _kind_of(hint: Any) -> tuple[Kind, bool]:
 
 def _config_file_values(
     line_values: Mapping[str, object], options: Mapping[str, Option], elsewhere: Mapping[str, str]
-) -> tuple[dict[str, object], list[str]]:
+) -> tuple[dict[str, object], list[str], list[str]]:
     given = line_values.get("config_file")
     if not isinstance(given, Path) or line_values.get("output_config"):
-        return {}, []
+        return {}, [], []
     try:
         return read_config_file(config_path(given), options, elsewhere)
     except OptionError as fault:
-        return {}, [str(fault)]
+        return {}, [str(fault)], []
 
 
 def _output_config(values: Mapping[str, object], options: Mapping[str, Option]) -> str:

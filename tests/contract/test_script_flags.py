@@ -102,6 +102,7 @@ ADDED_TO = {
 }
 T5_FORMATS = {"fp32", "fp16", "bf16", "fp8", "fp8_e4m3fn", "int8"}  # elsewhere any text is taken
 ADDED_CHOICES = {"resize_interpolation": {"box"}, "t5xxl_dtype": T5_FORMATS}
+ADDED_CHOICES |= {"max_token_length": {75}, "dynamo_backend": {"no"}}  # which programs with windows write
 ADDED_CHOICES_OF_NETWORKS = {"save_model_as": {"diffusers", "diffusers_safetensors"}}
 TYPES = {"flag": {None}, "int": {"int"}, "float": {"float"}, "str": {"str"}, "path": {"str", "Path"}}
 TYPES |= {"int_or_float": {"int_or_float"}, "int_or_auto": {"int"}}

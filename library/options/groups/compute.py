@@ -32,7 +32,9 @@ class ComputeOptions(OptionGroup):
         "every step is faster; how much is told.",
     )
     dynamo_backend: str = opt(
-        "inductor", "Backend of --torch_compile. Most of them are not in a usual torch.", choices=BACKENDS
+        "inductor",
+        "Backend of --torch_compile. Most of them are not in a usual torch; no is for files that say so without it.",
+        choices=("no", *BACKENDS),
     )
 
     @property
@@ -48,9 +50,11 @@ class ComputeOptions(OptionGroup):
         asked = [f"--{name}" for name in self._switches if getattr(self, name)]
         if self.attention_package and len(asked) > 1:
             yield f"{' and '.join(asked)} exclude each other. Keep one of them."
+        if self.torch_compile and self.dynamo_backend == "no":
+            yield "--torch_compile with --dynamo_backend no compiles nothing. Leave one of them out."
 
     def without_effect(self) -> Iterator[tuple[str, str]]:
-        if not self.torch_compile:
+        if not self.torch_compile and self.dynamo_backend != "no":
             yield "dynamo_backend", "without --torch_compile"
 
     def remarks(self) -> Iterator[str]:

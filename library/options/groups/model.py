@@ -44,5 +44,5 @@ class ModelOptions(OptionGroup):
     v_parameterization: bool = opt(False, "The base model predicts v instead of the noise.")
     clip_skip: int | None = opt(None, "Use the n-th last layer of the text encoder.", unit="layers", minimum=1)
     max_token_length: int | None = opt(
-        None, "Length of captions; longer ones are cut. Not set means 75.", unit="tokens", choices=(150, 225)
+        None, "Length of captions; longer ones are cut. Not set means 75.", unit="tokens", choices=(75, 150, 225)
     )

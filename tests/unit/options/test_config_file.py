@@ -58,6 +58,16 @@ def test_an_empty_text_on_the_command_line_takes_a_value_of_the_file_back(tmp_pa
     assert read(tmp_path, 'vae = "v.safetensors"\n' + NEEDED, "--vae=").model.vae is None
 
 
+def test_what_programs_with_windows_write_is_read(tmp_path):
+    text = 'epoch = 3\nnoise_offset_type = "Original"\ndynamo_backend = "no"\nmax_token_length = 75\n'
+    options = read(tmp_path, text + "text_encoder_lr = 0.0001\noptimizer_args = []\n" + NEEDED)
+    assert options.network.text_encoder_lr == (0.0001,) and options.optimizer.optimizer_args is None
+    told = [warning for warning in options.warnings if "is no option" in warning]
+    assert len(told) == 2 and f"{tmp_path / 'run.toml'}, line 1: epoch" in told[0]
+    assert "line 2: noise_offset_type" in told[1] and not any("dynamo" in warning for warning in options.warnings)
+    assert "compiles nothing" in error_of(tmp_path, 'torch_compile = true\ndynamo_backend = "no"\n' + NEEDED)
+
+
 def test_a_byte_order_mark_is_accepted(tmp_path):
     assert read(tmp_path, "\ufeffseed = 3\n" + NEEDED).training.seed == 3
 
@@ -78,10 +88,11 @@ def test_shares_can_be_written_as_percent_or_number(tmp_path):
         ("train_batch_size = 2.5", "line 1: train_batch_size needs a whole number, got 2.5."),
         ("train_batch_size = true", "line 1: train_batch_size needs a whole number, got true."),
         ('mixed_precision = "bf61"', "line 1: mixed_precision needs one of no, fp16, bf16, got 'bf61'."),
-        ("max_token_length = 100", "line 1: max_token_length needs one of 150, 225, got '100'."),
+        ("max_token_length = 100", "line 1: max_token_length needs one of 75, 150, 225, got '100'."),
         ("sdpa = 1", "line 1: sdpa needs true or false, got 1."),
         ("vae = 3", "line 1: vae needs a path, got 3."),
         ('lr_warmup_steps = "5"', "line 1: lr_warmup_steps needs a whole number of steps"),
+        ('text_encoder_lr = "1e-4"', "line 1: text_encoder_lr needs a number, got the text '1e-4'."),
         ('network_args = "a=1"', "line 1: network_args needs a list in square brackets, got the text 'a=1'."),
         ('config_file = "x"', "line 1: config_file belongs on the command line, not in the file."),
         ('vae = "models\\new.safetensors"', "line 1: vae has a control character"),

@@ -45,7 +45,7 @@ def test_no_option_of_the_loss_is_ignored(name):
         ("--v_pred_like_loss=1 --v_parameterization", "--v_pred_like_loss and --v_parameterization exclude each other"),
         ("--multires_noise_iterations=-1", "--multires_noise_iterations must be at least 1, got -1."),
         ("--clip_skip=0", "--clip_skip must be at least 1, got 0."),
-        ("--max_token_length=100", "--max_token_length needs one of 150, 225, got '100'."),
+        ("--max_token_length=100", "--max_token_length needs one of 75, 150, 225, got '100'."),
         ("--blocks_to_swap=3 --cpu_offload_checkpointing", "exclude each other: both need the way between host and"),
     ],
 )
