@@ -20,11 +20,14 @@ _BY_CHANNELS = {4: "SDXL or SD 1.x / 2.x", 16: "SD3 or FLUX"}
 
 def find_vae(source: WeightFiles) -> Part | None:
     """The autoencoder in any layout, bundled or alone; None where there is none."""
+    names = vae_names(source)
+    return select_part("vae", source, names, is_diffusers=_DIFFUSERS_MARK in names.values()) if names else None
+
+
+def vae_names(source: WeightFiles) -> dict[str, str]:
+    """{name in the file: name without prefix} of the tensors of the autoencoder; none where there is none."""
     prefix = prefix_of(source, _MARK, PREFIXES)
-    if prefix is None:
-        return None
-    names = names_under(source, prefix, _MODULES)
-    return select_part("vae", source, names, is_diffusers=prefix + _DIFFUSERS_MARK in source.tensors)
+    return {} if prefix is None else names_under(source, prefix, _MODULES)
 
 
 def check_vae(part: Part, latent_channels: int, wanted: str) -> None:

@@ -29,7 +29,7 @@ from library.families.unet.parts import (
     find_encoder,
     report_ignored,
 )
-from library.families.vae_part import check_scale, check_vae, find_vae
+from library.families.vae_part import check_scale, check_vae, find_vae, vae_names
 from library.models.unet_key_map import unet_from_diffusers
 
 if TYPE_CHECKING:
@@ -167,7 +167,8 @@ def inspect_weights(
         raise CheckpointError("\n".join(_told(problems)))
     encoders = {name: parts[name] for name in known}
     check_widths(encoders, config)
-    report_ignored(model, [unet, *(part for part in parts.values() if part.source is model)], TENSORS)
+    replaced = vae_names(model) if is_own_vae else ()
+    report_ignored(model, [unet, *(part for part in parts.values() if part.source is model)], (*TENSORS, *replaced))
     if marks is None:
         metadata = {key: value for header in model.headers for key, value in header.metadata.items()}
         marks = file_marks(model.tensors, metadata)

@@ -196,20 +196,20 @@ def _token_table(part: Part) -> tuple[int, ...]:
     return part.shapes()[f"text_model.{_HF_TOKENS}" if part.is_diffusers else "token_embedding.weight"]
 
 
-def report_ignored(model: WeightFiles, parts: Iterable[Part], marks: Iterable[str] = ()) -> None:
+def report_ignored(model: WeightFiles, parts: Iterable[Part], others: Iterable[str] = ()) -> None:
     """Log how many tensors of the model's file are of no use: averages of weights, and what is unknown.
 
     Args:
         model: The file.
         parts: What is read of it.
-        marks: Names of tensors that say something by being there.
+        others: Names of tensors that are not told: what says something by being there, a VAE in whose place another is.
     """
-    known = {*marks, *(name for part in parts for name in (*part.names, *part.scales.values()))}
+    known = {*others, *(name for part in parts for name in (*part.names, *part.scales.values()))}
     ignored = sorted(name for name in model.tensors if not (name in known or is_expected(name)))
     averages = [name for name in ignored if name.startswith(_EMA)]
-    others = [name for name in ignored if not name.startswith(_EMA)]
+    unknown = [name for name in ignored if not name.startswith(_EMA)]
     told = [f"{len(averages)} of averaged weights (EMA)"] if averages else []
-    told += [f"{len(others)} other{'s' * (len(others) > 1)} ({first_of(others)})"] if others else []
+    told += [f"{len(unknown)} other{'s' * (len(unknown) > 1)} ({first_of(unknown)})"] if unknown else []
     if told:
         _logger.info("%s: tensors that are not used: %s", model.path, ", ".join(told))
 

@@ -171,11 +171,14 @@ def test_position_ids_may_be_stored_in_any_type(changed):
     assert name not in files.encoders["clip"].names
 
 
-def test_a_vae_of_its_own_wins(tiny, as_written, tmp_path):
+def test_a_vae_of_its_own_wins(tiny, as_written, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("easel"), "propagate", True)
+    caplog.set_level(logging.INFO)
     own = {name.removeprefix(VAE): t * 2 for name, t in load_file(tiny("sd1")).items() if name.startswith(VAE)}
     save_file(own, tmp_path / "vae.safetensors")
     files = inspect_files(tiny("sd1"), kinds=KINDS, vae=tmp_path / "vae.safetensors")
     assert torch.equal(read_part(files.vae)["quant_conv.bias"], 2 * as_written("sd1")["vae"]["quant_conv.bias"])
+    assert "not used" not in caplog.text
 
 
 def test_a_vae_folder_with_old_names_is_read(tiny, tmp_path):
