@@ -47,10 +47,13 @@ def test_a_lora_of_sd1_trains_u_net_and_text_encoder(training_of: Make):
 
 def test_cached_sdxl_is_live_sdxl(training_of: Make):
     train = training_of("sdxl_train_network", "sdxl")
-    dataset = train.dataset(train.pictures(), flip_aug=True)
+    pictures = train.pictures()
+    (pictures / "red_star.txt").write_text("a " * 77, encoding="utf-8")
+    dataset = train.dataset(pictures, flip_aug=True)
     flags = ("--network_train_unet_only", TWO_STEPS, "--network_args", "down_lr_weight=0.5", "loraplus_lr_ratio=2")
     live, cached = train.run(dataset, *flags), train.run(dataset, *flags, *CACHED)
     assert cached.losses == pytest.approx(live.losses, rel=1e-5)
+    assert all(any("--max_token_length 150 reads more" in line for line in run.log) for run in (live, cached))
     assert live.weights.keys() == cached.weights.keys()
     assert all(name.startswith("lora_unet_input_blocks") for name in sorted(live.weights)[:3])
     (line,) = (line for line in live.log if "numbers train" in line)

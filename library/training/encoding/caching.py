@@ -175,6 +175,7 @@ class TextCaching:
         texts: Gives the states of a record's caption, after `fill`.
         missing: {entry id: why it has to be made}.
         missing_prompts: Likewise.
+        tokenizers: Of the encoders, after `prepare`; None where nothing is missing.
     """
 
     def __init__(
@@ -202,7 +203,7 @@ class TextCaching:
         found = find_texts(ids, plan.records, new, reader=setup.npz_reader(self.names)) if new else {}
         self.missing = setup.adopt(self.cache, missing, found, "text")
         self.missing_prompts = setup.missing(self.prompt_cache)
-        self._tokenizers: Any = None
+        self.tokenizers: Any = None
 
     @property
     def is_complete(self) -> bool:
@@ -218,8 +219,8 @@ class TextCaching:
         """
         self.cache.probe(self.missing)
         self.prompt_cache.probe(self.missing_prompts)
-        if not self.is_complete and self._tokenizers is None:
-            self._tokenizers = self.setup.family.load_tokenizers(self.setup.files, self.names)
+        if not self.is_complete and self.tokenizers is None:
+            self.tokenizers = self.setup.family.load_tokenizers(self.setup.files, self.names)
 
     def fill(self) -> tuple[CachedTexts, Mapping[str, Mapping[str, Tensor]]]:
         """The cache, complete, and the states of each prompt by its text."""
@@ -243,7 +244,7 @@ class TextCaching:
             if missing
         ]
         own = [ids for job in jobs for ids in setup.own_batches(job.cache, job.batches)]
-        turns = EncoderTurns(setup, self.names, self._tokenizers, [[text_of[i] for i in ids] for ids in own])
+        turns = EncoderTurns(setup, self.names, self.tokenizers, [[text_of[i] for i in ids] for ids in own])
 
         def load(ids: Sequence[str]) -> list[str]:
             return [text_of[entry_id] for entry_id in ids]

@@ -14,6 +14,7 @@ from library.device import encoder_dtype, release_unused_memory
 from library.families.base import ModelFamily
 from library.training.encoding.caching import EncodingSetup, LatentCaching, TextCaching
 from library.training.encoding.text_stage import TextStage
+from library.training.encoding.unread_words import captions_of, tell_unread_words
 from library.training.planning import DataPlan
 from library.training.sampling.new_prompts import encode_new_prompts
 from library.training.sharding.unsharded import Unsharded
@@ -111,6 +112,9 @@ class Encoders:
         for caching in (latents, texts):
             if caching is not None:
                 caching.prepare()
+        known = {**(tokenizers or {}), **(texts.tokenizers or {} if texts is not None else {})}
+        if known.keys() == set(present):
+            tell_unread_words(self.family, known, captions_of(self.plan), self.prompts)
         prompts: Mapping[str, Mapping[str, Tensor]] = {}
         if latents is not None:
             self.latents = latents.fill()

@@ -96,12 +96,13 @@ class EncodingSetup:
         faults = dict(_gathered(unusable(cache, share, is_shown=rank == 0).items(), self.accelerator))
         used = {entry_id: archive for entry_id, archive in found.items() if entry_id not in faults}
         cache.adopt(used)
-        logger.warning(
-            "%s: %d .npz caches of sd-scripts are used as they are (--skip_cache_check). Whether they belong to these "
-            "pictures, captions and encoders cannot be told from them.",
-            what,
-            len(used),
-        )
+        if used:
+            logger.warning(
+                "%s: %d .npz caches of sd-scripts are used as they are (--skip_cache_check). Whether they belong to "
+                "these pictures, captions and encoders cannot be told from them.",
+                what,
+                len(used),
+            )
         unused = {entry_id: f"its .npz cache cannot be used: {reason}" for entry_id, reason in faults.items()}
         return {entry_id: unused.get(entry_id, why) for entry_id, why in missing.items() if entry_id not in used}
 
