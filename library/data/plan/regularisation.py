@@ -29,7 +29,7 @@ def balance_regularisation(records: Sequence[ImageRecord], *, weight: float) -> 
         weight: Factor on the loss of regularisation pictures.
     """
     changed: dict[int, ImageRecord | None] = {}  # None: not used
-    findings = []
+    findings = [] if weight == 1 or any(record.is_reg for record in records) else [_no_effect(weight)]
     for dataset in sorted({record.dataset for record in records if record.is_reg}):
         own = [index for index, record in enumerate(records) if record.dataset == dataset]
         wanted = sum(records[index].repeats for index in own if not records[index].is_reg)
@@ -40,6 +40,11 @@ def balance_regularisation(records: Sequence[ImageRecord], *, weight: float) -> 
         findings.append(_notice(dataset, [records[index].path.name for index in regular], repeats))
     kept = (changed.get(index, record) for index, record in enumerate(records))
     return Balance(tuple(record for record in kept if record is not None), joined(findings))
+
+
+def _no_effect(weight: float) -> Findings:
+    note = f"--prior_loss_weight {weight:g} has no effect: no picture is for regularisation (--reg_data_dir, or is_reg)"
+    return Findings(notes=(note,))
 
 
 def _share_repeats(repeats: Sequence[int], wanted: int) -> list[int]:

@@ -21,7 +21,11 @@ def repeats(balance):
 
 def test_nothing_changes_without_regularisation():
     given = records(("a", 3, 2, False, 0))
-    assert balance_regularisation(given, weight=0.5).records == tuple(given)
+    balance = balance_regularisation(given, weight=0.5)
+    assert balance.records == tuple(given)
+    (note,) = balance.findings.notes
+    assert note.startswith("--prior_loss_weight 0.5 has no effect: ")
+    assert balance_regularisation(given, weight=1).findings.notes == ()
 
 
 def test_weight_is_that_of_regularisation_pictures_only():
