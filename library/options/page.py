@@ -32,8 +32,9 @@ _INTRODUCTION = """# Options
 An option is given on the command line (`--network_dim=16` or `--network_dim 16`) or in the TOML file of `--config_file`
 (`network_dim = 16`). The command line goes before the file, the file before the default. In the file one level of
 tables is allowed and means nothing; types are strict (no quotes around numbers); lists stand in square brackets, one
-number may stand without. Write Windows paths in single quotes or with `/`. A switch that is true in the file cannot be turned off on the command line.
-An empty text for a path means not given. Names cannot be shortened; an unknown name is an error.
+number may stand without. Write Windows paths in single quotes or with `/`. A switch that is true in the file cannot be
+turned off on the command line. An empty text for a path means not given. Names cannot be shortened; an unknown name is
+an error.
 
 *Not available yet*: the option is known, and refused with a sentence. *No effect*: it is accepted with a warning.
 Where scripts differ, an option has a row for each of its forms."""
