@@ -143,8 +143,7 @@ class UNet(UNet2DConditionModel):  # type: ignore[misc]
     def _arithmetic_dtype(self, device: torch.device) -> torch.dtype:
         if torch.is_autocast_enabled(device.type):
             return torch.get_autocast_dtype(device.type)
-        dtype: torch.dtype = self.conv_in.weight.dtype
-        return dtype
+        return next(self.parameters()).dtype  # of a layer or, where adapters hold the layers' weights, of a norm
 
 
 class Embedder(TimestepEmbedding):  # type: ignore[misc]

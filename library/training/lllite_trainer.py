@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from library.errors import OptionError
 from library.log import get_logger
 from library.records import Size, View
-from library.training.network_trainer import NetworkTrainer, network_state
+from library.training.network_tensors import network_state
+from library.training.network_trainer import NetworkTrainer
 from library.training.saving.saver import is_average
 
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ from library.errors import CheckpointError, EnvironmentFault, OptionError
 from library.log import get_logger
 from library.options.groups import NetworkOptions
 from library.pickled import PickledHeader, read_any_header, read_any_tensors
+from networks.base_networks import module_of_file
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -92,12 +93,13 @@ def check_network(
     args = check(arguments, **shared) if check is not None else None
     if check is None:
         _warn_of_unknown(module, arguments)
-    files = [("--base_weights", path, None) for path in options.base_weights or ()]
+    for path in options.base_weights or ():
+        header = read_any_header(path, "--base_weights", allow_pickle=allow_pickle)
+        _check_file(module_of_file(header.tensors, module), header, f"--base_weights {path}", shared, args=None)
     if options.network_weights:
-        files.append(("--network_weights", options.network_weights, None if options.dim_from_weights else args))
-    for flag, path, fits in files:
-        header = read_any_header(path, flag, allow_pickle=allow_pickle)
-        _check_file(module, header, f"{flag} {path}", shared, args=fits)
+        header = read_any_header(options.network_weights, "--network_weights", allow_pickle=allow_pickle)
+        fits = None if options.dim_from_weights else args
+        _check_file(module, header, f"--network_weights {options.network_weights}", shared, args=fits)
 
 
 def as_modules_take(encoders: Sequence[nn.Module], encoder_names: Sequence[str]) -> nn.Module | list[nn.Module]:

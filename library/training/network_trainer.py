@@ -8,8 +8,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from library.errors import CheckpointError, OptionError
+from library.errors import OptionError
 from library.log import get_logger
+from library.memory_use import is_out_of_memory
+from library.pickled import read_any_header, read_any_tensors
 from library.training.base_format import check_base_format
 from library.training.network_module import (
     as_modules_take,
@@ -18,9 +20,11 @@ from library.training.network_module import (
     import_network_module,
     pickled_network,
 )
+from library.training.network_tensors import load_network_file, load_network_tensors, network_state, network_tensors
 from library.training.optimization.optimizers import split_key_values
 from library.training.saving.saver import is_average
 from library.training.trainer import Trainer
+from networks.base_networks import PACKAGE_FAULTS, merge_base_network, module_of_file
 
 if TYPE_CHECKING:
     import torch
@@ -60,6 +64,7 @@ class NetworkTrainer(Trainer):
         allow_pickle = self.options.model.allow_pickle
         check_network(self.module, options, self.network_args, model=model, depth=depth, allow_pickle=allow_pickle)
         self._refuse_cached_encoder_changes()
+        self._refuse_no_way_back()
         self._refuse_what_cannot_be_saved()
 
     def _refuse_other_data(self) -> None:
@@ -80,6 +85,15 @@ class NetworkTrainer(Trainer):
                     f"--base_weights {path} changes text encoders, which --cache_text_encoder_outputs cannot show. "
                     "Leave --cache_text_encoder_outputs out."
                 )
+
+    def _refuse_no_way_back(self) -> None:
+        """A network that changes the model at strength 0 too cannot show what the model does without it."""
+        is_asked = any(subset.preserves_output for spec in self.plan.specs for subset in spec.subsets)
+        if is_asked and self.network_args.get("dora_wd", "False").lower() != "false":
+            raise OptionError(
+                f"{self.plan.source}: diff_output_preservation needs the model without the network, which "
+                "--network_args dora_wd changes at strength 0 too. Leave one of them out."
+            )
 
     def _refuse_what_cannot_be_saved(self) -> None:
         module = self.options.network.network_module
@@ -144,33 +158,18 @@ class NetworkTrainer(Trainer):
             encoders, self.denoiser, bool(self.trained_encoders()), not options.network_train_text_encoder_only
         )
         if options.network_weights:
-            self._load_network_weights(options.network_weights)
+            load_network_file(self.network, options.network_weights, str(options.network_module))
         self.network.to(self.device, dtype=self._network_dtype())
         if self.options.training.recomputes:
             self.checkpoint_encoders()
-
-    def _load_network_weights(self, path: Path) -> None:
-        """Networks of other packages return what did not fit, where ours raise."""
-        weights = pickled_network(path)
-        if weights is not None and hasattr(self.network, "load_saved_state"):
-            number = self.network.load_saved_state(weights, f"--network_weights {path}")
-            loaded: object = f"{number} modules loaded from {path}"
-        else:
-            loaded = self.network.load_weights(str(path))
-        if isinstance(loaded, dict) and (misfits := [name for names in loaded.values() for name in names]):
-            raise CheckpointError(
-                f"--network_weights {path} does not fit the network: {len(misfits)} tensors are missing or left over "
-                f"({', '.join(misfits[:3])}). Use the arguments that it was trained with."
-            )
-        logger.info("--network_weights: %s", loaded if isinstance(loaded, str) else f"{path} is loaded")
 
     def _create_network(self, encoders: nn.Module | list[nn.Module]) -> Any:
         """The network, not yet attached. What a module of another package makes of wrong arguments is told plainly."""
         try:
             return self._call_network_module(encoders)
-        except (KeyError, TypeError, ValueError, AssertionError) as error:
+        except PACKAGE_FAULTS as error:
             name = self.options.network.network_module
-            if name.startswith("networks."):
+            if name.startswith("networks.") or is_out_of_memory(error):
                 raise
             reason = f"{type(error).__name__}: {error}"
             raise OptionError(
@@ -209,11 +208,17 @@ class NetworkTrainer(Trainer):
         for index, path in enumerate(options.base_weights or []):
             multiplier = multipliers[index] if index < len(multipliers) else 1.0
             logger.info("--base_weights: merging %s at %g", path, multiplier)  # the module lists what the file has
-            made = self.module.create_network_from_weights(
-                multiplier, str(path), None, encoders, denoiser, weights_sd=pickled_network(path), for_inference=True
+            header = read_any_header(path, "--base_weights", allow_pickle=True, is_told=True)
+            merge_base_network(
+                module_of_file(header.tensors, self.module),
+                f"--base_weights {path}",
+                read_any_tensors(header),
+                multiplier,
+                encoders,
+                denoiser,
+                dtype=self.weight_dtype,
+                device=str(self.device),
             )
-            network, weights = made if isinstance(made, tuple) else (made, None)
-            network.merge_to(encoders, denoiser, weights, self.weight_dtype, str(self.device))
 
     def _network_dtype(self) -> torch.dtype:
         """Float32, unless --full_fp16 or --full_bf16 asks to train in half precision."""
@@ -270,12 +275,11 @@ class NetworkTrainer(Trainer):
 
     def trained_state(self) -> dict[str, Tensor]:
         """Everything that the network holds."""
-        state: dict[str, Tensor] = self.network.state_dict()
-        return state
+        return network_tensors(self.network)
 
     def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
         """Put the numbers of a network of the same form back."""
-        self.network.load_state_dict(state)
+        load_network_tensors(self.network, state)
 
     def optimizer_group_names(self) -> list[str]:
         """As the network describes its groups."""
@@ -324,12 +328,3 @@ def network_args(items: Sequence[str] | None, dropout: float | None) -> dict[str
     """
     given = split_key_values(items, "--network_args")
     return given if dropout is None else {"dropout": str(dropout), **given}
-
-
-def network_state(network: Any, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """The tensors of a network as they are saved, on the CPU."""
-    saved_state = getattr(network, "saved_state", None)
-    if saved_state is not None:
-        state: dict[str, Tensor] = saved_state(dtype)
-        return state
-    return {name: t.detach().to("cpu", dtype or t.dtype).contiguous() for name, t in network.state_dict().items()}

@@ -4,14 +4,20 @@ import importlib
 
 import pytest
 import torch
+from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
+from library.errors import CheckpointError
 from library.models.unet import UNet
+from library.training.network_tensors import load_network_tensors, network_tensors
+from networks.base_networks import merge_base_network, module_of_file
 from networks.targets import adapter_name
 from networks.unet_layers import DENOISER
 from tests.tiny_unets import unet_settings
 
 lycoris = pytest.importorskip("lycoris")
+
+OUT, IN, RANK, ALPHA = 8, 12, 2, 1.0
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +73,111 @@ def test_a_locon_trains_writes_diffusers_names_and_goes_on_from_its_file(unet, t
     of_text = {name for name in names if name.startswith("lora_te")}
     assert {name.split("_encoder")[0] for name in of_text} == {"lora_te1_text_model", "lora_te2_text_model"}
     assert torch.equal(predict(unet), base)
+
+
+def test_full_differences_take_the_weights_of_layers_and_the_model_goes_on(unet):
+    base = predict(unet)
+    network = importlib.import_module("lycoris.kohya").create_network(1.0, 2, 1.0, None, [], unet, algo="full")
+    network.apply_to([], unet, False, True)
+    assert not hasattr(unet.conv_in, "weight")
+    adapted = predict(unet)
+    network.restore()
+    assert torch.equal(adapted, base)
+
+
+# States of runs
+
+
+@pytest.mark.parametrize("algo", ["dylora", "full", "loha"])
+def test_a_state_puts_back_every_bit(algo):
+    torch.manual_seed(0)
+    state = network_tensors(made := network_of(algo))
+    for tensor in state.values():
+        tensor.add_(torch.rand(tensor.shape) * 0.3 if tensor.is_floating_point() else 0)
+    load_network_tensors(again := network_of(algo), {name: tensor.clone() for name, tensor in state.items()})
+    assert all(map(torch.equal, made.parameters(), again.parameters()))
+
+
+def network_of(algo):
+    model = Transformer2DModel()
+    network = importlib.import_module("lycoris.kohya").create_network(
+        1.0, 2, 1.0, None, [], nn.ModuleDict({"a": model}), algo=algo, block_size="1"
+    )
+    network.apply_to([], model, False, True)
+    assert len(list(network.parameters())) > 1
+    return network
+
+
+class Transformer2DModel(nn.Module):
+    """One that is known by its name."""
+
+    def __init__(self):
+        super().__init__()
+        self.to_q = nn.Linear(IN, OUT)
+
+
+# Merged by --base_weights, at the strength that the spec of LoRA files says (section 7)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return nn.ModuleDict({"block": nn.ModuleDict({"to_q": nn.Linear(IN, OUT)})}).requires_grad_(False)
+
+
+def draw(*shape):
+    return torch.randn(shape)
+
+
+def loha():
+    """(tensors of a file, change of the weight)"""
+    first, second = (draw(OUT, RANK), draw(RANK, IN)), (draw(OUT, RANK), draw(RANK, IN))
+    names = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+    return dict(zip(names, (*first, *second), strict=True)), (first[0] @ first[1]) * (second[0] @ second[1]) * 0.5
+
+
+def lokr():
+    outer, low = draw(2, 2), (draw(OUT // 2, RANK), draw(RANK, IN // 2))
+    tensors = {"lokr_w1": outer, "lokr_w2_a": low[0], "lokr_w2_b": low[1]}
+    return tensors, torch.kron(outer, low[0] @ low[1]) * 0.5
+
+
+def full():
+    diff = draw(OUT, IN)
+    return {"diff": diff}, diff
+
+
+def merge(model, tensors, multiplier):
+    module = module_of_file(tensors, importlib.import_module("lycoris.kohya"))
+    merge_base_network(module, "--base_weights a", tensors, multiplier, [], model, dtype=torch.float32, device="cpu")
+
+
+@pytest.mark.parametrize("multiplier", [1.0, -0.5])
+@pytest.mark.parametrize("make", [loha, lokr, full])
+def test_files_of_lycoris_are_merged_at_their_strength(make, multiplier, model):
+    tensors, change = make()
+    before = model["block"]["to_q"].weight.clone()
+    named = {
+        f"lora_unet_block_to_q.{end}": tensor for end, tensor in (tensors | {"alpha": torch.tensor(ALPHA)}).items()
+    }
+    merge(model, named, multiplier)
+    torch.testing.assert_close(model["block"]["to_q"].weight, before + multiplier * change)
+
+
+def test_what_has_no_layer_is_refused(model):
+    tensors = {f"lora_unet_{name}.{end}": t for name in ("block_to_q", "block_to_k") for end, t in loha()[0].items()}
+    tensors |= {f"lora_unet_{name}.alpha": torch.tensor(ALPHA) for name in ("block_to_q", "block_to_k")}
+    with pytest.raises(CheckpointError, match=r"finds no layer for 1 of its 2 modules \(lora_unet_block_to_k\)"):
+        merge(model, tensors, 1.0)
+
+
+def test_files_of_ours_are_for_our_modules():
+    training = importlib.import_module("networks.oft")
+    keys = [f"lora_unet_a.{end}" for end in ("lora_down.weight", "lora_up.weight", "alpha")]
+    assert module_of_file(keys, training).__name__ == "networks.lora"
+    assert (
+        module_of_file(["oft_unet_a.oft_blocks", "oft_unet_a.alpha"], importlib.import_module("networks.lora"))
+        is training
+    )
+    assert module_of_file([*keys, "lora_unet_a.dora_scale"], training) is training
+    assert module_of_file([], training) is training
