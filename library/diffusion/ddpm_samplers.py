@@ -1,7 +1,8 @@
 """Sampling from models of 1000 discrete steps: the samplers that users know by name, over the schedulers of diffusers.
 
 The noise levels are those of the betas that the model was trained with. Where these end in pure noise, sampling begins
-there: steps are counted from the last timestep backwards.
+there: steps are counted from the last timestep backwards. The first step of methods of second order is Euler's then:
+the difference of two predictions, times a noise level of thousands, would be larger than any picture.
 
 Source of the samplers: Song et al. 2020, arXiv:2010.02502 (ddim); Liu et al. 2022, arXiv:2202.09778 (pndm); Karras et
 al. 2022, arXiv:2206.00364, and K. Crowson's k-diffusion (euler, heun, lms, dpm_2 and the ancestral ones); Lu et al.
@@ -11,6 +12,7 @@ al. 2022, arXiv:2206.00364, and K. Crowson's k-diffusion (euler, heun, lms, dpm_
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -113,11 +115,18 @@ def sample_ddpm(
         latents = start.latents.float()
         if len(timesteps):
             latents = scheduler.add_noise(latents, noise.float(), timesteps[:1])
+    begins_plainly = is_zero_terminal and scheduler.order == 2 and 1 < len(timesteps) == len(scheduler.timesteps)
+    if begins_plainly:
+        timesteps = torch.cat([timesteps[:1], timesteps[2:]])
     draws = _draws(scheduler, seed, len(noise))
     for done, timestep in enumerate(timesteps, start=1):
-        rows = scheduler.scale_model_input(latents, timestep)
+        is_plain = begins_plainly and done == 1
+        rows = latents / _scale(scheduler.sigmas[0]) if is_plain else scheduler.scale_model_input(latents, timestep)
         prediction = guided(predict, rows, float(timestep), guidance_scale)
-        latents = scheduler.step(prediction, timestep, latents, **draws).prev_sample
+        if is_plain:
+            latents = _plain_step(scheduler, prediction, latents, is_velocity=is_velocity)
+        else:
+            latents = scheduler.step(prediction, timestep, latents, **draws).prev_sample
         if after_step is not None:
             latents = after_step(latents, _state(scheduler, timesteps, done))
         if on_step is not None:
@@ -143,6 +152,33 @@ def _timesteps_from(scheduler: Any, first: int) -> Tensor:
         return timesteps[first * scheduler.order :]
     levels = torch.cat([timesteps[:1], timesteps[2:]])[first:]  # pndm passes its second level twice, wherever it begins
     return torch.cat([levels[:2], levels[1:2], levels[2:]])
+
+
+def _plain_step(scheduler: Any, prediction: Tensor, latents: Tensor, *, is_velocity: bool) -> Tensor:
+    """The first step of a method of second order, by Euler's. The scheduler, not told of it, goes on behind it."""
+    level, following = float(scheduler.sigmas[0]), float(scheduler.sigmas[scheduler.order])
+    scheduler.set_begin_index(scheduler.order)
+    return latents + slope(prediction, latents, level, is_velocity=is_velocity) * (following - level)
+
+
+def slope(prediction: Tensor, latents: Tensor, level: float, *, is_velocity: bool) -> Tensor:
+    """Of the latents by the noise level: the noise that is in them. Shape of the latents.
+
+    Args:
+        prediction: For latents that were scaled for the model.
+        latents: As samplers of noise levels have them, the noise unscaled.
+        level: Of the noise.
+        is_velocity: What is predicted is the velocity.
+    """
+    if not is_velocity:
+        return prediction
+    clean = latents / (level**2 + 1) - prediction * (level / _scale(level))
+    return (latents - clean) / level
+
+
+def _scale(level: Tensor | float) -> float:
+    """Deviation of latents with so much noise."""
+    return math.sqrt(float(level) ** 2 + 1)
 
 
 def _state(scheduler: Any, timesteps: Tensor, done: int) -> StepState:

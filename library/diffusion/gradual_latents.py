@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from library.diffusion.betas import PUBLISHED, BetaSchedule
-from library.diffusion.ddpm_samplers import build_scheduler
+from library.diffusion.ddpm_samplers import build_scheduler, slope
 from library.diffusion.samplers import guided
 from library.errors import OptionError
 from library.rng import torch_stream
@@ -136,12 +136,12 @@ def sample_growing(
     for step, timestep in enumerate(timesteps):
         rows = latents / math.sqrt(levels[step] ** 2 + 1)
         prediction = guided(predict, rows, timestep, guidance_scale)
-        slope = _slope(prediction, latents, levels[step], is_velocity=is_velocity)
+        noise_in = slope(prediction, latents, levels[step], is_velocity=is_velocity)
         size = sizes[min(step + 1, len(sizes) - 1)]
         grows = size != sizes[step]
         lower, added = _ancestral(levels[step], levels[step + 1]) if is_ancestral or grows else (levels[step + 1], 0.0)
         change = lower - levels[step]
-        latents = _grown(latents, slope * change, size, growth.unsharp) if grows else latents + slope * change
+        latents = _grown(latents, noise_in * change, size, growth.unsharp) if grows else latents + noise_in * change
         if added:
             latents = latents + _drawn(draws, latents) * (added * (growth.noise_scale if grows else 1.0))
         if on_step is not None:
@@ -151,14 +151,6 @@ def sample_growing(
 
 def _side(side: int, ratio: float) -> int:
     return side if ratio >= 1 else min(max(int(side * ratio) // _MULTIPLE * _MULTIPLE, _MULTIPLE), side)
-
-
-def _slope(prediction: Tensor, latents: Tensor, level: float, *, is_velocity: bool) -> Tensor:
-    """Of the latents by the noise level: the noise that is in them."""
-    if not is_velocity:
-        return prediction
-    clean = latents / (level**2 + 1) - prediction * (level / math.sqrt(level**2 + 1))
-    return (latents - clean) / level
 
 
 def _ancestral(level: float, following: float) -> tuple[float, float]:
