@@ -33,6 +33,7 @@ from library.records import ImageRecord
 from library.rng import normal_per_sample
 from library.training.encoding.encoder_turns import EncoderTurns
 from library.training.encoding.encoding_setup import EncodingSetup
+from library.training.encoding.unread_words import captions_of, tell_unread_words
 from library.training.sampling.new_prompts import entries_of_prompts, text_origin
 
 if TYPE_CHECKING:
@@ -47,11 +48,14 @@ T = TypeVar("T")
 
 @torch.no_grad()
 def encode_pictures(family: ModelFamily, vae: nn.Module, images: Tensor, seeds: Sequence[int]) -> Tensor:
-    """Scaled latents of images [B, 3, H, W], as a cache keeps them; each picture's draw has its own seed."""
+    """Scaled latents of images [B, 3, H, W], as a cache keeps them; each picture's draw has its own seed.
+
+    Some VAEs put channels last in memory. The denoiser would go on so, and round otherwise than on cached latents.
+    """
     cells = family.pixels_per_latent
     shape = (family.latent_channels, images.shape[-2] // cells, images.shape[-1] // cells)
     noise = send(normal_per_sample(seeds, shape), images.device)
-    return stored_precision(family.encode_images(vae, images, noise))
+    return stored_precision(family.encode_images(vae, images, noise)).contiguous()
 
 
 class LatentCaching:
@@ -175,7 +179,6 @@ class TextCaching:
         texts: Gives the states of a record's caption, after `fill`.
         missing: {entry id: why it has to be made}.
         missing_prompts: Likewise.
-        tokenizers: Of the encoders, after `prepare`; None where nothing is missing.
     """
 
     def __init__(
@@ -203,7 +206,7 @@ class TextCaching:
         found = find_texts(ids, plan.records, new, reader=setup.npz_reader(self.names)) if new else {}
         self.missing = setup.adopt(self.cache, missing, found, "text")
         self.missing_prompts = setup.missing(self.prompt_cache)
-        self.tokenizers: Any = None
+        self._tokenizers: Any = None
 
     @property
     def is_complete(self) -> bool:
@@ -219,8 +222,11 @@ class TextCaching:
         """
         self.cache.probe(self.missing)
         self.prompt_cache.probe(self.missing_prompts)
-        if not self.is_complete and self.tokenizers is None:
-            self.tokenizers = self.setup.family.load_tokenizers(self.setup.files, self.names)
+        if not self.is_complete and self._tokenizers is None:
+            family, files = self.setup.family, self.setup.files
+            self._tokenizers = family.load_tokenizers(files, self.names)
+            if all(name in self.names or not family.has_encoder(files, name) for name in family.encoder_names):
+                tell_unread_words(family, self._tokenizers, captions_of(self.setup.plan), list(self._prompts))
 
     def fill(self) -> tuple[CachedTexts, Mapping[str, Mapping[str, Tensor]]]:
         """The cache, complete, and the states of each prompt by its text."""
@@ -244,7 +250,7 @@ class TextCaching:
             if missing
         ]
         own = [ids for job in jobs for ids in setup.own_batches(job.cache, job.batches)]
-        turns = EncoderTurns(setup, self.names, self.tokenizers, [[text_of[i] for i in ids] for ids in own])
+        turns = EncoderTurns(setup, self.names, self._tokenizers, [[text_of[i] for i in ids] for ids in own])
 
         def load(ids: Sequence[str]) -> list[str]:
             return [text_of[entry_id] for entry_id in ids]

@@ -112,9 +112,8 @@ class Encoders:
         for caching in (latents, texts):
             if caching is not None:
                 caching.prepare()
-        known = {**(tokenizers or {}), **(texts.tokenizers or {} if texts is not None else {})}
-        if known.keys() == set(present):
-            tell_unread_words(self.family, known, captions_of(self.plan), self.prompts)
+        if live == present and tokenizers is not None:
+            tell_unread_words(self.family, tokenizers, captions_of(self.plan), self.prompts)
         prompts: Mapping[str, Mapping[str, Tensor]] = {}
         if latents is not None:
             self.latents = latents.fill()

@@ -54,7 +54,7 @@ def test_latents_of_one_picture_are_those_of_its_batch(family, dtype):
     seeds = [11, 12, 13]
     batch = encode_pictures(family, vae, images, seeds)
     alone = torch.cat([encode_pictures(family, vae, images[i : i + 1], seeds[i : i + 1]) for i in range(3)])
-    assert batch.dtype == torch.bfloat16
+    assert batch.dtype == torch.bfloat16 and batch.is_contiguous()  # the layout changes how a denoiser rounds
     torch.testing.assert_close(alone, batch, rtol=0.02, atol=0.02)
     other = encode_pictures(family, vae, images, [21, 22, 23])
     assert (other.float() - batch.float()).abs().max() > 0.1
