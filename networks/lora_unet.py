@@ -54,7 +54,16 @@ def check_network_args(
     rank = default_rank(network_dim)
     if not trains_text_encoders and not (trains_denoiser and plan_denoiser(names, args, rank, None)):
         raise OptionError(nothing_to_train())
+    _tell_idle(kwargs, trains_text_encoders=trains_text_encoders, trains_denoiser=trains_denoiser)
     return args
+
+
+def _tell_idle(kwargs: Mapping[str, object], *, trains_text_encoders: bool, trains_denoiser: bool) -> None:
+    """Warn of arguments for a part that does not train."""
+    if not trains_denoiser and (idle := [name for name in kwargs if name in _OF_DENOISER]):
+        logger.warning("--network_args %s: no effect with --network_train_text_encoder_only.", ", ".join(idle))
+    if not trains_text_encoders and "loraplus_text_encoder_lr_ratio" in kwargs:
+        logger.warning("--network_args loraplus_text_encoder_lr_ratio: no effect with --network_train_unet_only.")
 
 
 def check_network_file(
@@ -217,6 +226,12 @@ _CHOOSE_MODULES = (
     "conv_block_dims",
     "conv_block_alphas",
     "network_reg_dims",
+)
+
+
+_OF_DENOISER = (
+    *(name for name in _CHOOSE_MODULES if name != "network_reg_dims"),
+    *("down_lr_weight", "mid_lr_weight", "up_lr_weight", "block_lr_zero_threshold", "loraplus_unet_lr_ratio"),
 )
 
 

@@ -64,6 +64,8 @@ class NetworkOptions(OptionGroup):
                 "--network_train_unet_only and --network_train_text_encoder_only leave nothing to train. "
                 "Keep one of them, or none to train both."
             )
+        if self.network_dropout == 1:
+            yield "--network_dropout must be below 1: at 1 nothing is left to train."
         if self.dim_from_weights and self.network_weights is None:
             yield "--dim_from_weights needs --network_weights."
         if self.text_encoder_lr is not None and len(self.text_encoder_lr) > 3:

@@ -167,6 +167,18 @@ def test_nothing_to_train_is_an_error():
         check_network_args({}, model=XL, network_dim=0)
 
 
+def test_arguments_for_what_does_not_train_are_warned_of(caplog):
+    given = {"conv_dim": "2", "up_lr_weight": "1", "loraplus_text_encoder_lr_ratio": "2", "network_reg_dims": "te=2"}
+    check_network_args(given, model=XL)
+    assert not caplog.records
+    check_network_args(given, model=XL, trains_denoiser=False)
+    check_network_args(given, model=XL, trains_text_encoders=False)
+    assert [record.getMessage().partition(" ")[2] for record in caplog.records] == [
+        "conv_dim, up_lr_weight: no effect with --network_train_text_encoder_only.",
+        "loraplus_text_encoder_lr_ratio: no effect with --network_train_unet_only.",
+    ]
+
+
 def test_the_module_for_sd3_refuses_other_models():
     from networks import lora_sd3
 

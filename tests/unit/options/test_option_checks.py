@@ -55,6 +55,7 @@ def parse(*argv: str) -> Sd3NetworkOptions:
         ("--text_encoder_lr 1e-4 -1", "--text_encoder_lr must be at least 0, got -1."),
         ("--text_encoder_lr 1 1 1 1", "--text_encoder_lr takes at most 3 rates, got 4."),
         ("--network_train_unet_only --network_train_text_encoder_only", "leave nothing to train"),
+        ("--network_dropout=1", "--network_dropout must be below 1"),
         ("--dim_from_weights", "--dim_from_weights needs --network_weights."),
         ("--base_weights a --base_weights_multiplier 1 2", "--base_weights_multiplier has 2 numbers for 1 files"),
         ("--network_args rank_dropout", "--network_args takes items of the form key=value, got 'rank_dropout'."),
