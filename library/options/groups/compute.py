@@ -44,7 +44,7 @@ class ComputeOptions(OptionGroup):
 
     @property
     def _switches(self) -> tuple[str, ...]:
-        return ("sdpa", "mem_eff_attn", "xformers", "flash_attn")
+        return ("sdpa", "xformers", "flash_attn")
 
     def check(self) -> Iterator[str]:
         asked = [f"--{name}" for name in self._switches if getattr(self, name)]
@@ -54,11 +54,13 @@ class ComputeOptions(OptionGroup):
             yield "--torch_compile with --dynamo_backend no compiles nothing. Leave one of them out."
 
     def without_effect(self) -> Iterator[tuple[str, str]]:
+        if self.attention_package:
+            yield "mem_eff_attn", f"--{self.attention_package} goes before it"
         if not self.torch_compile and self.dynamo_backend != "no":
             yield "dynamo_backend", "without --torch_compile"
 
     def remarks(self) -> Iterator[str]:
-        if self.mem_eff_attn:
+        if self.mem_eff_attn and not self.attention_package:
             yield "--mem_eff_attn means --sdpa."
 
 

@@ -197,6 +197,8 @@ class DatasetOptions(OptionGroup):
         if self.dataset_config is not None:
             for name in ("train_data_dir", "reg_data_dir", "in_json"):
                 yield name, "the --dataset_config file names the pictures"
+        elif self.train_data_dir is not None and self.in_json is None:
+            yield "dataset_repeats", "the folders in --train_data_dir say in their names how often they are seen"
 
 
 class HasDataset(Protocol):

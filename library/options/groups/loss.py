@@ -36,7 +36,11 @@ class LossOptions(OptionGroup):
         None, "Lowest timestep that is trained. Not set means 0.", unit="0-999", minimum=0, maximum=999
     )
     max_timestep: int | None = opt(
-        None, "Timesteps are below this. Not set means 1000.", unit="1-1000", minimum=1, maximum=1000
+        None,
+        "Timesteps are below this, or are this if the lowest is the same. Not set means 1000.",
+        unit="1-1000",
+        minimum=1,
+        maximum=1000,
     )
     prior_loss_weight: float = opt(1.0, "Factor on the loss of regularisation pictures.", minimum=0)
     masked_loss: bool = opt(
@@ -91,8 +95,8 @@ class LossOptions(OptionGroup):
 
     def check(self) -> Iterator[str]:
         low, high = self.timestep_range
-        if low >= high:
-            yield f"--min_timestep {low} must be below --max_timestep {high}: timesteps stay below the second."
+        if low > high:
+            yield f"--min_timestep {low} may not be above --max_timestep {high}: timesteps lie between them."
 
     def without_effect(self) -> Iterator[tuple[str, str]]:
         if self.loss_type not in ("huber", "smooth_l1"):

@@ -158,7 +158,9 @@ def _factor_schedule(
     schedule = read_schedule(name, num_steps=num_steps, warmup=warmup, options=options, base_rate=base_rate)
     if schedule.warmup and schedule.warmup >= num_steps:
         logger.warning(
-            "--lr_warmup_steps %s: the run has only %d steps, so the full rate is never reached.", warmup, num_steps
+            "--lr_warmup_steps %s: the run has only %s, so the full rate is never reached.",
+            warmup,
+            "1 step" if num_steps == 1 else f"{num_steps} steps",
         )
     return LambdaLR(optimizer, lambda step: schedule.factor(step))
 

@@ -48,7 +48,7 @@ def parse(*argv: str) -> Sd3NetworkOptions:
         ("--save_every_n_epochs=-1", "--save_every_n_epochs must be at least 1"),
         ("--blocks_to_swap=-1", "--blocks_to_swap must be at least 0"),
         ("--max_timestep=1001", "--max_timestep must be between 1 and 1000"),
-        ("--min_timestep=500 --max_timestep=500", "--min_timestep 500 must be below --max_timestep 500: timesteps"),
+        ("--min_timestep=501 --max_timestep=500", "--min_timestep 501 may not be above --max_timestep 500: timesteps"),
         ("--noise_offset=-0.1", "--noise_offset must be at least 0, got -0.1."),
         ("--v_pred_like_loss=-1", "--v_pred_like_loss must be at least 0, got -1."),
         ("--mode_scale=3 --weighting_scheme=mode", "--mode_scale must be between -1 and 1.75"),
@@ -197,6 +197,18 @@ def test_defaults_and_used_options_warn_of_nothing():
 
 def test_mem_eff_attn_is_one_line_of_its_own():
     assert parse("--mem_eff_attn").warnings == ("--mem_eff_attn means --sdpa.",)
+
+
+def test_xformers_goes_before_mem_eff_attn_as_guides_give_both():
+    (warning,) = parse("--mem_eff_attn", "--xformers").warnings
+    assert warning.endswith("--mem_eff_attn (--xformers goes before it).")
+
+
+def test_repeats_of_pictures_have_no_effect_beside_folders_that_name_their_own():
+    argv = [word for word in NEEDED if "dataset_config" not in word]
+    argv += ["--train_data_dir=pictures", "--resolution=64", "--dataset_repeats=3"]
+    (warning,) = parse_options(Sd3NetworkOptions, argv, **NETWORK_SCRIPT).warnings
+    assert "--dataset_repeats (the folders in --train_data_dir" in warning
 
 
 def test_options_do_not_change():
