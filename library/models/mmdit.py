@@ -437,4 +437,4 @@ class MMDiT(nn.Module):
     def _arithmetic_dtype(self, device: torch.device) -> torch.dtype:
         if torch.is_autocast_enabled(device.type):
             return torch.get_autocast_dtype(device.type)
-        return self.x_embedder.proj.weight.dtype
+        return next(self.parameters()).dtype  # of a layer or, where adapters hold its weight, of its bias
