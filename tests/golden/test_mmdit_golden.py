@@ -54,7 +54,7 @@ def test_output_equals_the_stored_one(variant, case, stored):
         expected = stored[f"{name}.case{case}.output{positions}{SECOND.get(name, '')}"]
         with torch.no_grad():
             output = model(latents, *others, positions=window)
-        torch.testing.assert_close(output, expected, rtol=0, atol=2e-4)
+        torch.testing.assert_close(output, expected, rtol=5e-5, atol=2e-4)  # 2.1e-4 of 3.6 on another processor
 
 
 @pytest.mark.parametrize("is_checkpointed", [False, True])
