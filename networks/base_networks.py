@@ -7,26 +7,19 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from library.errors import CheckpointError
 from library.memory_use import is_out_of_memory
+from networks.other_packages import PACKAGE_FAULTS, is_lycoris, is_ours, merge_lycoris, with_alpha_of_rank
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-PACKAGE_FAULTS = (AttributeError, KeyError, TypeError, ValueError, AssertionError, RuntimeError)
-"""What modules of other packages raise of arguments and files that they cannot use."""
-
 _OF_LORA = (".lora_down.weight", ".lora_up.weight", ".alpha")
-# of LoHa and LoKr: what has as many rows as the rank, and the factors of which one is scaled
-_DECOMPOSED = {
-    ".hada_w1_b": (".hada_w1_a",),
-    ".lokr_w1_b": (".lokr_w1", ".lokr_w1_a"),
-    ".lokr_w2_b": (".lokr_w1", ".lokr_w1_a"),
-}
 
 
 def module_of_file(keys: Collection[str], module: ModuleType) -> ModuleType:
@@ -40,7 +33,7 @@ def module_of_file(keys: Collection[str], module: ModuleType) -> ModuleType:
 
 def merge_base_network(
     module: ModuleType,
-    what: str,
+    path: Path,
     tensors: Mapping[str, Tensor],
     multiplier: float,
     encoders: nn.Module | list[nn.Module],
@@ -53,8 +46,8 @@ def merge_base_network(
 
     Args:
         module: From `module_of_file`.
-        what: The option and the file, for messages.
-        tensors: Content of the file.
+        path: The file, for messages.
+        tensors: Its content.
         multiplier: Strength of the network.
         encoders: The text encoders that are there, as network modules take them.
         denoiser: The model that is trained.
@@ -62,54 +55,23 @@ def merge_base_network(
         device: Where changes are computed.
 
     Raises:
-        CheckpointError: The module cannot make a network of it, or leaves a part of it out.
+        CheckpointError: The module cannot merge it, or would leave a part of it out.
     """
-    is_ours = module.__name__.startswith("networks.")
-    tensors = tensors if is_ours else with_alpha_of_rank(tensors)
+    name, what = module.__name__, f"--base_weights {path}"
     try:
+        tensors = with_alpha_of_rank(tensors) if is_lycoris(name) else tensors
         made = module.create_network_from_weights(
-            multiplier, what, None, encoders, denoiser, weights_sd=tensors, for_inference=True
+            multiplier, str(path), None, encoders, denoiser, weights_sd=tensors, for_inference=True
         )
+        network, weights = made if isinstance(made, tuple) else (made, tensors)
+        if is_lycoris(name):
+            merge_lycoris(network, what, name, tensors, multiplier)
+        else:
+            network.merge_to(encoders, denoiser, weights, dtype, device)
     except PACKAGE_FAULTS as error:
-        if is_ours or is_out_of_memory(error):
+        if is_ours(name) or is_out_of_memory(error):
             raise
         raise CheckpointError(
-            f"{what}: {module.__name__} cannot make a network of it ({type(error).__name__}: {error}). "
+            f"{what}: {name} cannot merge it ({type(error).__name__}: {error}). "
             "Leave it out, or merge it into the model with another tool."
         ) from error
-    network, weights = made if isinstance(made, tuple) else (made, None)
-    if not hasattr(network, "unet_loras"):
-        network.merge_to(encoders, denoiser, weights, dtype, device)
-        return
-    # lycoris-lora 4.1 merges at strength 1, whatever the network's strength is, and passes over what it does not find
-    parts = [*network.text_encoder_loras, *network.unet_loras]
-    _refuse_left_over(tensors, [part.lora_name for part in parts], what, module.__name__)
-    for part in parts:
-        part.merge_to(multiplier)
-
-
-def with_alpha_of_rank(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """LoHa and LoKr that say the same with an alpha that is the rank; the rest as it is.
-
-    lycoris-lora 4.1 merges them at (alpha / rank) squared, where training has alpha / rank.
-    """
-    import torch
-
-    same = dict(tensors)
-    for end, scaled in _DECOMPOSED.items():
-        for name in [key.removesuffix(end) for key in tensors if key.endswith(end)]:
-            alpha, rank = float(same.get(f"{name}.alpha", 0.0)), tensors[name + end].shape[0]
-            factor = next((name + other for other in scaled if name + other in same), None)
-            if alpha and factor is not None and f"{name}.lokr_t2" not in same:
-                same[factor] = same[factor].float() * (alpha / rank)
-                same[f"{name}.alpha"] = torch.tensor(float(rank))
-    return same
-
-
-def _refuse_left_over(tensors: Mapping[str, Any], made: Collection[str], what: str, module: str) -> None:
-    names = {key.partition(".")[0] for key in tensors}
-    if left := sorted(names - set(made)):
-        raise CheckpointError(
-            f"{what}: {module} finds no layer for {len(left)} of its {len(names)} modules ({', '.join(left[:3])}). "
-            "Give a file that was trained for this model and under the names of its layers."
-        )

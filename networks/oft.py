@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from library.errors import OptionError
+from library.errors import CheckpointError, OptionError
 from library.log import get_logger
 from networks.oft_file import check_fit, groups_by_name
 from networks.oft_targets import (
@@ -24,6 +24,7 @@ from networks.oft_targets import (
 )
 from networks.targets import ModelOutline, PlannedModule, adapter_name
 from networks.unet_layers import UnetNames
+from networks.weights import describe_file
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor, nn
@@ -98,6 +99,8 @@ def check_network_file(
     Raises:
         CheckpointError: It is no OFT network, is for another model, or does not fit the network.
     """
+    if model is None or model.family == "sd3":
+        raise CheckpointError(f"{what} is {describe_file(shapes)}, which is for a U-Net; the model is SD3. {_NO_PLACE}")
     names, outputs = _outline(model)
     found = groups_by_name(shapes, what, names, outputs)
     if args is None:
@@ -229,6 +232,7 @@ def _layers(unet: nn.Module) -> tuple[UnetNames, dict[str, nn.Module]]:
     return names, dict(zip(names.published, layers.values(), strict=True))
 
 
+_NO_PLACE = "Leave it out, or give a file that was trained for this model."
 _OTHER_FAMILY = "--network_module networks.oft is for the U-Nets of SD1, SD2 and SDXL. Use networks.lora for others."
 
 

@@ -14,6 +14,7 @@ from library.errors import CheckpointError, EnvironmentFault, OptionError, UserE
 from library.generation.options.network import DrawingNetworkOptions
 from library.generation.record import NetworkUse
 from library.log import get_logger
+from networks.other_packages import is_lycoris
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -198,7 +199,7 @@ def _module(name: str) -> ModuleType:
     try:
         module = importlib.import_module(name)
     except (ImportError, TypeError, ValueError) as error:
-        if isinstance(error, ModuleNotFoundError) and name.startswith("lycoris"):
+        if isinstance(error, ModuleNotFoundError) and is_lycoris(name):
             raise EnvironmentFault(
                 f"--network_module {name} needs a package that is not installed ({error}). Install it by `pip install "
                 "lycoris-lora`."

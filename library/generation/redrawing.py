@@ -20,6 +20,7 @@ from library.generation.supply import AskedPrompt, PromptSupply
 from library.log import get_logger
 from library.options.spec import group_options
 from library.options.spec import options_of as options_of_script
+from networks.other_packages import is_lycoris, is_ours
 
 logger = get_logger(__name__)
 
@@ -28,7 +29,6 @@ _OF_PROMPT = {  # {option: what of a record it stands for}
     **{"W": "width", "H": "height", "seed": "seed"},
 }
 _FAMILIES = ("sd", "sdxl", "sd3")
-_PROGRAMS = ("networks.", "lycoris.")  # how the names of modules begin that a picture may choose
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ def _refuse_programs(said: Mapping[str, Any]) -> None:
             "--highres_fix_upscaler too, if you trust it."
         )
     for module in said.get("network_module") or ():
-        if not module.startswith(_PROGRAMS):
+        if not (is_ours(module) or is_lycoris(module)):
             raise OptionError(
                 f"it was drawn with the network module {module}, a program that may do anything. Give "
                 "--network_weights and --network_module too, if you trust it."

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from library.errors import EnvironmentFault, OptionError
 from library.options.groups import MemoryOptions
+from networks.other_packages import is_lycoris, is_on, is_ours
 
 
 def check_base_format(
@@ -28,7 +29,7 @@ def check_base_format(
     if memory.weights_format is None:
         return
     flag = _flag(memory)
-    if network_module is not None and not network_module.startswith("networks."):
+    if network_module is not None and not is_ours(network_module):
         _check_bypass(flag, network_module, network_args or {})
     if memory.weights_format == "nf4":
         _import_bitsandbytes(flag)
@@ -40,26 +41,21 @@ def _flag(memory: MemoryOptions) -> str:
 
 
 def _check_bypass(flag: str, module: str, args: Mapping[str, str]) -> None:
-    if module != "lycoris.kohya":
+    if not is_lycoris(module):
         raise OptionError(
             f"{flag} cannot be used with --network_module {module}, which may compute with the weights themselves. "
             "Use networks.lora, or leave it out."
         )
-    if _is_on(args, "dora_wd"):
+    if is_on(args, "dora_wd"):
         raise OptionError(
             f"{flag} cannot be used with --network_args dora_wd={args['dora_wd']}, which needs the norms of the "
             "weights themselves. Leave one of them out."
         )
-    if not _is_on(args, "bypass_mode"):
+    if not is_on(args, "bypass_mode"):
         raise OptionError(
-            f"{flag}: lycoris.kohya would compute with the bits of the weights. Add bypass_mode=True to "
+            f"{flag}: {module} would compute with the bits of the weights. Add bypass_mode=True to "
             "--network_args, or use networks.lora."
         )
-
-
-def _is_on(args: Mapping[str, str], name: str) -> bool:
-    """As lycoris reads its switches."""
-    return args.get(name, "False").lower() != "false"
 
 
 def _import_bitsandbytes(flag: str) -> None:

@@ -156,9 +156,12 @@ class FullTrainer(Trainer):
         trained = [encoder for encoder in self.options.encoders if encoder.name in names]
         end = max((last if encoder.num_steps is None else encoder.num_steps for encoder in trained), default=last)
         if end < last and not any(self._denoiser_rates()):
+            steps = f"step {last}" if end + 1 == last else f"steps {end + 1} to {last}"
+            is_by_block = self.options.full.block_rates is not None
+            rates = "rates above 0 in --block_lr" if is_by_block else "a --learning_rate above 0"
             raise OptionError(
-                f"--stop_text_encoder_training {end}: nothing else trains, so nothing is left to train in steps "
-                f"{end + 1} to {last} of the run. Give a --learning_rate above 0, or leave it out and train less long."
+                f"--stop_text_encoder_training {end}: nothing else trains, so nothing is left to train in {steps} of "
+                f"the run. Give {rates}, leave --stop_text_encoder_training out, or end the run at step {end}."
             )
 
     def _denoiser_rates(self) -> tuple[float, ...]:

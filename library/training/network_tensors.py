@@ -11,7 +11,7 @@ from library.errors import CheckpointError
 from library.log import get_logger
 from library.memory_use import is_out_of_memory
 from library.training.network_module import pickled_network
-from networks.base_networks import PACKAGE_FAULTS
+from networks.other_packages import PACKAGE_FAULTS, is_ours
 
 if TYPE_CHECKING:
     import torch
@@ -80,7 +80,7 @@ def _as_package_loads(network: Any, path: Path, module: str) -> object:
     try:
         return network.load_weights(str(path))
     except PACKAGE_FAULTS as error:
-        if module.startswith("networks.") or is_out_of_memory(error):
+        if is_ours(module) or is_out_of_memory(error):
             raise
         reason = " ".join(str(error).split())[:_REASON]
         raise CheckpointError(

@@ -24,7 +24,8 @@ from library.training.network_tensors import load_network_file, load_network_ten
 from library.training.optimization.optimizers import split_key_values
 from library.training.saving.saver import is_average
 from library.training.trainer import Trainer
-from networks.base_networks import PACKAGE_FAULTS, merge_base_network, module_of_file
+from networks.base_networks import merge_base_network, module_of_file
+from networks.other_packages import PACKAGE_FAULTS, change_at_strength_0, is_ours
 
 if TYPE_CHECKING:
     import torch
@@ -89,10 +90,10 @@ class NetworkTrainer(Trainer):
     def _refuse_no_way_back(self) -> None:
         """A network that changes the model at strength 0 too cannot show what the model does without it."""
         is_asked = any(subset.preserves_output for spec in self.plan.specs for subset in spec.subsets)
-        if is_asked and self.network_args.get("dora_wd", "False").lower() != "false":
+        if is_asked and (name := change_at_strength_0(self.network_args)):
             raise OptionError(
                 f"{self.plan.source}: diff_output_preservation needs the model without the network, which "
-                "--network_args dora_wd changes at strength 0 too. Leave one of them out."
+                f"--network_args {name} changes at strength 0 too. Leave one of them out."
             )
 
     def _refuse_what_cannot_be_saved(self) -> None:
@@ -100,9 +101,9 @@ class NetworkTrainer(Trainer):
         is_lora = getattr(self.module, "IS_LORA", None)  # False: what it makes is no product of two factors
         if self.options.network.scale_weight_norms and is_lora is False:
             raise OptionError(f"--scale_weight_norms has no place in --network_module {module}. Leave it out.")
-        if self.options.network.verify_export and (is_lora is False or not module.startswith("networks.")):
+        if self.options.network.verify_export and (is_lora is False or not is_ours(module)):
             raise OptionError(f"--verify_export knows files of LoRA only, not those of {module}. Leave it out.")
-        if self.options.layout == "diffusers" and (is_lora is False or not module.startswith("networks.")):
+        if self.options.layout == "diffusers" and (is_lora is False or not is_ours(module)):
             raise OptionError(
                 f"--save_model_as diffusers: files of {module} have no layout that diffusers loads. Use safetensors."
             )
@@ -169,7 +170,7 @@ class NetworkTrainer(Trainer):
             return self._call_network_module(encoders)
         except PACKAGE_FAULTS as error:
             name = self.options.network.network_module
-            if name.startswith("networks.") or is_out_of_memory(error):
+            if is_ours(name) or is_out_of_memory(error):
                 raise
             reason = f"{type(error).__name__}: {error}"
             raise OptionError(
@@ -211,7 +212,7 @@ class NetworkTrainer(Trainer):
             header = read_any_header(path, "--base_weights", allow_pickle=True, is_told=True)
             merge_base_network(
                 module_of_file(header.tensors, self.module),
-                f"--base_weights {path}",
+                path,
                 read_any_tensors(header),
                 multiplier,
                 encoders,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from library.options.spec import options_of
 from library.training.processes import num_processes
+from networks.other_packages import is_ours
 
 if TYPE_CHECKING:
     from torch import nn
@@ -66,7 +67,7 @@ def why_not_shared(trainers: Sequence[NetworkTrainer]) -> str | None:
         return "--fit chooses settings for each training"
     if options.compute.torch_compile:
         return "--torch_compile compiles the layers together with the adapters of one training"
-    if not str(options.network.network_module).startswith("networks."):
+    if not is_ours(str(options.network.network_module)):
         return f"adapters of {options.network.network_module} cannot be taken off the layers"
     for trainer in trainers[1:]:
         for name in base_options(options):

@@ -141,6 +141,9 @@ def test_other_families_are_refused(mmdit):
         oft.create_network(1.0, 4, 0.1, None, [], mmdit)
     with pytest.raises(OptionError, match="Use networks.lora for others"):
         oft.check_network_args({}, model=ModelOutline("sd3", {}, 3))
+    with pytest.raises(CheckpointError, match=r"^--base_weights a is an OFT network, .* the model is SD3\. Leave"):
+        shapes = {"oft_unet_a.oft_blocks": (2, 2, 2)}
+        oft.check_network_file(shapes, "--base_weights a", model=ModelOutline("sd3", {}, 3))
 
 
 def test_dropout_wrong_groups_and_norms_are_refused(create, small_unets):

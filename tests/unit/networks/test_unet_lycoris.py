@@ -1,6 +1,7 @@
 """lycoris.kohya from the lycoris-lora package: it finds the layers of our U-Net and writes names that readers know."""
 
 import importlib
+from pathlib import Path
 
 import pytest
 import torch
@@ -149,7 +150,7 @@ def full():
 
 def merge(model, tensors, multiplier):
     module = module_of_file(tensors, importlib.import_module("lycoris.kohya"))
-    merge_base_network(module, "--base_weights a", tensors, multiplier, [], model, dtype=torch.float32, device="cpu")
+    merge_base_network(module, Path("a"), tensors, multiplier, [], model, dtype=torch.float32, device="cpu")
 
 
 @pytest.mark.parametrize("multiplier", [1.0, -0.5])
