@@ -24,6 +24,7 @@ from library.options.spec import ConfigOptions, OptionGroup, ScriptText, group_c
 from tools.family_options import AnyFamilyOptions
 
 _FOR_TRAINING = "for training"
+_FOR_TRAINING_ONLY = "what is cached does not depend on it"
 _FOR_FLUX = "for FLUX"
 _FOR_OTHER_CACHE = "for the other cache"
 
@@ -70,6 +71,7 @@ class CachingToolOptions(AnyFamilyOptions):
     of_flux: FluxOptions = field(default_factory=FluxOptions)
 
     leading: ClassVar[tuple[str, ...]] = ("caching", "model")
+    of_programs: ClassVar[Mapping[str, str]] = dict.fromkeys(NetworkScriptOptions.of_programs, _FOR_TRAINING_ONLY)
     required: ClassVar[tuple[str | tuple[str, ...], ...]] = tuple(
         name for name in NetworkScriptOptions.required if name not in _NEEDED_FOR_TRAINING
     )

@@ -12,10 +12,6 @@ from library.options.option import NOWHERE, Option, nearest_hint
 from library.options.toml_file import line_of, read_toml
 
 ABOUT_FILES = ("config_file", "output_config")  # these two stay on the command line
-OF_PROGRAMS = {  # keys that programs with windows write beside the options, which change nothing: what does
-    "epoch": "--max_train_steps or --max_train_epochs says how long",
-    "noise_offset_type": "the noise is what --noise_offset and --multires_noise_iterations say",
-}
 
 
 def config_path(given: Path) -> Path:
@@ -24,7 +20,10 @@ def config_path(given: Path) -> Path:
 
 
 def read_config_file(
-    path: Path, options: Mapping[str, Option], elsewhere: Mapping[str, str] = NOWHERE
+    path: Path,
+    options: Mapping[str, Option],
+    elsewhere: Mapping[str, str] = NOWHERE,
+    of_programs: Mapping[str, str] = NOWHERE,
 ) -> tuple[dict[str, object], list[str], list[str]]:
     """Read options from TOML. One level of tables is flattened; the names of tables mean nothing.
 
@@ -32,6 +31,7 @@ def read_config_file(
         path: The file.
         options: The script's options by name.
         elsewhere: {option of neighbouring scripts: what to do here instead}.
+        of_programs: {key that other programs write beside the options, which changes nothing: why}.
 
     Returns:
         Typed values by option name (None where an empty text means "not given"), problems and warnings, one sentence
@@ -57,8 +57,8 @@ def read_config_file(
             problems.append(f"{place}{key} belongs on the command line, not in the file.")
         elif option is None and key in elsewhere:
             problems.append(f"{place}{key} is not an option here: {elsewhere[key]}")
-        elif option is None and key in OF_PROGRAMS:
-            warnings.append(f"{place}{key} is no option and changes nothing: {OF_PROGRAMS[key]}.")
+        elif option is None and key in of_programs:
+            warnings.append(f"{place}{key} is no option and changes nothing: {of_programs[key]}.")
         elif option is None:
             problems.append(f"{place}unknown key {key}.{nearest_hint(key, list(options)) or ' See --help.'}")
         else:

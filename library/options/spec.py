@@ -149,6 +149,8 @@ class ScriptOptions:
             dropped before anything is checked; those given are named in a warning.
         preset: Values that the script itself sets, whatever is given.
         elsewhere: {option that only neighbouring scripts have: what to do here instead}, for the error about it.
+        of_programs: {key that programs with windows write beside the options, which changes nothing: why}, for the
+            warning about it in a `--config_file`.
         leading: Fields of the groups that come first in help and documentation.
     """
 
@@ -160,6 +162,7 @@ class ScriptOptions:
     unused: ClassVar[Mapping[str, str]] = {}
     preset: ClassVar[Mapping[str, object]] = {}
     elsewhere: ClassVar[Mapping[str, str]] = {}
+    of_programs: ClassVar[Mapping[str, str]] = {}
     leading: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
@@ -234,7 +237,7 @@ def parse_options(
 
         raise Finished(help_text(options_class, prog=prog, description=description, example=example, ignored=ignored))
     line = read_command_line(argv, options, prog, options_class.elsewhere)
-    in_file, problems, remarks = _config_file_values(line.values, options, options_class.elsewhere)
+    in_file, problems, remarks = _config_file_values(options_class, line.values, options)
     fill_places(line, options, in_file, prog)
     values = {**in_file, **line.values}
     if line.problems or problems:
@@ -344,13 +347,13 @@ def _kind_of(hint: Any) -> tuple[Kind, bool]:
 
 
 def _config_file_values(
-    line_values: Mapping[str, object], options: Mapping[str, Option], elsewhere: Mapping[str, str]
+    options_class: type[ScriptOptions], line_values: Mapping[str, object], options: Mapping[str, Option]
 ) -> tuple[dict[str, object], list[str], list[str]]:
     given = line_values.get("config_file")
     if not isinstance(given, Path) or line_values.get("output_config"):
         return {}, [], []
     try:
-        return read_config_file(config_path(given), options, elsewhere)
+        return read_config_file(config_path(given), options, options_class.elsewhere, options_class.of_programs)
     except OptionError as fault:
         return {}, [str(fault)], []
 

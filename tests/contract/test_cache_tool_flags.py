@@ -131,6 +131,13 @@ def test_options_of_the_other_cache_are_known_and_have_no_effect():
 
 
 @each_tool
+def test_keys_of_programs_with_windows_are_not_told_as_those_of_a_training(tool, tmp_path):
+    (tmp_path / "run.toml").write_text("epoch = 3\n", encoding="utf-8")
+    (line,) = parse(tool, f"{NEEDED} --config_file={tmp_path / 'run.toml'}").warnings
+    assert line.endswith("epoch is no option and changes nothing: what is cached does not depend on it.")
+
+
+@each_tool
 def test_a_name_that_is_in_no_script_is_an_error(tool):
     with pytest.raises(OptionError, match="--cache_status"):
         parse(tool, NEEDED + " --cache_statu")

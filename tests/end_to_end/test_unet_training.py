@@ -156,7 +156,7 @@ def test_the_text_encoder_of_train_db_stops_when_it_is_told_to(training_of: Make
     train = training_of("train_db", "sd1")
     dataset = train.dataset(train.pictures(), batch_size=4)
     flags = ("--stop_text_encoder_training=1", "--max_train_epochs=2", "--optimizer_type=Adafactor")
-    message = r"to train in step 2 of the run\. Give rates above 0 in --block_lr, leave --stop_text_encoder_training out"
+    message = r"train in step 2 of the run\. Give rates above 0 in --block_lr, leave --stop_text_encoder_training out"
     with pytest.raises(OptionError, match=message):
         train.run(dataset, *flags, "--block_lr=" + ",".join("0" * 29))
     run = train.run(dataset, *flags, "--save_every_n_epochs=1")

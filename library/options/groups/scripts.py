@@ -5,7 +5,7 @@ A family adds its own groups and checks by a subclass, and its scripts inherit f
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -79,6 +79,10 @@ class TrainingScriptOptions(CommonOptions):
         "output_dir",
         ("dataset_config", "train_data_dir", "in_json"),
     )
+    of_programs: ClassVar[Mapping[str, str]] = {
+        "epoch": "--max_train_steps or --max_train_epochs says how long",
+        "noise_offset_type": "the noise is what --noise_offset and --multires_noise_iterations say",
+    }
     project: ClassVar[str] = "network_train"
     freezes_model: ClassVar[bool] = False
 

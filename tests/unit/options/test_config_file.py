@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from library.errors import OptionError, OutputError
 from library.families.sd3.options import NETWORK_SCRIPT, Sd3NetworkOptions
+from library.loras.options.resizing import RESIZE_LORA_SCRIPT, ResizeLoraOptions
 from library.options.spec import Finished, parse_options
 
 NEEDED = """
@@ -66,6 +67,12 @@ def test_what_programs_with_windows_write_is_read(tmp_path):
     assert len(told) == 2 and f"{tmp_path / 'run.toml'}, line 1: epoch" in told[0]
     assert "line 2: noise_offset_type" in told[1] and not any("dynamo" in warning for warning in options.warnings)
     assert "compiles nothing" in error_of(tmp_path, 'torch_compile = true\ndynamo_backend = "no"\n' + NEEDED)
+
+
+def test_scripts_that_do_not_train_do_not_know_what_such_programs_write(tmp_path):
+    (tmp_path / "run.toml").write_text("epoch = 3\n", encoding="utf-8")
+    with pytest.raises(OptionError, match="line 1: unknown key epoch"):
+        parse_options(ResizeLoraOptions, [f"--config_file={tmp_path / 'run'}"], **RESIZE_LORA_SCRIPT)
 
 
 def test_a_byte_order_mark_is_accepted(tmp_path):
