@@ -24,15 +24,27 @@ class BetaSchedule:
 
     Attributes:
         kind: One of BETA_SCHEDULES: evenly spaced, squares of evenly spaced roots, or by a squared cosine.
-        first: Beta of the first step, above 0; not for the cosine.
-        last: Beta of the last step, below 1; not for the cosine.
-        values: Every beta, in place of all this; empty for none.
+        first: Beta of the first step, between 0 and 1; not for the cosine.
+        last: Beta of the last step, between 0 and 1; not for the cosine.
+        values: All 1000 betas, each between 0 and 1, in place of all this; empty for none.
+
+    Raises:
+        ValueError: There is no such kind, or a beta is out of its range, or their number is not 1000.
     """
 
     kind: str = "scaled_linear"
     first: float = 0.00085
     last: float = 0.012
     values: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.kind not in BETA_SCHEDULES:
+            raise ValueError(f"kind must be one of {', '.join(BETA_SCHEDULES)}, got {self.kind!r}")
+        if len(self.values) not in (0, NUM_TIMESTEPS):
+            raise ValueError(f"there must be {NUM_TIMESTEPS} values or none, got {len(self.values)}")
+        for beta in (self.first, self.last, *self.values):
+            if not 0 < beta < 1:
+                raise ValueError(f"betas must be between 0 and 1, got {beta}")
 
     def betas(self) -> Tensor:
         """Variance of the noise that each step adds. Shape [1000], float32."""

@@ -52,12 +52,14 @@ _WITH_PREFIX = ("lms", "euler", "euler_a", "dpm_2", "dpm_2_a")  # known as k_lms
 DDPM_SAMPLERS = (*_SCHEDULERS, *(f"k_{name}" for name in _WITH_PREFIX))
 DEFAULT_SAMPLER = "ddim"
 
+Predict = Callable[[Tensor, Tensor], Tensor]
+
 _NEARLY_NOTHING = 2.0**-24  # share of the latents at a last step that has none, for solvers that divide by it
 
 
 @torch.no_grad()
 def sample_ddpm(
-    predict: Callable[[Tensor, Tensor], Tensor],
+    predict: Predict,
     noise: Tensor,
     *,
     sampler: str = DEFAULT_SAMPLER,
@@ -80,7 +82,8 @@ def sample_ddpm(
             R is B. Timesteps lie within 0 and 999 and need not be whole.
         noise: Standard normal. Shape [B, C, h, w].
         sampler: One of DDPM_SAMPLERS.
-        num_steps: At least 1. Samplers of second order predict twice in a step.
+        num_steps: At least 1. Samplers of second order predict twice in a step, but once in the first where the
+            schedule ends in pure noise.
         guidance_scale: How far to go from the negative prediction towards, and past, the prompt's.
         is_velocity: What the model predicts is the velocity.
         is_zero_terminal: Its schedule ends in pure noise.
@@ -108,30 +111,47 @@ def sample_ddpm(
         steps_offset=0 if counts_from_zero else 1,
     )
     scheduler.set_timesteps(num_steps)
-    timesteps = scheduler.timesteps
-    latents = noise.float() * scheduler.init_noise_sigma
-    if start is not None:
-        timesteps = _timesteps_from(scheduler, start.first_step(num_steps))
-        latents = start.latents.float()
-        if len(timesteps):
-            latents = scheduler.add_noise(latents, noise.float(), timesteps[:1])
-    begins_plainly = is_zero_terminal and scheduler.order == 2 and 1 < len(timesteps) == len(scheduler.timesteps)
-    if begins_plainly:
+    latents, timesteps = _beginning(scheduler, noise, start, num_steps)
+    predicted = partial(_predicted, predict, guidance_scale)
+    step = first = partial(_step, scheduler, predicted, _draws(scheduler, seed, len(noise)))
+    if is_zero_terminal and scheduler.order == 2 and 1 < len(timesteps) == len(scheduler.timesteps):
         timesteps = torch.cat([timesteps[:1], timesteps[2:]])
-    draws = _draws(scheduler, seed, len(noise))
+        first = partial(_plain_step, scheduler, predicted, is_velocity=is_velocity)
     for done, timestep in enumerate(timesteps, start=1):
-        is_plain = begins_plainly and done == 1
-        rows = latents / _scale(scheduler.sigmas[0]) if is_plain else scheduler.scale_model_input(latents, timestep)
-        prediction = guided(predict, rows, float(timestep), guidance_scale)
-        if is_plain:
-            latents = _plain_step(scheduler, prediction, latents, is_velocity=is_velocity)
-        else:
-            latents = scheduler.step(prediction, timestep, latents, **draws).prev_sample
+        latents = (first if done == 1 else step)(latents, timestep)
         if after_step is not None:
             latents = after_step(latents, _state(scheduler, timesteps, done))
         if on_step is not None:
             on_step(done, len(timesteps))
     return latents
+
+
+def _beginning(scheduler: Any, noise: Tensor, start: Start | None, num_steps: int) -> tuple[Tensor, Tensor]:
+    """The latents that sampling begins at, and its timesteps."""
+    if start is None:
+        return noise.float() * scheduler.init_noise_sigma, scheduler.timesteps
+    timesteps = _timesteps_from(scheduler, start.first_step(num_steps))
+    latents = start.latents.float()
+    return scheduler.add_noise(latents, noise.float(), timesteps[:1]) if len(timesteps) else latents, timesteps
+
+
+def _predicted(predict: Predict, scale: float, rows: Tensor, timestep: Tensor) -> Tensor:
+    return guided(predict, rows, float(timestep), scale)
+
+
+def _step(scheduler: Any, predicted: Predict, draws: dict[str, Any], latents: Tensor, timestep: Tensor) -> Tensor:
+    """As the scheduler makes it."""
+    prediction = predicted(scheduler.scale_model_input(latents, timestep), timestep)
+    following: Tensor = scheduler.step(prediction, timestep, latents, **draws).prev_sample
+    return following
+
+
+def _plain_step(scheduler: Any, predicted: Predict, latents: Tensor, timestep: Tensor, *, is_velocity: bool) -> Tensor:
+    """The first step of a method of second order, by Euler's. The scheduler, not told of it, goes on behind it."""
+    level, following = float(scheduler.sigmas[0]), float(scheduler.sigmas[scheduler.order])
+    scheduler.set_begin_index(scheduler.order)
+    prediction = predicted(latents / _scale(level), timestep)
+    return latents + slope(prediction, latents, level, is_velocity=is_velocity) * (following - level)
 
 
 def _draws(scheduler: Any, seed: int | Sequence[int], num_rows: int) -> dict[str, Any]:
@@ -154,20 +174,13 @@ def _timesteps_from(scheduler: Any, first: int) -> Tensor:
     return torch.cat([levels[:2], levels[1:2], levels[2:]])
 
 
-def _plain_step(scheduler: Any, prediction: Tensor, latents: Tensor, *, is_velocity: bool) -> Tensor:
-    """The first step of a method of second order, by Euler's. The scheduler, not told of it, goes on behind it."""
-    level, following = float(scheduler.sigmas[0]), float(scheduler.sigmas[scheduler.order])
-    scheduler.set_begin_index(scheduler.order)
-    return latents + slope(prediction, latents, level, is_velocity=is_velocity) * (following - level)
-
-
 def slope(prediction: Tensor, latents: Tensor, level: float, *, is_velocity: bool) -> Tensor:
     """Of the latents by the noise level: the noise that is in them. Shape of the latents.
 
     Args:
         prediction: For latents that were scaled for the model.
         latents: As samplers of noise levels have them, the noise unscaled.
-        level: Of the noise.
+        level: Of the noise, above 0.
         is_velocity: What is predicted is the velocity.
     """
     if not is_velocity:

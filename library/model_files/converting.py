@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from library.errors import CheckpointError, OptionError
 from library.families.detect import SD1, SD2, SD3
-from library.families.unet.folder_schedule import in_words, schedule_fault, schedule_of
+from library.families.unet.folder_schedule import (
+    in_words,
+    names_schedule,
+    schedule_fault,
+    schedule_of,
+    schedule_settings,
+)
 from library.families.unet.marks import FLAGS, SCHEDULER, TENSORS, VELOCITY, ZERO_TERMINAL
 from library.log import get_logger
 from library.model_files.about import about_model
@@ -110,7 +116,7 @@ def _write_file(model: WholeModel, target: Path, options: ConversionOptions) -> 
 
 
 def _tell_lost_schedule(model: WholeModel, target: Path) -> None:
-    settings = {} if model.kind == SD3 else model.files.scheduler
+    settings = _own_scheduler(model)
     fault = schedule_fault(settings)
     own = None if fault else schedule_of(settings)
     if own != schedule_of({}):
@@ -120,6 +126,12 @@ def _tell_lost_schedule(model: WholeModel, target: Path) -> None:
             model.path,
             fault if own is None else in_words(own),
         )
+
+
+def _own_scheduler(model: WholeModel) -> Mapping[str, Any]:
+    """Settings of the scheduler of a U-Net model that is a folder; empty where there are none."""
+    settings: Mapping[str, Any] = {} if model.kind == SD3 else model.files.scheduler
+    return settings
 
 
 def _tell_lost_marks(model: WholeModel, target: Path) -> None:
@@ -141,11 +153,19 @@ def _write_folder(model: WholeModel, target: Path, options: ConversionOptions) -
     if VELOCITY not in model.marks and not model.is_said:  # programs take noise where nothing is said
         folder = replace(folder, scheduler=_without(folder.scheduler, _PREDICTED))
     if options.reference_model is None:
+        _tell_unknown_schedule(model, "the usual scheduler")
         write_model_folder(target, folder, partial(_tokenizers, model, None))
         return
     place = _reference_folder(Path(options.reference_model))
     tokenizers = _tokenizers(model, place)
-    write_model_folder(target, _with_scheduler(folder, place, model), lambda: tokenizers)
+    scheduled = _with_scheduler(folder, place, model)
+    _tell_unknown_schedule(model, "the usual scheduler" if scheduled is folder else f"the scheduler of {place}")
+    write_model_folder(target, scheduled, lambda: tokenizers)
+
+
+def _tell_unknown_schedule(model: WholeModel, instead: str) -> None:
+    if fault := schedule_fault(_own_scheduler(model)):
+        logger.warning("%s: %s. The folder that is written gets %s.", model.path / SCHEDULER, fault, instead)
 
 
 def _tokenizers(model: WholeModel, place: Path | None) -> TokenizerSet:
@@ -180,8 +200,27 @@ def _with_scheduler(folder: ModelFolder, reference: Path, model: WholeModel) -> 
     if model.kind != SD3 and settings.get(_PREDICTED, "epsilon") != own:
         logger.warning("the scheduler of %s is for other models: its prediction_type becomes %s.", reference, own)
         settings = {**settings, _PREDICTED: own}
+    betas = _betas_of_model(settings, model)
+    if schedule_fault({**settings, **betas}) and betas:
+        logger.warning("the scheduler of %s is for models of another kind: the usual one is written.", reference)
+        return folder
+    if betas:
+        told = in_words(schedule_of(betas))
+        logger.warning("the scheduler of %s is for other models: its betas become %s.", reference, told)
+        settings = {**settings, **betas}
     index = {**folder.index, "scheduler": ["diffusers", settings["_class_name"]]}
     return replace(folder, scheduler=settings, index=index)
+
+
+def _betas_of_model(settings: Mapping[str, Any], model: WholeModel) -> dict[str, Any]:
+    """The settings that turn a scheduler's schedule into the one that a model names; empty where it is that, or the
+    model names none that is known."""
+    own = _own_scheduler(model)
+    if not names_schedule(own) or schedule_fault(own):
+        return {}
+    named = schedule_of(own)
+    is_same = schedule_fault(settings) is None and schedule_of(settings) == named
+    return {} if is_same else schedule_settings(named)
 
 
 def _without(settings: Mapping[str, Any], key: str) -> dict[str, Any]:

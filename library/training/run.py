@@ -165,9 +165,8 @@ class Run:
         self.accelerator.wait_for_everyone()
 
     def inspect_files(self) -> None:
-        """Headers of the model files, and what they say of themselves."""
+        """Headers of the model files."""
         self.files = self.family.inspect()
-        self.family = self.family.as_marked(self.files)
 
     def start(self) -> None:
         """Processes, device, precision and seed."""

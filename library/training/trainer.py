@@ -120,7 +120,8 @@ class Trainer(DenoiserPhases):
             logger.warning("%s without effect: the format %s has no metadata.", ", ".join(given), self.options.layout)
 
     def inspect_files(self) -> None:
-        """Also: what the model files say about the options, and whose files are in the output folder."""
+        """Also: what the model files say of themselves and about the options, and whose files are in the output
+        folder."""
         from library.device import choose_device, has_accelerator
         from library.training.optimization.optimizers import check_optimizer
 
@@ -145,6 +146,7 @@ class Trainer(DenoiserPhases):
             rounding=precision.bf16_rounding if precision.full_bf16 else None,
         )
         self._fit_memory()
+        self.family = self.family.as_marked(self.files)  # of the family that the run goes on with
         self._foresee_memory()
         self.course = Course(self.plan.steps)
         self.saves = self._save_plan()

@@ -8,6 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from library.families.unet.folder_schedule import schedule_of
+from library.families.unet.marks import SCHEDULER
 from library.tensorfile import read_header
 from tools import convert_diffusers20_original_sd as conversion
 from tools import merge_models as merging
@@ -233,6 +235,63 @@ def test_a_reference_that_never_reaches_pure_noise_is_not_taken_for_a_model_that
     settings = scheduler_of(tmp_path / "folder")
     assert (settings["prediction_type"], settings["rescale_betas_zero_snr"]) == ("v_prediction", True)
     assert "never reaches pure noise" in capsys.readouterr().err
+
+
+LINEAR = {"beta_schedule": "linear", "beta_start": 0.0015, "beta_end": 0.0195}
+
+
+@pytest.fixture
+def scheduled(folders, tmp_path):
+    """scheduled(name, settings): the folder of SD1 with these settings changed in its scheduler."""
+
+    def make(name, settings):
+        own = Path(shutil.copytree(folders["sd1"], tmp_path / name))
+        (own / SCHEDULER).write_text(json.dumps({**scheduler_of(own), **settings}))
+        return own
+
+    return make
+
+
+EULER = {"_class_name": "EulerDiscreteScheduler"}
+
+
+@pytest.mark.parametrize(
+    ("reference", "is_taken", "told"),
+    [
+        (EULER, True, "is for other models: its betas become linear, 0.0015 to 0.0195."),
+        ({**EULER, "beta_schedule": "exp"}, True, "is for other models: its betas become linear, 0.0015 to 0.0195."),
+        ({**EULER, **LINEAR}, True, ""),
+        ({"_class_name": "EDMEulerScheduler"}, False, "is for models of another kind: the usual one is written."),
+    ],
+    ids=["other betas", "unknown betas", "the same", "another kind"],
+)
+def test_betas_that_a_model_names_go_before_those_of_a_reference(
+    scheduled, tmp_path, capsys, reference, is_taken, told
+):
+    model, other = scheduled("m", LINEAR), scheduled("r", reference)
+    assert convert(model, tmp_path / "folder", "--reference_model", other) == 0
+    written, said = scheduler_of(tmp_path / "folder"), " ".join(capsys.readouterr().err.split())
+    assert {name: written[name] for name in LINEAR} == LINEAR
+    assert (written["_class_name"] == "EulerDiscreteScheduler") is is_taken
+    assert told in said if told else "WARNING" not in said
+
+
+def test_betas_of_a_reference_are_taken_for_a_file_which_names_none(source, scheduled, tmp_path, capsys):
+    assert convert(source["sd1"], tmp_path / "folder", "--reference_model", scheduled("r", LINEAR)) == 0
+    assert schedule_of(scheduler_of(tmp_path / "folder")) == schedule_of(LINEAR)
+    assert "WARNING" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("has_reference", [False, True], ids=["alone", "with a reference"])
+def test_what_a_folder_gets_in_place_of_an_unknown_schedule_is_told(scheduled, tmp_path, capsys, has_reference):
+    model, other = scheduled("m", {"beta_schedule": "exp"}), scheduled("r", LINEAR)
+    flags = ("--reference_model", other) if has_reference else ()
+    assert convert(model, tmp_path / "folder", *flags) == 0
+    assert schedule_of(scheduler_of(tmp_path / "folder")) == schedule_of(LINEAR if has_reference else {})
+    instead = f"the scheduler of {other}" if has_reference else "the usual scheduler"
+    said = " ".join(capsys.readouterr().err.split())
+    fault = "beta_schedule 'exp' is not known; known are linear, scaled_linear, squaredcos_cap_v2"
+    assert said.count(f"{model / SCHEDULER}: {fault}. The folder that is written gets {instead}.") == 1
 
 
 def test_a_merged_model_predicts_what_the_first_one_says(source, tmp_path):

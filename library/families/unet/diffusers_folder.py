@@ -20,14 +20,11 @@ from library.families.unet.encoder_plans import folder_encoder
 from library.families.unet.export import UnetModel
 from library.families.unet.folder_schedule import schedule_fault, schedule_of, schedule_settings
 from library.families.unet.kinds import KINDS
-from library.log import get_logger
 
 if TYPE_CHECKING:
     from library.families.unet.checkpoint import UnetFiles
     from library.families.unet.kinds import EncoderFacts
     from library.models.tokenizers import TokenizerSet
-
-logger = get_logger(__name__)
 
 UNET, VAE = "unet", "vae"
 
@@ -98,11 +95,8 @@ def unet_config_file(model: UnetModel, latent_side: int) -> Config:
 
 
 def _schedule_of(files: UnetFiles) -> BetaSchedule:
-    """Of the folder that the model was read from, or the published one."""
-    if fault := schedule_fault(files.scheduler):
-        logger.warning("%s: the folder that is written gets the usual scheduler, for that one %s.", files.path, fault)
-        return PUBLISHED
-    return schedule_of(files.scheduler)
+    """Of the folder that the model was read from; the published one where that is unknown."""
+    return PUBLISHED if schedule_fault(files.scheduler) else schedule_of(files.scheduler)
 
 
 def scheduler_config(kind: str, marks: Collection[str], schedule: BetaSchedule = PUBLISHED) -> Config:

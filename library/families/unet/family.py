@@ -15,7 +15,7 @@ from library.families.unet.captions import UnetCaptions
 from library.families.unet.folder_schedule import read_schedule
 from library.families.unet.loading import UnetLoading
 from library.families.unet.marks import NOISE, VELOCITY, ZERO_TERMINAL
-from library.families.unet.telltale import looks_like_velocity
+from library.families.unet.telltale import is_velocity_unsaid
 from library.log import get_logger
 
 if TYPE_CHECKING:
@@ -57,9 +57,11 @@ class UnetFamily(UnetLoading, UnetCaptions):
         is_velocity = self.is_velocity or VELOCITY in files.marks
         if self.is_velocity and NOISE in files.marks:
             logger.warning("%s says that it predicts noise, --v_parameterization the velocity.", files.path)
-        if not is_velocity and NOISE not in files.marks and looks_like_velocity(files):
+        if not is_velocity and is_velocity_unsaid(files):
             logger.info(
-                "%s does not say what it predicts. One weight looks like the velocity, which is taken.", files.path
+                "%s does not say what it predicts. One weight is as in models that predict the velocity: it is taken "
+                "for one.",
+                files.path,
             )
             is_velocity = True
         marked = {

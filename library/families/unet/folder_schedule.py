@@ -19,6 +19,17 @@ logger = get_logger(__name__)
 _PREDICTIONS = ("epsilon", "v_prediction")
 _OTHER_MODELS = ("EDM", "FlowMatch")  # how classes of schedulers begin that are for other kinds of models
 _NAMES = {"kind": "beta_schedule", "first": "beta_start", "last": "beta_end"}
+# what schedulers of diffusers take for a setting that is left out: most of them, and the others by their class
+_LEFT_OUT: dict[str, Any] = {"kind": "linear", "first": 0.0001, "last": 0.02}
+_SMALL: dict[str, Any] = {"first": 0.00085, "last": 0.012}
+_LEFT_OUT_OF = {
+    "HeunDiscreteScheduler": _SMALL,
+    "KDPM2DiscreteScheduler": _SMALL,
+    "KDPM2AncestralDiscreteScheduler": _SMALL,
+    "LCMScheduler": {"kind": "scaled_linear", **_SMALL},
+    "TCDScheduler": {"kind": "scaled_linear", **_SMALL},
+}
+_LEAST_KEPT = 1e-12  # share of the picture at the last step; with less, float32 does not tell the last steps apart
 
 
 def read_schedule(files: UnetFiles) -> BetaSchedule:
@@ -50,16 +61,24 @@ def in_words(schedule: BetaSchedule) -> str:
     return "trained_betas" if schedule.values else f"{schedule.kind}, {schedule.first:g} to {schedule.last:g}"
 
 
-def schedule_of(settings: Mapping[str, Any]) -> BetaSchedule:
-    """The schedule of sound settings of a scheduler; what they leave open is as published."""
-    from library.diffusion.betas import BetaSchedule
+def names_schedule(settings: Mapping[str, Any]) -> bool:
+    """Whether settings of a scheduler name a schedule, be it by the class whose betas they leave as they are."""
+    return any(settings.get(name) is not None for name in (*_NAMES.values(), "trained_betas", "_class_name"))
 
+
+def schedule_of(settings: Mapping[str, Any]) -> BetaSchedule:
+    """The schedule of sound settings of a scheduler, as diffusers reads them; the published one where none is named."""
+    from library.diffusion.betas import PUBLISHED, BetaSchedule
+
+    if not names_schedule(settings):
+        return PUBLISHED
     if settings.get("trained_betas") is not None:
         return BetaSchedule(values=tuple(float(value) for value in settings["trained_betas"]))
     given = {key: settings[name] for key, name in _NAMES.items() if settings.get(name) is not None}
-    if given.get("kind") == "squaredcos_cap_v2":
-        return BetaSchedule(kind=given["kind"])
-    return BetaSchedule(**given)
+    named = {**_LEFT_OUT, **_LEFT_OUT_OF.get(str(settings.get("_class_name")), {}), **given}
+    if named["kind"] == "squaredcos_cap_v2":
+        return BetaSchedule(kind=named["kind"])
+    return BetaSchedule(**named)
 
 
 def schedule_settings(schedule: BetaSchedule) -> dict[str, Any]:
@@ -70,7 +89,18 @@ def schedule_settings(schedule: BetaSchedule) -> dict[str, Any]:
 
 def schedule_fault(settings: Mapping[str, Any]) -> str | None:
     """Why a model with such a scheduler cannot be trained or drawn; None where it can."""
-    return next(_faults(settings), None)
+    return next(_faults(settings), None) or next(_faults_of_levels(schedule_of(settings)), None)
+
+
+def _faults_of_levels(schedule: BetaSchedule) -> Iterator[str]:
+    """Of betas that are numbers between 0 and 1, but no schedule."""
+    from library.diffusion.ddpm import alphas_cumprod
+
+    kept = alphas_cumprod(schedule.betas())
+    if kept[-1] < _LEAST_KEPT:
+        yield f"its betas ({in_words(schedule)}) are so large that nothing of a picture is left before the last step"
+    if not bool((kept.sqrt().diff() < 0).all()):
+        yield f"its betas ({in_words(schedule)}) are so small that steps add no noise"
 
 
 def _faults(settings: Mapping[str, Any]) -> Iterator[str]:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from library.errors import CheckpointError
-from library.families.unet.marks import NOISE
+from library.families.unet.marks import FLAGS, NOISE, VELOCITY, ZERO_TERMINAL
 from library.families.unet.settings import UnetSettings
-from library.families.unet.telltale import looks_like_velocity
+from library.families.unet.telltale import is_velocity_unsaid
 from library.log import get_logger
 
 if TYPE_CHECKING:
@@ -24,10 +24,7 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
-_MARKS = {  # what a model says of itself, and the options that train it so
-    "v_pred": ("predicts the velocity", "--v_parameterization"),
-    "ztsnr": ("knows noise without any signal", "--zero_terminal_snr"),
-}
+_SAYS = {VELOCITY: "predicts the velocity", ZERO_TERMINAL: "knows noise without any signal"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +54,10 @@ class UnetLoading(UnetSettings):
 
     def _doubt_noise(self, files: UnetFiles) -> None:
         """Tell of a model whose file says nothing and that is trained to predict noise: one weight may tell more."""
-        if not self.is_velocity and NOISE not in files.marks and looks_like_velocity(files):
+        if not self.is_velocity and is_velocity_unsaid(files):
             logger.warning(
                 "--pretrained_model_name_or_path: %s does not say what it predicts, and one weight is as in models "
-                "that predict the velocity. If it is one, add --v_parameterization.",
+                "that predict the velocity. If it predicts the velocity, add --v_parameterization.",
                 self.pretrained,
             )
 
@@ -71,18 +68,19 @@ class UnetLoading(UnetSettings):
             CheckpointError: It says so. Of a schedule that is not the one that it names, a warning tells.
         """
         title = f"--pretrained_model_name_or_path: {self.pretrained} says that it"
-        asked = {"v_pred": self.is_velocity, "ztsnr": self.is_zero_terminal}
+        asked = {VELOCITY: self.is_velocity, ZERO_TERMINAL: self.is_zero_terminal}
         missing = [mark for mark, is_given in asked.items() if mark in files.marks and not is_given]
-        if "v_pred" in missing:
-            said = " and ".join(_MARKS[mark][0] for mark in _MARKS if mark in files.marks)
-            raise CheckpointError(f"{title} {said}. Add {' and '.join(_MARKS[mark][1] for mark in missing)}.")
-        if "ztsnr" in missing:
+        if VELOCITY in missing:
+            said = " and ".join(words for mark, words in _SAYS.items() if mark in files.marks)
+            raise CheckpointError(f"{title} {said}. Add {' and '.join(FLAGS[mark] for mark in missing)}.")
+        if ZERO_TERMINAL in missing:
             logger.warning(
                 "%s %s, and without %s it is trained with a schedule that never reaches such noise.",
                 title,
-                *_MARKS["ztsnr"],
+                _SAYS[ZERO_TERMINAL],
+                FLAGS[ZERO_TERMINAL],
             )
-        if "epsilon" in files.marks and self.is_velocity:
+        if NOISE in files.marks and self.is_velocity:
             logger.warning("%s predicts noise, and --v_parameterization trains it to predict the velocity.", title)
 
     def depth(self, files: UnetFiles) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from library.families.unet.marks import NOISE, VELOCITY
+
 if TYPE_CHECKING:
     from library.families.unet.checkpoint import UnetFiles
 
@@ -13,6 +15,15 @@ _TELLTALE = (
     "up_blocks.3.attentions.2.transformer_blocks.0.norm1.bias",
 )
 _WIDEST_OF_NOISE = 0.09  # deviation of that bias; above it the model predicts the velocity
+
+
+def is_velocity_unsaid(files: UnetFiles) -> bool:
+    """Whether a model does not say what it predicts, and its weights look like the velocity.
+
+    Raises:
+        CheckpointError: The weights cannot be read.
+    """
+    return not files.marks & {VELOCITY, NOISE} and looks_like_velocity(files)
 
 
 def looks_like_velocity(files: UnetFiles) -> bool:

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from library.diffusion.betas import BetaSchedule
 from library.diffusion.ddpm import (
     DdpmObjective,
     debiased_weights,
@@ -161,3 +162,12 @@ def test_settings_that_cannot_work_are_named(settings, words):
 def test_objective_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         DdpmObjective().min_snr_gamma = 3.0
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"kind": "exp"}, {"first": 0.0}, {"last": 1.0}, {"values": (0.1,) * 999}, {"values": (0.1,) * 999 + (1.0,)}],
+)
+def test_a_schedule_of_an_unknown_kind_or_with_betas_out_of_range_is_refused(wrong):
+    with pytest.raises(ValueError, match=r"must be (one of|between|1000)"):
+        BetaSchedule(**wrong)

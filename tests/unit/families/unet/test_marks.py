@@ -119,7 +119,7 @@ def test_a_weight_of_sd2_decides_where_the_file_says_nothing(spread_out, told, s
     assert ("does not say what it predicts" in told.text) is is_told
     told.clear()
     SdFamily(pretrained=path).inspect()
-    assert ("If it is one, add --v_parameterization." in told.text) is is_told
+    assert ("If it predicts the velocity, add --v_parameterization." in told.text) is is_told
 
 
 def test_a_training_to_predict_the_velocity_is_not_doubted(spread_out, told):
