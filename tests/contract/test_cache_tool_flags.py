@@ -26,6 +26,7 @@ TOOLS = {
 ADDED = {"sd", "sd3", "cache_status", "cache_prune"}
 ADDED_CHOICES = {"save_model_as": {"diffusers", "diffusers_safetensors"}, "resize_interpolation": {"box"}}
 ADDED_CHOICES |= {"t5xxl_dtype": {"fp32", "fp16", "bf16", "fp8", "fp8_e4m3fn", "int8"}}
+ADDED_CHOICES |= {"max_token_length": {75}, "dynamo_backend": {"no"}}  # which programs with windows write
 DEFAULTS = {"t5xxl_max_token_length": 256}  # of SD3; the tools of others leave it to the family
 TYPES = {"flag": {None}, "int": {"int"}, "float": {"float"}, "str": {"str", None}, "path": {"str", "Path"}}
 TYPES |= {"int_or_float": {"int_or_float"}, "int_or_auto": {"int"}}

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
@@ -33,7 +34,7 @@ from library.records import ImageRecord
 from library.rng import normal_per_sample
 from library.training.encoding.encoder_turns import EncoderTurns
 from library.training.encoding.encoding_setup import EncodingSetup
-from library.training.encoding.unread_words import captions_of, tell_unread_words
+from library.training.encoding.unread_words import tell_unread_of_run
 from library.training.sampling.new_prompts import entries_of_prompts, text_origin
 
 if TYPE_CHECKING:
@@ -213,8 +214,11 @@ class TextCaching:
         """Whether no encoder is needed."""
         return not self.missing and not self.missing_prompts
 
-    def prepare(self) -> None:
+    def prepare(self, live: Mapping[str, Any] = MappingProxyType({})) -> None:
         """Make sure of what can be made sure of before weights are read; the tokenizers are, if they are needed.
+
+        Args:
+            live: Tokenizers of encoders that run in every step.
 
         Raises:
             CheckpointError: Tokenizers are nowhere.
@@ -223,10 +227,8 @@ class TextCaching:
         self.cache.probe(self.missing)
         self.prompt_cache.probe(self.missing_prompts)
         if not self.is_complete and self._tokenizers is None:
-            family, files = self.setup.family, self.setup.files
-            self._tokenizers = family.load_tokenizers(files, self.names)
-            if all(name in self.names or not family.has_encoder(files, name) for name in family.encoder_names):
-                tell_unread_words(family, self._tokenizers, captions_of(self.setup.plan), list(self._prompts))
+            self._tokenizers = self.setup.family.load_tokenizers(self.setup.files, self.names)
+            tell_unread_of_run(self.setup, {**live, **self._tokenizers}, list(self._prompts))
 
     def fill(self) -> tuple[CachedTexts, Mapping[str, Mapping[str, Tensor]]]:
         """The cache, complete, and the states of each prompt by its text."""

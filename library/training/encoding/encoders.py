@@ -14,7 +14,7 @@ from library.device import encoder_dtype, release_unused_memory
 from library.families.base import ModelFamily
 from library.training.encoding.caching import EncodingSetup, LatentCaching, TextCaching
 from library.training.encoding.text_stage import TextStage
-from library.training.encoding.unread_words import captions_of, tell_unread_words
+from library.training.encoding.unread_words import tell_unread_of_run
 from library.training.planning import DataPlan
 from library.training.sampling.new_prompts import encode_new_prompts
 from library.training.sharding.unsharded import Unsharded
@@ -109,11 +109,12 @@ class Encoders:
         tokenizers = self.family.load_tokenizers(self.files, live) if live else None
         self._cached_names = tuple(name for name in present if name not in live)
         texts = self._prepare_texts()
-        for caching in (latents, texts):
-            if caching is not None:
-                caching.prepare()
-        if live == present and tokenizers is not None:
-            tell_unread_words(self.family, tokenizers, captions_of(self.plan), self.prompts)
+        if latents is not None:
+            latents.prepare()
+        if texts is not None:
+            texts.prepare(tokenizers or {})
+        elif tokenizers is not None:
+            tell_unread_of_run(self._text_setup(), tokenizers, self.prompts)
         prompts: Mapping[str, Mapping[str, Tensor]] = {}
         if latents is not None:
             self.latents = latents.fill()

@@ -11,6 +11,7 @@ from library.log import get_logger
 
 if TYPE_CHECKING:
     from library.families.base import ModelFamily
+    from library.training.encoding.encoding_setup import EncodingSetup
     from library.training.planning import DataPlan
 
 logger = get_logger(__name__)
@@ -25,6 +26,20 @@ def captions_of(plan: DataPlan) -> list[str]:
     rules = [plan.subset(record).captions for record in plan.records]
     pairs = zip(plan.records, rules, strict=True)
     return list(dict.fromkeys(fixed_caption(record.caption, own) for record, own in pairs if not own.enable_wildcard))
+
+
+def tell_unread_of_run(setup: EncodingSetup, tokenizers: Mapping[str, Any], prompts: Sequence[str]) -> None:
+    """Let one process warn of the run's captions and sample prompts that no encoder reads to the end.
+
+    Args:
+        setup: Of the run.
+        tokenizers: Of encoders. Nothing is told where one is not among them that the model has: it may read more.
+        prompts: Different texts.
+    """
+    family, files = setup.family, setup.files
+    has_all = all(name in tokenizers or not family.has_encoder(files, name) for name in family.encoder_names)
+    if setup.accelerator.is_main_process and has_all:
+        tell_unread_words(family, tokenizers, captions_of(setup.plan), prompts)
 
 
 def tell_unread_words(

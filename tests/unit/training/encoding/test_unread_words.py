@@ -2,14 +2,21 @@
 
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+from accelerate import Accelerator
 
 from library.families.sd3.family import Sd3Family
 from library.families.sdxl.family import SdxlFamily
 from library.models.tokenizers import TextTokenizer
 from library.models.vocabulary import Vocabulary
-from library.training.encoding.unread_words import tell_unread_words
+from library.training.encoding.caching import TextCaching
+from library.training.encoding.encoding_setup import EncodingSetup
+from library.training.encoding.unread_words import tell_unread_of_run, tell_unread_words
+
+NAMES = ("clip_l", "clip_g", "t5xxl")
 
 
 def tokenizer(name):
@@ -57,3 +64,35 @@ def test_what_one_encoder_reads_to_the_end_is_not_told(caplog):
     family = Sd3Family(pretrained=Path(), t5_length=100, dropout_rates={}, flow={})
     (line,) = told(caplog, family, [words(90), words(120)])
     assert line.startswith("1 caption is longer than the 100 tokens") and line.endswith("Shorten it.")
+
+
+@pytest.fixture
+def setup_of(tiny_sd3):
+    """setup_of(is_main_process) of a run that has no pictures."""
+
+    def make(is_main_process):
+        family = Sd3Family(pretrained=tiny_sd3, t5_length=100, dropout_rates={}, flow={})
+        plan = SimpleNamespace(records=(), possible_captions=tuple)
+        accelerator = Accelerator(cpu=True) if is_main_process else SimpleNamespace(is_main_process=False)
+        return EncodingSetup(family, family.inspect(), plan, accelerator, torch.float32, 1, to_disk=False)
+
+    return make
+
+
+def untold(caplog):
+    return [record for record in caplog.records if "is not drawn" in record.getMessage()]
+
+
+@pytest.mark.parametrize(
+    ("names", "is_main_process", "number"), [(NAMES, True, 1), (NAMES, False, 0), (NAMES[1:], True, 0)]
+)
+def test_one_process_tells_where_all_tokenizers_are_known(caplog, setup_of, names, is_main_process, number):
+    tell_unread_of_run(setup_of(is_main_process), {name: tokenizer(name) for name in names}, [words(120)])
+    assert len(untold(caplog)) == number
+
+
+def test_cached_states_beside_live_encoders_are_told_once(caplog, setup_of):
+    live, cached = NAMES[:2], NAMES[2:]
+    caching = TextCaching(setup_of(True), cached, [words(120)])
+    caching.prepare({name: tokenizer(name) for name in live})
+    assert len(untold(caplog)) == 1
