@@ -92,11 +92,11 @@ def test_full_differences_take_the_weights_of_layers_and_the_model_goes_on(unet)
 @pytest.mark.parametrize("algo", ["dylora", "full", "loha"])
 def test_a_state_puts_back_every_bit(algo):
     torch.manual_seed(0)
-    state = network_tensors(made := network_of(algo))
-    for tensor in state.values():
-        tensor.add_(torch.rand(tensor.shape) * 0.3 if tensor.is_floating_point() else 0)
-    load_network_tensors(again := network_of(algo), {name: tensor.clone() for name, tensor in state.items()})
-    assert all(map(torch.equal, made.parameters(), again.parameters()))
+    made, again = network_of(algo), network_of(algo)
+    for tensor in (*made.parameters(), *made.buffers()):
+        tensor.detach().add_(torch.rand(tensor.shape) * 0.3 if tensor.is_floating_point() else 0)
+    load_network_tensors(again, {name: tensor.clone() for name, tensor in network_tensors(made).items()})
+    assert all(map(torch.equal, (*made.parameters(), *made.buffers()), (*again.parameters(), *again.buffers())))
 
 
 def network_of(algo):
@@ -143,6 +143,18 @@ def lokr():
     return tensors, torch.kron(outer, low[0] @ low[1]) * 0.5
 
 
+def lokr_of_two_products():
+    outer, inner = (draw(2, 1), draw(1, 3)), (draw(4, 1), draw(1, 4))
+    names, values = ("lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b"), (*outer, *inner)
+    tensors = dict(zip(names, values, strict=True)) | {"alpha": torch.tensor(0.25)}
+    return tensors, torch.kron(outer[0] @ outer[1], inner[0] @ inner[1]) * 0.25
+
+
+def loha_without_alpha():
+    tensors, change = loha()
+    return tensors | {"alpha": torch.tensor(0.0)}, change * 2
+
+
 def full():
     diff = draw(OUT, IN)
     return {"diff": diff}, diff
@@ -154,12 +166,12 @@ def merge(model, tensors, multiplier):
 
 
 @pytest.mark.parametrize("multiplier", [1.0, -0.5])
-@pytest.mark.parametrize("make", [loha, lokr, full])
+@pytest.mark.parametrize("make", [loha, loha_without_alpha, lokr, lokr_of_two_products, full])
 def test_files_of_lycoris_are_merged_at_their_strength(make, multiplier, model):
     tensors, change = make()
     before = model["block"]["to_q"].weight.clone()
     named = {
-        f"lora_unet_block_to_q.{end}": tensor for end, tensor in (tensors | {"alpha": torch.tensor(ALPHA)}).items()
+        f"lora_unet_block_to_q.{end}": tensor for end, tensor in ({"alpha": torch.tensor(ALPHA)} | tensors).items()
     }
     merge(model, named, multiplier)
     torch.testing.assert_close(model["block"]["to_q"].weight, before + multiplier * change)
