@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def assign_tensors(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
-    """Make `tensors` the parameters and buffers of a module, without a copy.
+    """Make `tensors` the parameters and buffers of a module, without a copy. They may be parts of one tensor.
 
     Args:
         module: Its state_dict names every tensor that is needed.
@@ -40,7 +40,8 @@ def assign_tensors(module: nn.Module, tensors: Mapping[str, Tensor], what: str) 
         raise CheckpointError(
             f"{what}: {'; '.join(problems)}. The file is damaged or of another model; use another one."
         )
-    module.load_state_dict(dict(tensors), strict=True, assign=True)
+    # .data: chunks of one tensor count their changes apart, so that one may step while others are still read backward
+    module.load_state_dict({name: tensor.data for name, tensor in tensors.items()}, strict=True, assign=True)
 
 
 def _listed(problem: str, names: Collection[str]) -> list[str]:

@@ -144,7 +144,11 @@ def test_encoders_of_whole_sdxl_train_at_their_rates(training_of: Make):
         "--learning_rate_te1=0",
         "--learning_rate_te2=1e-3",
         "--learning_rate=0",
+        "--optimizer_type=Adafactor",
+        "--fused_backward_pass",  # where chunks of one tensor of the file step one by one
+        "--max_grad_norm=0",
         TWO_STEPS,
+        *("--optimizer_args", "relative_step=False", "scale_parameter=False"),
     )
     run = train.run(train.dataset(train.pictures()), *flags)
     before, after = of(train.model), run.weights
