@@ -26,18 +26,24 @@ class CommandLine:
     Attributes:
         values: Typed values by option name; None where an empty text means "not given".
         problems: One sentence each.
+        remarks: Warnings, one sentence each.
         repeated: Names of the options that were given more than once.
         loose: Arguments without a flag, for `fill_places`, each with the option that it follows, if there is one.
     """
 
     values: dict[str, object] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
     repeated: list[str] = field(default_factory=list)
     loose: list[tuple[str, Option | None]] = field(default_factory=list)
 
 
 def read_command_line(
-    argv: Sequence[str], options: Mapping[str, Option], prog: str, elsewhere: Mapping[str, str] = NOWHERE
+    argv: Sequence[str],
+    options: Mapping[str, Option],
+    prog: str,
+    elsewhere: Mapping[str, str] = NOWHERE,
+    of_programs: Mapping[str, str] = NOWHERE,
 ) -> CommandLine:
     """Read all arguments; those that are values by their place are kept for `fill_places`.
 
@@ -46,6 +52,7 @@ def read_command_line(
         options: The script's options by name.
         prog: Name of the script, for messages.
         elsewhere: {option of neighbouring scripts: what to do here instead}.
+        of_programs: {flag without its hyphens that other programs give beside the options, which changes nothing: why}.
     """
     flags = {flag: option for option in options.values() for flag in option.flags}
     has_places = any(option.declared.is_positional for option in options.values())
@@ -60,6 +67,11 @@ def read_command_line(
         option = flags.get(name)
         if option is None and has_places and _is_loose(token):
             result.loose.append((token, previous))
+            previous = None
+            continue
+        if option is None and _is_flag(name) and name[2:] in of_programs:
+            result.remarks.append(f"{name} is no option and changes nothing: {of_programs[name[2:]]}.")
+            position += 0 if equals else len(following[:1])
             previous = None
             continue
         if option is None:

@@ -151,6 +151,7 @@ class ScriptOptions:
         elsewhere: {option that only neighbouring scripts have: what to do here instead}, for the error about it.
         of_programs: {key that programs with windows write beside the options, which changes nothing: why}, for the
             warning about it in a `--config_file`.
+        typed_by_programs: Those of them that are taken on the command line too.
         leading: Fields of the groups that come first in help and documentation.
     """
 
@@ -163,6 +164,7 @@ class ScriptOptions:
     preset: ClassVar[Mapping[str, object]] = {}
     elsewhere: ClassVar[Mapping[str, str]] = {}
     of_programs: ClassVar[Mapping[str, str]] = {}
+    typed_by_programs: ClassVar[frozenset[str]] = frozenset()
     leading: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
@@ -236,7 +238,8 @@ def parse_options(
         from library.options.document import help_text
 
         raise Finished(help_text(options_class, prog=prog, description=description, example=example, ignored=ignored))
-    line = read_command_line(argv, options, prog, options_class.elsewhere)
+    typed = {key: why for key, why in options_class.of_programs.items() if key in options_class.typed_by_programs}
+    line = read_command_line(argv, options, prog, options_class.elsewhere, typed)
     in_file, problems, remarks = _config_file_values(options_class, line.values, options)
     fill_places(line, options, in_file, prog)
     values = {**in_file, **line.values}
@@ -249,7 +252,7 @@ def parse_options(
     groups = _build_groups(options_class, {**used, **options_class.preset})
     options_of_groups = options_class(**groups, given=given)
     repeated = _repeat_warnings(line.repeated, values)
-    warnings = [*remarks, *warnings_about(options_of_groups, ignored or {}), *repeated]
+    warnings = [*dict.fromkeys(line.remarks), *remarks, *warnings_about(options_of_groups, ignored or {}), *repeated]
     return replace(options_of_groups, warnings=tuple(warnings))
 
 

@@ -99,6 +99,7 @@ class Run:
             bucket_multiple=self.family.bucket_multiple,
             masked_loss=options.loss.masked_loss,
             is_conditioned=self.is_conditioned,
+            given=options.given_defaults(),
         )
         return plan_data(source, specs, self.plan_settings(), index_dir=options.cache.index_dir)
 

@@ -113,10 +113,13 @@ def test_the_tools_serve_every_family(training_of, run_tool, script, kind):
     """They tell it from the file, and take the command of its script."""
     train = training_of(script, kind)
     dataset = train.dataset(train.pictures(), flip_aug=True)
-    arguments = train.arguments(dataset, "--max_train_steps=1", "--noise_offset=0.1", *CACHED)
+    arguments = train.arguments(dataset, "--max_train_steps=1", "--noise_offset=0.1", "--train_batch_size=8", *CACHED)
+    overridden = "--train_batch_size has no effect: the file gives values of its own"
     for tool in (LATENTS, TEXTS):
-        assert "made 4 (4 new), kept 0" in run_tool(tool, arguments)
+        told = run_tool(tool, arguments)
+        assert "made 4 (4 new), kept 0" in told and told.count(overridden) == 1
     run = train.run_arguments(arguments)
+    assert len([line for line in run.log if overridden in line]) == 1
     assert any(line.startswith("latents: all 4 are cached") for line in run.log)
     assert any(line.startswith("text encoder outputs: all 4 are cached") for line in run.log)
 

@@ -83,8 +83,9 @@ def test_a_dry_run_counts_everything_and_writes_nothing(training, show, pictures
     dataset = training.dataset(pictures, **keys)
     before = files_below(tmp_path)
     flags = ("--dry_run", "--cache_latents_to_disk", "--cache_text_encoder_outputs", "--network_train_unet_only")
-    shown = show(dataset, *flags, "--max_train_epochs=4", "--mixed_precision=bf16")
+    shown = show(dataset, *flags, "--max_train_epochs=4", "--mixed_precision=bf16", "--resolution=512")
     assert shown.code == 0, shown.log
+    assert shown.log.count(f"{dataset}: --resolution has no effect: the file gives values of its own") == 1
     assert rows(shown.out, "SUBSETS")[-1] == ["1.1", "5", "3", "15", "4", "files,", "1", "class_tokens"]
     buckets = [row[1:5] for row in rows(shown.out, "BUCKETS")[1:]]
     assert buckets == [["64x64", "3", "9", "5"], ["80x48", "2", "6", "3"]]

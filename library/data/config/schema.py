@@ -14,6 +14,7 @@ from typing import Any
 from library.data.config.config_file import find_line, read_dataset_file
 from library.data.config.key_values import read_value
 from library.data.config.keys import KEYS, Level, explain_unknown, names_at
+from library.data.config.overridden import NOTHING, overridden_options
 from library.data.config.spec_building import PATH_KEYS, SpecBuilder, Table, Values, base_values, expand_home
 from library.data.config.specs import DatasetSpec
 from library.data.files.missing import place_hint
@@ -30,6 +31,7 @@ def load_dataset_config(
     bucket_multiple: int = 16,
     masked_loss: bool = False,
     is_conditioned: bool = False,
+    given: Mapping[str, str] = NOTHING,
 ) -> tuple[DatasetSpec, ...]:
     """Read a `.toml` or `.json` dataset file.
 
@@ -39,6 +41,7 @@ def load_dataset_config(
         bucket_multiple: Sides of training pictures must be multiples of this many pixels.
         masked_loss: Whether `--masked_loss` is given; masks from a second folder need it.
         is_conditioned: The second folder holds conditioning pictures, which every subset must have.
+        given: {key that the user gave among `defaults`: flag}; a warning names those that the file overrides.
 
     Raises:
         DatasetError: The file cannot be read, or something in it is wrong; all faults are listed.
@@ -51,6 +54,7 @@ def load_dataset_config(
         bucket_multiple=bucket_multiple,
         masked_loss=masked_loss,
         is_conditioned=is_conditioned,
+        given=given,
         text=text,
     )
 
@@ -63,6 +67,7 @@ def parse_dataset_config(
     bucket_multiple: int = 16,
     masked_loss: bool = False,
     is_conditioned: bool = False,
+    given: Mapping[str, str] = NOTHING,
     text: str = "",
 ) -> tuple[DatasetSpec, ...]:
     """Check the content of a dataset file and find the value of every key.
@@ -74,6 +79,7 @@ def parse_dataset_config(
         bucket_multiple: As there.
         masked_loss: As there.
         is_conditioned: As there.
+        given: As there.
         text: The file itself, for line numbers in messages.
 
     Raises:
@@ -82,13 +88,14 @@ def parse_dataset_config(
     reader = _Reader(source, text, masked_loss, is_conditioned)
     base, problems = base_values(defaults)
     reader.problems += problems
-    base |= reader.read_keys(_table(table.get("general", {}), "[general]", reader), "general", "[general]")
-    datasets = reader.read_datasets(table, base)
+    general = reader.read_keys(_table(table.get("general", {}), "[general]", reader), "general", "[general]")
+    datasets = reader.read_datasets(table, base | general)
     _raise_if_any(reader.problems, source, reader.missing)
     builder = SpecBuilder(bucket_multiple=bucket_multiple, masked_loss=masked_loss, is_conditioned=is_conditioned)
     specs = builder.build(datasets)
     _raise_if_any(builder.problems, source, reader.missing)
-    for warning in (*reader.warnings, *builder.warnings):
+    overridden = overridden_options(given, base, general, datasets)
+    for warning in (*overridden, *reader.warnings, *builder.warnings):
         logger.warning("%s: %s", source, warning)
     return specs
 

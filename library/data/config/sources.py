@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from library.data.config.overridden import NOTHING
 from library.data.config.schema import load_dataset_config
 from library.data.config.spec_building import SpecBuilder, Table, Values, base_values, expand_home
 from library.data.config.specs import DatasetSpec
@@ -58,6 +59,7 @@ def specs_from_options(
     bucket_multiple: int = 16,
     masked_loss: bool = False,
     is_conditioned: bool = False,
+    given: Mapping[str, str] = NOTHING,
 ) -> tuple[str, tuple[DatasetSpec, ...]]:
     """The datasets of a run, and the name of what they were read from, for messages.
 
@@ -67,6 +69,7 @@ def specs_from_options(
         bucket_multiple: Sides of training pictures must be multiples of this many pixels.
         masked_loss: Whether `--masked_loss` is given; masks from a second folder need it.
         is_conditioned: The second folder holds conditioning pictures, which every subset must have.
+        given: {key that the user gave among `defaults`: flag}; a dataset file may leave it without effect.
 
     Raises:
         DatasetError: Something is wrong with a file, the folders or the values; all faults are listed.
@@ -78,6 +81,7 @@ def specs_from_options(
             bucket_multiple=bucket_multiple,
             masked_loss=masked_loss,
             is_conditioned=is_conditioned,
+            given=given,
         )
         return str(places.dataset_config), specs
     if places.in_json is None and places.train_data_dir is None:

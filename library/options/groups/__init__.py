@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from library.options.groups.cache import CacheOptions
 from library.options.groups.compute import ComputeOptions, OlderComputeOptions
-from library.options.groups.data import DatasetOptions, dataset_defaults
+from library.options.groups.data import DatasetOptions, dataset_defaults, dataset_names
 from library.options.groups.ema import EmaOptions
 from library.options.groups.full import ClipPairOptions, EncoderChoice, FullOptions
 from library.options.groups.hub import HubOptions
@@ -53,6 +53,7 @@ __all__ = [
     "TrainingOptions",
     "ValidationOptions",
     "dataset_defaults",
+    "dataset_names",
 ]
 
 

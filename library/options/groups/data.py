@@ -226,6 +226,20 @@ def dataset_defaults(options: HasDataset) -> dict[str, object]:
     return {key: value for key, value in values.items() if value is not None}
 
 
+def dataset_names(data: DatasetOptions) -> dict[str, str]:
+    """The options that `dataset_defaults` reads: {key of the dataset file: name}."""
+    is_other_spelling = data.caption_extention is not None
+    return {
+        "resolution": "resolution",
+        "batch_size": "train_batch_size",
+        "num_repeats": "dataset_repeats",
+        "caption_extension": "caption_extention" if is_other_spelling else "caption_extension",
+        "validation_split": "validation_split",
+        "validation_seed": "validation_seed",
+        **{name: name for name in _SAME_NAME},
+    }
+
+
 def parse_size(text: str) -> Size | None:
     """Size from "512" or "512,768"; None if the text is neither."""
     found = re.fullmatch(r"\s*(\d+)\s*(?:,\s*(\d+)\s*)?", text)

@@ -102,7 +102,8 @@ class FullOptimizerOptions(OptimizerOptions):
 
     fused_optimizer_groups: int | None = opt(
         None,
-        "Means --fused_backward_pass, which frees each gradient at once, and not only when those of a group are there.",
+        "Means --fused_backward_pass, which frees each gradient at once, and not only when those of a group are there. "
+        "0 means off.",
         minimum=1,
         zero_is_off=True,
     )

@@ -35,19 +35,30 @@ class SavingOptions(OptionGroup):
         None, "Save after every n steps too; 0 means never.", unit="steps", minimum=1, zero_is_off=True
     )
     save_n_epoch_ratio: int | None = opt(
-        None, "Save at least this many files in all; goes before --save_every_n_epochs.", minimum=1, zero_is_off=True
+        None,
+        "Save at least this many files in all; goes before --save_every_n_epochs. 0 means not set.",
+        minimum=1,
+        zero_is_off=True,
     )
     save_last_n_epochs: int | None = opt(
-        None, "Keep the files of the last n saved epochs only.", unit="files", minimum=1, zero_is_off=True
+        None, "Keep the files of the last n saved epochs only; 0 means all.", unit="files", minimum=1, zero_is_off=True
     )
     save_last_n_epochs_state: int | None = opt(
-        None, "The same for states. Not set means --save_last_n_epochs.", unit="states", minimum=1, zero_is_off=True
+        None,
+        "The same for states. Not set, or 0, means --save_last_n_epochs.",
+        unit="states",
+        minimum=1,
+        zero_is_off=True,
     )
     save_last_n_steps: int | None = opt(
-        None, "Keep the files of the last n steps only.", unit="steps", minimum=1, zero_is_off=True
+        None, "Keep the files of the last n steps only; 0 means all.", unit="steps", minimum=1, zero_is_off=True
     )
     save_last_n_steps_state: int | None = opt(
-        None, "The same for states. Not set means --save_last_n_steps.", unit="steps", minimum=1, zero_is_off=True
+        None,
+        "The same for states. Not set, or 0, means --save_last_n_steps.",
+        unit="steps",
+        minimum=1,
+        zero_is_off=True,
     )
     save_state: bool = opt(
         False, "Save a state with each file, and at the end: a folder from which --resume continues exactly."

@@ -37,6 +37,7 @@ from library.options.groups import (
     TrainingOptions,
     ValidationOptions,
     dataset_defaults,
+    dataset_names,
 )
 from library.options.groups.inversion import is_file_name
 
@@ -83,6 +84,7 @@ class TrainingScriptOptions(CommonOptions):
         "epoch": "--max_train_steps or --max_train_epochs says how long",
         "noise_offset_type": "the noise is what --noise_offset and --multires_noise_iterations say",
     }
+    typed_by_programs: ClassVar[frozenset[str]] = frozenset({"noise_offset_type"})  # a typed --epoch may be meant
     project: ClassVar[str] = "network_train"
     freezes_model: ClassVar[bool] = False
 
@@ -96,6 +98,11 @@ class TrainingScriptOptions(CommonOptions):
     def dataset_defaults(self) -> dict[str, object]:
         """What applies where the dataset file says nothing, by key of that file."""
         return dataset_defaults(self)
+
+    def given_defaults(self) -> dict[str, str]:
+        """Those of them that the user gave: {key of that file: flag}."""
+        names = self.given - set(self.unused)
+        return {key: f"--{name}" for key, name in dataset_names(self.data).items() if name in names}
 
     @property
     def layout(self) -> str:

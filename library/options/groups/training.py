@@ -93,13 +93,13 @@ class ValidationOptions(OptionGroup):
     validate_every_n_steps: int | None = opt(
         None,
         "Compute the loss on validation pictures every n steps. Neither this nor --validate_every_n_epochs means after "
-        "every epoch.",
+        "every epoch. 0 means not set.",
         unit="steps",
         minimum=1,
         zero_is_off=True,
     )
     validate_every_n_epochs: int | None = opt(
-        None, "The same every n epochs.", unit="epochs", minimum=1, zero_is_off=True
+        None, "The same every n epochs; 0 means not set.", unit="epochs", minimum=1, zero_is_off=True
     )
     max_validation_steps: int | None = opt(None, "Most batches of a validation.", unit="batches", minimum=1)
 

@@ -69,6 +69,14 @@ def test_what_programs_with_windows_write_is_read(tmp_path):
     assert "compiles nothing" in error_of(tmp_path, 'torch_compile = true\ndynamo_backend = "no"\n' + NEEDED)
 
 
+@pytest.mark.parametrize("flag", [["--noise_offset_type=Original"], ["--noise_offset_type", "Multires"]])
+def test_what_they_give_on_the_command_line_is_one_warning(tmp_path, flag):
+    (told,) = read(tmp_path, NEEDED, *flag, *flag).warnings
+    assert told.startswith("--noise_offset_type is no option and changes nothing: the noise is what --noise_offset")
+    with pytest.raises(OptionError, match="--epoch is not an option"):
+        read(tmp_path, NEEDED, "--epoch=3")
+
+
 def test_scripts_that_do_not_train_do_not_know_what_such_programs_write(tmp_path):
     (tmp_path / "run.toml").write_text("epoch = 3\n", encoding="utf-8")
     with pytest.raises(OptionError, match="line 1: unknown key epoch"):

@@ -10,7 +10,14 @@ from library.data.config.keys import KEYS
 from library.data.config.spec_building import base_values
 from library.errors import OptionError
 from library.families.sd3.options import IGNORED, NETWORK_SCRIPT, Sd3NetworkOptions
-from library.options.groups import CacheOptions, DatasetOptions, NetworkOptions, OptimizerOptions, SavingOptions
+from library.options.groups import (
+    CacheOptions,
+    DatasetOptions,
+    NetworkOptions,
+    OptimizerOptions,
+    SavingOptions,
+    dataset_names,
+)
 from library.options.spec import options_of, parse_options
 
 NEEDED = ["--pretrained_model_name_or_path=sd3.safetensors", "--dataset_config=d.toml", "--output_dir=out"]
@@ -244,6 +251,17 @@ def test_dataset_defaults_use_the_keys_of_the_dataset_file():
     assert parse("--caption_extention=.txt").dataset_defaults()["caption_extension"] == ".txt"
     splits = parse("--validation_split=0.25", "--validation_seed=3").dataset_defaults()
     assert (splits["validation_split"], splits["validation_seed"]) == (0.25, 3)
+
+
+def test_defaults_that_the_user_gave_are_known_by_their_flags(tmp_path):
+    (tmp_path / "run.toml").write_text("flip_aug = false\nrecursive = true\nvalidation_seed = 3\n", encoding="utf-8")
+    given = parse(
+        f"--config_file={tmp_path / 'run.toml'}", "--train_batch_size=1", "--caption_extention=.txt", "--vae="
+    )
+    flags = {"batch_size": "--train_batch_size", "caption_extension": "--caption_extention"}
+    flags |= {"flip_aug": "--flip_aug", "recursive": "--recursive", "validation_seed": "--validation_seed"}
+    assert given.given_defaults() == flags
+    assert set(dataset_names(DatasetOptions())) >= set(parse().dataset_defaults())
 
 
 def test_every_default_of_the_command_line_is_that_of_the_dataset_file():

@@ -1,11 +1,13 @@
 """Help and documentation follow from the declarations."""
 
+import re
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import pytest
 
 from library.families.sd3.options import NETWORK_SCRIPT, Sd3NetworkOptions
+from library.families.sdxl.options import SdxlFullOptions
 from library.options.document import help_text
 from library.options.page import options_page
 from library.options.spec import OptionGroup, ScriptOptions, ScriptText, group_classes, opt, options_of
@@ -47,6 +49,13 @@ def test_the_page_has_a_row_for_each_option():
     assert "| `--mode` | `a\\|b`, `c` | `a\\|b` | all | Way. |" in page
     assert "| `--soon` | switch |  | all | *Not available yet (the rest).* Comes. |" in page
     assert "| `--old` | switch |  | all | *No effect (gone).* Was. |" in page
+
+
+@pytest.mark.parametrize("script", [Sd3NetworkOptions, SdxlFullOptions])
+def test_where_0_means_that_nothing_is_given_the_help_says_so(script):
+    declared = {name: option.declared for name, option in options_of(script).items() if option.declared.zero_is_off}
+    assert "max_train_epochs" in declared
+    assert [name for name, each in declared.items() if not re.search(r"0 means|or 0, means", each.help)] == []
 
 
 @dataclass(frozen=True, kw_only=True)

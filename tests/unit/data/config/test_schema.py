@@ -336,6 +336,29 @@ def test_a_warning_about_a_key_is_given_once(tmp_path, caplog):
     assert caplog.text.count("cache_info has no effect: sizes are always remembered, and checked") == 1
 
 
+@pytest.mark.parametrize(
+    ("where", "line", "defaults", "told"),
+    [
+        ("dataset", "batch_size = 2", {"resolution": Size(64, 64), "batch_size": 8}, "--resolution, --batch_size have"),
+        ("subset", "flip_aug = false", {"flip_aug": True}, "--flip_aug has"),
+        ("dataset", "num_repeats = 2", {"num_repeats": 1}, "--num_repeats has"),
+        ("dataset", "[[datasets.subsets]]\nimage_dir = 'b'\nflip_aug = false", {"flip_aug": True}, None),
+        ("subset", "[[datasets]]\nbatch_size = 4\n[[datasets.subsets]]\nimage_dir = 'b'", {"batch_size": 2}, None),
+        ("general", "caption_extension = '.txt'", {"caption_extension": "txt", "resolution": Size(512, 512)}, None),
+    ],
+)
+def test_options_that_the_file_overrides_everywhere_are_one_warning(tmp_path, caplog, where, line, defaults, told):
+    given = {key: f"--{key}" for key in defaults}
+    load(tmp_path, subset_file(line, where), defaults, given=given)
+    lines = [f"{tmp_path / 'data.toml'}: {told} no effect: the file gives values of its own, which go before options"]
+    assert [record.getMessage() for record in caplog.records] == (lines if told else [])
+
+
+def test_what_the_user_did_not_give_is_not_told(tmp_path, caplog):
+    load(tmp_path, SMALL, {"resolution": Size(1024, 1024)})
+    assert not caplog.text
+
+
 def test_masked_loss_without_masks_is_warned_about(tmp_path, caplog):
     load(tmp_path, subset_file("alpha_mask = true"), masked_loss=True)
     assert not caplog.text
