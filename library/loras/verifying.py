@@ -26,7 +26,7 @@ from library.loras.consumers.rules import (
     projection_names,
     published_names,
 )
-from library.loras.lora_family import layout_of
+from library.loras.lora_family import KOHYA, layout_of
 from library.loras.lora_file import to_kohya_modules
 
 if TYPE_CHECKING:
@@ -149,7 +149,10 @@ def verify(
         _verdict(program, read(content), wanted, allowed, form=form, content=content)
         for program, read in READERS.items()
     )
-    return Report(form.title, verdicts, tuple(_doubts(content, wanted)))
+    doubts = [*_doubts(content, wanted)]
+    if reference is None and layout_of(shapes) == KOHYA:  # other layouts have alpha in the factors, or a note of theirs
+        doubts += _doubts_of_alpha(content)
+    return Report(form.title, verdicts, tuple(doubts))
 
 
 def effects(pairs: Iterable[tuple[Place, LoraPair]]) -> dict[str, Tensor]:
@@ -230,6 +233,10 @@ def _doubts(content: Content, wanted: Effects) -> Iterable[str]:
         yield "the file changes nothing: every `up` factor is zero, as before a training."
     if unknown := [layer.removeprefix(_UNKNOWN) for layer in wanted if layer.startswith(_UNKNOWN)]:
         yield f"{len(unknown)} of its modules are no layers of such a model ({unknown[0]})."
+
+
+def _doubts_of_alpha(content: Content) -> Iterable[str]:
+    """No program reads what the trainer noted: it tells of an alpha that files of this layout have as a tensor."""
     alpha, rank = (content.metadata.get(f"ss_network_{name}") for name in ("alpha", "dim"))
     has_note = KEY in content.metadata or ADAPTER_NOTE in content.metadata
     if content.has_alpha() or has_note or None in (alpha, rank):

@@ -11,6 +11,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 from library.options.option import NOWHERE, Option, nearest_hint
 
@@ -75,9 +76,9 @@ def read_command_line(
             previous = None
             continue
         if option is None:
-            result.problems.append(_explain_stray(token, flags, previous, prog, elsewhere))
-            if _is_flag(token) and not equals:
-                position += len(following)
+            strays = [token, *takewhile(_is_loose, following)] if _is_loose(token) else [token]
+            result.problems.append(_explain_stray(strays, flags, previous, prog, elsewhere))
+            position += len(following) if _is_flag(token) and not equals else len(strays) - 1
             continue
         previous = option
         texts = [attached] if equals else following if option.is_list else following[:1]
@@ -116,12 +117,28 @@ def fill_places(line: CommandLine, options: Mapping[str, Option], in_file: Mappi
             free.append(option)
     for option, (token, _) in zip(free, line.loose, strict=False):
         _set_value(line, option, [token], flags)
-    for token, previous in line.loose[len(free) :]:
+    for previous, strays in _in_a_row(line.loose[len(free) :]):
         if taken:
-            what = f"'{token}' is one argument too many: {', '.join(taken)}."
+            what = f"{_quoted(strays)} is one argument too many: {', '.join(taken)}."
             line.problems.append(f"{what} Leave one out, and quote values that have blanks.")
         else:
-            line.problems.append(_explain_stray(token, flags, previous or free[-1], prog, NOWHERE))
+            line.problems.append(_explain_stray(strays, flags, previous or free[-1], prog, NOWHERE))
+
+
+def _in_a_row(loose: Sequence[tuple[str, Option | None]]) -> list[tuple[Option | None, list[str]]]:
+    """Arguments that nothing stands between, together, with the option before the first."""
+    rows: list[tuple[Option | None, list[str]]] = []
+    for token, previous in loose:
+        if previous is None and rows:
+            rows[-1][1].append(token)
+        else:
+            rows.append((previous, [token]))
+    return rows
+
+
+def _quoted(tokens: Sequence[str]) -> str:
+    """The first, and how many follow: a shell makes one pattern many names."""
+    return f"'{tokens[0]}'" + (f" (and {len(tokens) - 1} more after it)" if len(tokens) > 1 else "")
 
 
 def _is_loose(token: str) -> bool:
@@ -201,8 +218,9 @@ def _find_other_flag(option: Option, text: str, flags: Mapping[str, Option]) -> 
 
 
 def _explain_stray(
-    token: str, flags: Mapping[str, Option], previous: Option | None, prog: str, elsewhere: Mapping[str, str]
+    tokens: Sequence[str], flags: Mapping[str, Option], previous: Option | None, prog: str, elsewhere: Mapping[str, str]
 ) -> str:
+    token, what = tokens[0], _quoted(tokens)
     if _is_line_end(token):
         return _explain_line_end(token)
     name = token.partition("=")[0]
@@ -212,17 +230,17 @@ def _explain_stray(
     if _is_flag(token):
         return _explain_unknown(name, flags, prog, elsewhere)
     if previous is not None and previous.declared.is_positional:
-        return f"'{token}' is one argument too many. If it is part of {previous.place}, put that in quotes."
+        return f"{what} is one argument too many. If it is part of {previous.place}, put that in quotes."
     if previous is None:
         such = next((f", such as {flag}" for flag, option in flags.items() if option.kind == "path"), "")
-        return f"'{token}' belongs to no option: every option of {prog} begins with two hyphens{such}."
+        return f"{what} belongs to no option: every option of {prog} begins with two hyphens{such}."
     if token in previous.declared.words:
-        return f"'{token}' belongs to no option: write {previous.flag}={token}, without a space."
+        return f"{what} belongs to no option: write {previous.flag}={token}, without a space."
     if previous.kind == "flag":
-        return f"'{token}' belongs to no option: {previous.flag} is a switch and takes no value."
+        return f"{what} belongs to no option: {previous.flag} is a switch and takes no value."
     if previous.is_list:
-        return f"'{token}' belongs to no option. Write several values without =: {previous.flag} FIRST SECOND."
-    return f"'{token}' belongs to no option. If it is part of the value of {previous.flag}, put the value in quotes."
+        return f"{what} belongs to no option. Write several values without =: {previous.flag} FIRST SECOND."
+    return f"{what} belongs to no option. If it is part of the value of {previous.flag}, put the value in quotes."
 
 
 def _explain_unknown(name: str, flags: Mapping[str, Option], prog: str, elsewhere: Mapping[str, str]) -> str:

@@ -72,7 +72,9 @@ class NetworkOptions(OptionGroup):
             yield f"--text_encoder_lr takes at most 3 rates, got {len(self.text_encoder_lr)}."
         num_weights, num_multipliers = len(self.base_weights or ()), len(self.base_weights_multiplier or ())
         if num_multipliers > num_weights:
-            yield f"--base_weights_multiplier has {num_multipliers} numbers for {num_weights} files of --base_weights."
+            given = f"{num_multipliers} number{'s' * (num_multipliers != 1)}"
+            files = f"{num_weights} file{'s' * (num_weights != 1)}"
+            yield f"--base_weights_multiplier has {given} for {files} of --base_weights."
         if self._nothing_trains():
             yield "--unet_lr and --text_encoder_lr of 0 leave nothing to train. Give one of them a rate above 0."
         yield from malformed_arguments("--network_args", self.network_args)

@@ -136,11 +136,18 @@ def _optimizer_classes(module: str) -> list[str]:
 
 
 def _unknown(name: str, known: list[str], *, has_more: bool) -> str:
-    by_lower = {known_name.lower(): known_name for known_name in known}
+    by_lower = {known_name.lower(): known_name for known_name in reversed(known)}  # the first is the one that is taken
     near = get_close_matches(name.lower(), by_lower, n=1)
-    hint = f" Did you mean {by_lower[near[0]]}?" if near else f" Known: {', '.join(KNOWN_NAMES)}."
+    near += [other for other in map(str.lower, KNOWN_NAMES) if near and other not in near and _is_one_off(name, other)]
+    names = " or ".join(by_lower[other] for other in near)
+    hint = f" Did you mean {names}?" if near else f" Known: {', '.join(KNOWN_NAMES)}."
     more = "" if has_more else " More names come with `pip install pytorch-optimizer`."
     return f"--optimizer_type {name}: unknown optimizer.{hint}{more}"
+
+
+def _is_one_off(name: str, other: str) -> bool:
+    """Whether one letter differs: the likeness of short names suffers too much from it."""
+    return len(name) == len(other) and sum(a != b for a, b in zip(name.lower(), other, strict=True)) == 1
 
 
 def load_class(kind: OptimizerKind) -> type[Optimizer]:

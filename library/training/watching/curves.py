@@ -36,6 +36,10 @@ _LEAST_SMOOTHED = 10  # steps
 _FEW_POINTS = 30
 _MAX_EPOCH_MARKS = 60
 _MAX_TITLE = 36
+_MAX_NAMED = 6  # learning rates in the legend
+_FEW_NAMED = 3  # that leave the curves room enough
+_MAX_NAME = 22
+_ROOM_ABOVE = 1.75  # for the legend of more
 _TRAIN, _VALIDATION, _LAST, _MARK = "#2563a8", "#d1581b", "#7fb0dd", "#b8b8b8"
 _STYLE = {
     "font.size": 11,
@@ -230,9 +234,9 @@ def _step_axis(axes: Axes, steps: Numbers) -> None:
         axes.set_xlim(steps[0] - margin, steps[-1] + margin)
 
 
-def _plain(title: str) -> str:
+def _plain(title: str, limit: int = _MAX_TITLE) -> str:
     """Of a length that fits, and without the half signs that names of files may have, which no font can draw."""
-    short = title if len(title) <= _MAX_TITLE else f"{title[: _MAX_TITLE - 3]}..."
+    short = title if len(title) <= limit else f"{title[: limit - 3]}..."
     return short.encode("utf-8", "replace").decode("utf-8")
 
 
@@ -242,13 +246,22 @@ def _plain(title: str) -> str:
 def _draw_rates(axes: Axes, curves: Curves) -> None:
     steps = np.asarray(curves.steps, dtype=float)
     marker = "o" if len(steps) == 1 else ""
-    for name, rates in curves.rates.items():
-        axes.plot(*thinned(steps, np.asarray(rates, dtype=float)), linewidth=1.6, label=name, marker=marker)
+    num_others = max(len(curves.rates) - _MAX_NAMED, 0)
+    for index, (name, rates) in enumerate(curves.rates.items()):
+        points = thinned(steps, np.asarray(rates, dtype=float))
+        if index < _MAX_NAMED:
+            axes.plot(*points, linewidth=1.6, label=_plain(name, _MAX_NAME), marker=marker)
+            continue
+        others = f"{num_others} other{'s'[: num_others - 1]}" if index == _MAX_NAMED else None
+        axes.plot(*points, linewidth=1, color=_MARK, zorder=1.8, label=others, marker=marker)  # behind the named
     axes.set_title("Learning rate")
     axes.set_xlabel("step")
     axes.set_ylim(bottom=0)
     axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
-    if len(curves.rates) > 1:
+    if len(curves.rates) > _FEW_NAMED:
+        axes.set_ylim(top=axes.get_ylim()[1] * _ROOM_ABOVE)
+        axes.legend(fontsize=8, ncols=2, loc="upper left")
+    elif len(curves.rates) > 1:
         axes.legend(fontsize=9)
     elif not curves.rates:
         _say_nothing(axes)

@@ -254,6 +254,14 @@ def test_an_alpha_that_only_the_metadata_knows_is_told(metadata, is_odd):
     assert bool(verify(tensors, metadata, family="sd").doubts) == is_odd
 
 
+def test_what_the_trainer_noted_of_alpha_is_no_doubt_where_the_strength_is_known():
+    file, notes = lora("sd"), {"ss_network_alpha": "1", "ss_network_dim": "4"}
+    in_factors = converted(file, FORMS["diffusers"]).tensors
+    assert not verify(in_factors, notes, family="sd").doubts  # this layout has no alpha
+    lost = report_of(file, without_alpha(converted(file, FORMS["kohya"]).tensors), notes)
+    assert not lost.doubts and {verdict.program for verdict in lost.faults} == ALL  # compared with what it is to do
+
+
 @pytest.mark.parametrize(
     ("start", "form", "readers"),
     [

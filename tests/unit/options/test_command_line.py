@@ -107,6 +107,7 @@ def test_the_last_of_repeated_options_counts_and_it_is_said():
         (["--sdpa=true"], "--sdpa is a switch and takes no value"),
         (["--sdpa", "True"], "'True' belongs to no option: --sdpa is a switch and takes no value."),
         (["--output_dir=C:\\my", "files\\out"], "'files\\out' belongs to no option. If it is part of the value of"),
+        (["--vae=a", "b", "c", "d"], "'b' (and 2 more after it) belongs to no option. If it is part"),
         (["--network_args=a=1", "b=2"], "'b=2' belongs to no option. Write several values without ="),
         (["--sdpa", "\\"], "A lone \\ stands among the options."),
         (["--sdpa", " "], "A lone blank stands among the options."),

@@ -64,7 +64,7 @@ def parse(*argv: str) -> Sd3NetworkOptions:
         ("--network_train_unet_only --network_train_text_encoder_only", "leave nothing to train"),
         ("--network_dropout=1", "--network_dropout must be below 1"),
         ("--dim_from_weights", "--dim_from_weights needs --network_weights."),
-        ("--base_weights a --base_weights_multiplier 1 2", "--base_weights_multiplier has 2 numbers for 1 files"),
+        ("--base_weights a --base_weights_multiplier 1 2", "has 2 numbers for 1 file of --base_weights."),
         ("--network_args rank_dropout", "--network_args takes items of the form key=value, got 'rank_dropout'."),
         ("--network_args a=1 a=2", "--network_args has a twice."),
         ("--optimizer_args =1", "--optimizer_args takes items of the form key=value"),

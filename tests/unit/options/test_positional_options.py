@@ -79,6 +79,12 @@ def test_no_argument_is_dropped_where_a_flag_has_its_place(argv):
     assert "'c' is one argument too many: TARGET is given by --target. Leave one out" in error_of(*argv)
 
 
+def test_arguments_in_a_row_are_one_problem():
+    several = error_of("a", "b", "c", "d", "e", "--quick", "f", "g", "h")
+    assert several.count("one argument too many") == several.count("belongs to no option") == 1
+    assert "'d' (and 1 more after it) is one" in several and "'f' (and 2 more after it) belongs" in several
+
+
 def test_an_argument_behind_an_option_is_part_of_its_value():
     assert "'d' belongs to no option: --quick is a switch" in error_of("a", "b", "c", "--quick", "d")
 

@@ -89,6 +89,11 @@ def test_unknown_name_gets_the_nearest():
         find_optimizer("AdmW8bit")
 
 
+def test_of_short_names_those_with_one_other_letter_are_near_too():
+    with pytest.raises(OptionError, match=r"Did you mean Adamax or AdamW\?"):
+        find_optimizer("AdamX")
+
+
 @pytest.mark.parametrize(
     ("name", "args", "message"),
     [
