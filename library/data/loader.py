@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -270,7 +270,7 @@ def _stacked(samples: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 class BatchLoader(DataLoader[Batch]):
     """Batches in the order of their plans. An error of a worker arrives as it was raised, in one sentence."""
 
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+    def __iter__(self) -> Generator[Batch, None, None]:  # type: ignore[override]
         for item in super().__iter__():
             if isinstance(item, UserError):
                 raise item

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
 from library.data.loader import BatchDataset, make_loader
@@ -74,7 +74,7 @@ def _parts_in_backward(trainer: BuiltTraining) -> list[list[Parameter]]:
     return each_alone(parameters)
 
 
-def make_batches(trainer: BuiltTraining, step: int) -> Iterator[Batch]:
+def make_batches(trainer: BuiltTraining, step: int) -> Generator[Batch, None, None]:
     """The batches of this process after `step` steps, up to the end of the run."""
     epoch, skipped = trainer.course.epoch(step + 1), trainer.course.batches_done(step)
     rank = trainer.accelerator.process_index

@@ -6,7 +6,7 @@ by `loop.py`; how everything is built, by the phases in `trainer.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -272,8 +272,9 @@ class BuiltTraining(Run):
         """From here on the noise is another one than on the way to where the run came back from."""
         self.batch_loss = self.make_step.batch_loss = replace(self.batch_loss, attempt=attempt)
 
-    def batches_from(self, step: int) -> Iterator[Batch]:
-        """Batches of all steps after `step`, in the order of the plans; the loader's workers never restart."""
+    def batches_from(self, step: int) -> Generator[Batch, None, None]:
+        """Batches of all steps after `step`, in the order of the plans. The loader's workers never restart; closing it
+        ends them."""
         from library.training.building import make_batches
 
         return make_batches(self, step)

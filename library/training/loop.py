@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -87,16 +88,16 @@ class Loop:
         trainer, course = self.trainer, self.trainer.course
         if trainer.step == 0 and trainer.options.sampling.sample_at_first:
             trainer.draw_samples(epoch_end=0)
-        batches = trainer.batches_from(trainer.step)
-        while trainer.step < course.num_steps:
-            self._note_schedule()
-            trainer.optimizer_step(self._next_batches(batches))
-            self._handle(trainer.take_report())
-            self._after_step()
-            if self._is_stop_due():
-                self._stop()
-                return
-            yield
+        with closing(trainer.batches_from(trainer.step)) as batches:  # its processes would outlive an error by minutes
+            while trainer.step < course.num_steps:
+                self._note_schedule()
+                trainer.optimizer_step(self._next_batches(batches))
+                self._handle(trainer.take_report())
+                self._after_step()
+                if self._is_stop_due():
+                    self._stop()
+                    return
+                yield
         self._handle(trainer.flush_report())
 
     def _next_batches(self, batches: Iterator[Batch]) -> list[Batch]:

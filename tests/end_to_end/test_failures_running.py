@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import multiprocessing
 import os
 import re
 import shutil
@@ -263,8 +264,10 @@ def test_f2_no_memory_for_the_optimizer_ends_with_3_after_what_was_trained_is_sa
         real(*arguments)
 
     monkeypatch.setattr(unsharded, "average_over_processes", average)
-    with pytest.raises(EnvironmentFault, match="out of memory after step 2"):
-        training.unet_only(dataset, "--max_train_steps=4", NAME)
+    with pytest.raises(EnvironmentFault, match="out of memory after step 2") as end:
+        with_worker = ("--cache_latents_to_disk", "--max_data_loader_n_workers=1")
+        training.unet_only(dataset, "--max_train_steps=4", *with_worker, NAME)
+    assert end.tb and not multiprocessing.active_children()  # which Python would wait for when it ends
     assert open_folder(training.folder / "out1" / "x-step00000002-state").about["current_step"] == 2
 
 
