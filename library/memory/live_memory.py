@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
 
 
 class LiveMemory(TorchDispatchMode):
@@ -45,11 +44,20 @@ class LiveMemory(TorchDispatchMode):
     ) -> Any:
         """Run an operation, and count what it has made."""
         made = func(*args, **(kwargs or {}))
-        tree_map_only(Tensor, self._count, made)
+        self._look_at(made)
         return made
 
+    def _look_at(self, made: Any) -> None:
+        """At a tensor, at several or at none: most calls only ask a fake tensor where it is."""
+        if isinstance(made, Tensor):
+            self._count(made)
+        elif isinstance(made, (tuple, list)):
+            for each in made:
+                self._look_at(each)
+
     def _count(self, tensor: Tensor) -> None:
-        key, storage = _storage_id(tensor), tensor.untyped_storage()
+        storage = tensor.untyped_storage()
+        key: int = storage._cdata
         if key in self._seen:
             return
         self._seen.add(key)

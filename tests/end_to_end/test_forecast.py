@@ -13,7 +13,7 @@ import sd3_train_network
 from library.log import LOGGER_NAME
 from library.memory.live_memory import LiveMemory
 from library.options.spec import parse_options
-from library.training.forecast.counts import Counts
+from library.training.forecast.counts import Counts, Passed
 from library.training.forecast.fake_passes import Passes
 from library.training.forecast.fitting import Fitting, as_resumed
 from library.training.forecast.forecast import Forecaster
@@ -170,10 +170,12 @@ def test_the_average_of_swapped_weights_is_kept_on_the_host(whole_inspected, dat
 
 
 def test_fewer_bits_take_less(inspected, dataset):
-    takes = {}
+    takes, passed = {}, Passed()
     for form in (None, "fp8", "nf4"):
         flags = () if form is None else (f"--base_weights_dtype={form}",)
-        counts = Counts(inspected(dataset, *IN_MEMORY, *flags), torch.device("cpu"), {})
+        counts = Counts(inspected(dataset, *IN_MEMORY, *flags), torch.device("cpu"), passed)
         takes[form] = sum(counts.block_bytes)
         assert counts.denoiser(Passes()).blocks
+        counts.trained_encoders(recomputes=False, is_freed=False)
+    assert (len(passed.denoiser), len(passed.encoders)) == (3, 1)  # encoders that train do not take other bits
     assert takes[None] > 3.5 * takes["fp8"] > 3.5 * 1.7 * takes["nf4"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -73,16 +73,31 @@ class TrainedNumbers:
         return sum(self.in_blocks[index] for index in swap_plan(len(self.in_blocks), number).swapped)
 
 
+@dataclass(frozen=True)
+class Passed:
+    """What passes were found to take: shared by settings that differ in something that these do not depend on.
+
+    Attributes:
+        frozen: Of VAE and frozen text encoders.
+        encoders: Of text encoders that train: the format of the denoiser's weights does not matter to them.
+        denoiser: Of the denoiser, for each format of its weights: where text encoders run does not matter to it.
+    """
+
+    frozen: dict[tuple[Any, ...], Frozen] = field(default_factory=dict)
+    encoders: dict[tuple[str, bool, bool], Mapping[str, Trained]] = field(default_factory=dict)
+    denoiser: dict[tuple[str | None, BatchSize, Passes], Counted] = field(default_factory=dict)
+
+
 class Counts:
     """Counts for a trainer whose options and files are known, with its denoiser in one format.
 
     Args:
         trainer: It is only asked.
         device: Where the denoiser will be; it need not be there.
-        frozen: Takes what is counted of frozen models, which may be shared.
+        passed: Takes what is counted; may be shared with other counts for the same run.
     """
 
-    def __init__(self, trainer: Trainer, device: torch.device, frozen: dict[tuple[Any, ...], Frozen]) -> None:
+    def __init__(self, trainer: Trainer, device: torch.device, passed: Passed) -> None:
         self.trainer, self.device = trainer, device
         self.family: ModelFamily = trainer.family
         self.files = trainer.files
@@ -104,10 +119,8 @@ class Counts:
             ),
         )
         self._outline = outline
-        self._passes: dict[tuple[BatchSize, Passes], Counted] = {}
         self._calls: dict[BatchSize, Mapping[int, Call]] = {}
-        self._frozen = frozen
-        self._encoders: dict[tuple[bool, bool], Mapping[str, Trained]] = {}
+        self._passed = passed
 
     @cached_property
     def _denoiser(self) -> FakeDenoiser:
@@ -116,9 +129,10 @@ class Counts:
     def denoiser(self, passes: Passes, batch: BatchSize | None = None) -> Counted:
         """The denoiser's passes; by default with the largest batch."""
         batch, own = batch or self.batch, replace(passes, autocast=self.formats.autocast)
-        if (batch, own) not in self._passes:
-            self._passes[batch, own] = self._denoiser.count(lambda: self.inputs(batch), own)
-        return self._passes[batch, own]
+        key, found = (self.trainer.options.memory.weights_format, batch, own), self._passed.denoiser
+        if key not in found:
+            found[key] = self._denoiser.count(lambda: self.inputs(batch), own)
+        return found[key]
 
     def kinds(self) -> list[int]:
         """For each block of the denoiser the first one that is like it, and is called with the same shapes."""
@@ -151,9 +165,9 @@ class Counts:
 
     def trained_encoders(self, *, recomputes: bool, is_freed: bool) -> Mapping[str, Trained]:
         """Text encoders that train, with the largest batch."""
-        key = recomputes, is_freed
-        if key not in self._encoders:
-            self._encoders[key] = {
+        key, found = (self.note, recomputes, is_freed), self._passed.encoders  # the note tells of another network
+        if key not in found:
+            found[key] = {
                 name: text_training(
                     copy.deepcopy(encoder),
                     self.family,
@@ -165,31 +179,31 @@ class Counts:
                 )
                 for name, encoder in self._outline.encoders.items()
             }
-        return self._encoders[key]
+        return found[key]
 
     def encoder(self, name: str, number: int) -> Frozen:
         """A frozen text encoder that reads so many captions."""
         key = ("text", name, number)
-        if key not in self._frozen:
+        if key not in self._passed.frozen:
             outline = self.family.encoder_outline(self.files, name, self.formats.encoders)
-            self._frozen[key] = text_encoding(outline, self.family, name, number)
-        return self._frozen[key]
+            self._passed.frozen[key] = text_encoding(outline, self.family, name, number)
+        return self._passed.frozen[key]
 
     def vae(self, size: Size, number: int) -> Frozen:
         """The VAE that encodes so many pictures."""
         key = ("encode", size, number)
-        if key not in self._frozen:
+        if key not in self._passed.frozen:
             outline = self.family.vae_outline(self.files, self.formats.vae)
-            self._frozen[key] = vae_encoding(outline, self.family, size, number)
-        return self._frozen[key]
+            self._passed.frozen[key] = vae_encoding(outline, self.family, size, number)
+        return self._passed.frozen[key]
 
     def drawing_vae(self, size: Size) -> Frozen:
         """The VAE that draws a picture."""
         key = ("decode", size)
-        if key not in self._frozen:
+        if key not in self._passed.frozen:
             outline = self.family.vae_outline(self.files, self.formats.vae)
-            self._frozen[key] = vae_decoding(outline, self.family, size)
-        return self._frozen[key]
+            self._passed.frozen[key] = vae_decoding(outline, self.family, size)
+        return self._passed.frozen[key]
 
     @cached_property
     def vae_weights(self) -> int:

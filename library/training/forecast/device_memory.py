@@ -231,11 +231,11 @@ class DeviceMemory:
 
     def _denoiser_segments(self) -> list[Segment]:
         training = self.options.training
-        plain = self.counts.denoiser(Passes(stepping=self._stepping))
-        if not training.recomputes:
-            return list(plain.segments)
-        again = self.counts.denoiser(Passes(stepping=self._stepping, recomputes=True))
         every = training.gradient_checkpointing_every_n_blocks
+        if not training.recomputes:
+            return list(self.counts.denoiser(Passes(stepping=self._stepping)).segments)
+        again = self.counts.denoiser(Passes(stepping=self._stepping, recomputes=True))
+        plain = again if every == 1 else self.counts.denoiser(Passes(stepping=self._stepping))
         blocks = [a if i % every == 0 else p for i, (p, a) in enumerate(zip(plain.blocks, again.blocks, strict=True))]
         if training.cpu_offload_checkpointing and not self.is_on_cpu:
             blocks = [_offloaded(block) if i % every == 0 else block for i, block in enumerate(blocks)]

@@ -7,10 +7,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from library.device import choose_device
-from library.training.forecast.counts import Counts
+from library.training.forecast.counts import Counts, Passed
 from library.training.forecast.device_memory import DeviceMemory
 from library.training.forecast.figures import SAMPLES, TRAINING, Forecast, Phase
-from library.training.forecast.frozen_passes import Frozen
 from library.training.forecast.host_memory import HostMemory, process_bytes, worker_bytes
 from library.training.looking.look import bytes_in_memory
 from library.training.processes import num_processes
@@ -34,7 +33,7 @@ class Forecaster:
     def __init__(self, trainer: Trainer, device: torch.device | None = None) -> None:
         self.trainer, self.device = trainer, device or choose_device()
         self._counts: dict[Any, Counts] = {}
-        self._frozen: dict[tuple[Any, ...], Frozen] = {}
+        self._passed = Passed()
         self._caches: dict[Any, int] = {}
 
     def of(self, options: Any) -> Forecast:
@@ -61,7 +60,7 @@ class Forecaster:
         family = sketch.family
         key = options.memory.weights_format, *(str(family.encoder_device(n, self.device)) for n in family.encoder_names)
         if key not in self._counts:
-            self._counts[key] = Counts(sketch, self.device, self._frozen)
+            self._counts[key] = Counts(sketch, self.device, self._passed)
         return self._counts[key]
 
     def _cache_bytes(self, options: Any) -> int:

@@ -6,7 +6,7 @@ many numbers as the weight has, one for so many of them, one for each row or col
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from math import prod
@@ -82,9 +82,10 @@ class Kept:
         return round(self.each * count + self.rows * rows + self.columns * columns)
 
 
-def state_bytes(shapes: Iterable[Shape], stepping: Stepping) -> int:
+def state_bytes(shapes: Sequence[Shape], stepping: Stepping) -> int:
     """What is kept of all weights, but for counts of steps."""
-    return sum(_kept(stepping, len(shape), prod(shape) >= LEAST_IN_8_BITS).bytes_of(shape) for shape in shapes)
+    kept = {shape: _kept(stepping, len(shape), prod(shape) >= LEAST_IN_8_BITS).bytes_of(shape) for shape in set(shapes)}
+    return sum(kept[shape] for shape in shapes)
 
 
 def step_bytes(shapes: Sequence[Shape], stepping: Stepping, *, is_alone: bool) -> int:
